@@ -1,0 +1,185 @@
+"""May this path be touched? Allowed and blocked patterns over an absolute path, component by component.
+
+Blocked wins, and what is beneath a blocked path is blocked with it. The decision is about a name: file tools
+ask twice, for the name they were given (`lexical_path`) and for the real path of what was opened, since
+only the kernel knows where a symbolic link leads. `kernel_roots` says what the kernel may be told to grant.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+
+from policy.decision import Allow, Deny, PathDecision, shown
+from policy.pattern import ANY_DEPTH, compile_pattern, components, is_glob, matched_depths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from policy.rules import Policy
+
+Purpose = Literal["read", "list", "enter", "write"]  # enter: as a working directory
+
+SHOWN_PATTERNS = 20  # of the allowed ones in a refusal
+
+
+@attrs.frozen(kw_only=True)
+class Pattern:
+    """A compiled pattern, and how the file spells it."""
+
+    text: str
+    parts: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Root:
+    """What an allowed pattern means to a kernel that grants directories: `prefix` and all beneath it.
+
+    `literal`: `prefix` is all that there is to know. Otherwise `glob` has wildcards beneath `prefix`, and
+    the caller looks up in the file system what it stands for now. Not `beneath`: the pattern allows only the
+    path itself, which the kernel can say of a file but not of a directory.
+    """
+
+    pattern: str  # as in the file
+    prefix: str  # the longest beginning without wildcards
+    glob: str  # the absolute pattern, without a `/**` at its end
+    literal: bool
+    beneath: bool
+
+
+@attrs.frozen(kw_only=True)
+class PathRules:
+    """The path rules of a policy for one session user."""
+
+    allowed: tuple[Pattern, ...]
+    blocked: tuple[Pattern, ...]
+    blocked_extensions: frozenset[str]  # lower case, without the dot
+
+    @classmethod
+    def compile(
+        cls, allowed: Iterable[str], blocked: Iterable[str], home: str, extensions: Iterable[str] = ()
+    ) -> PathRules:
+        """Compile patterns; `~` becomes *home*, an absolute path.
+
+        Raises:
+            ValueError: a pattern would match nothing, or *home* is not a plain absolute path.
+        """
+        if not home.startswith("/") or is_glob(home):
+            raise ValueError(f"the home directory must be an absolute path without '*' and '?': {home!r}")
+        return cls(
+            allowed=tuple(_compile("allowed_paths", text, home) for text in allowed),
+            blocked=tuple(_compile("blocked_paths", text, home) for text in blocked),
+            blocked_extensions=frozenset(extension.lstrip(".").lower() for extension in extensions),
+        )
+
+    @classmethod
+    def of(cls, policy: Policy, home: str) -> PathRules:
+        """Compile the path rules of *policy* for a user with this *home*."""
+        extensions = policy.file_limits.blocked_extensions
+        return cls.compile(policy.allowed_paths, policy.blocked_paths, home, extensions)
+
+
+def _compile(name: str, text: str, home: str) -> Pattern:
+    return Pattern(text=text, parts=compile_pattern(name, text, home))
+
+
+def lexical_path(cwd: str, path: str, home: str) -> str:
+    """Return *path*, relative to *cwd*, as an absolute path without `.`, `..` and doubled slashes.
+
+    `~` and `~/x` mean *home*. Links are not looked at, so that `..` takes back a name and not a directory.
+    An empty path stays empty, which `decide_path` refuses.
+    """
+    if not path:
+        return ""
+    if path == "~" or path.startswith("~/"):
+        path = home + "/" + path[1:]
+    absolute = path if path.startswith("/") else f"{cwd}/{path}"
+    parts: list[str] = []
+    for part in components(absolute):
+        if part != "..":
+            parts.append(part)
+        elif parts:
+            parts.pop()
+    return "/" + "/".join(parts)
+
+
+def decide_path(rules: PathRules, path: str | bytes, purpose: Purpose) -> PathDecision:
+    """Decide about an absolute, normal path: one that `lexical_path` or the kernel gave.
+
+    A name that is no UTF-8 is a str with surrogate escapes, or bytes.
+    """
+    text = path.decode("utf-8", "surrogateescape") if isinstance(path, bytes) else path
+    malformed = _malformed(text)
+    if malformed:
+        return Deny(rule="path", reason=f"Path {shown(text)} {malformed}")
+    parts = components(text)
+    denial = _blocked(rules, text, parts)
+    if denial:
+        return denial
+    for pattern in rules.allowed:
+        if len(parts) in matched_depths(pattern.parts, parts):
+            return _extension_denial(rules, text, parts, purpose) or Allow(
+                rule="allowed_paths", reason=f"{shown(text)} matches {shown(pattern.text)}.", subject=text
+            )
+    return Deny(rule="allowed_paths", reason=f"Path {shown(text)} is outside the allowed paths: {_list(rules)}.")
+
+
+def _malformed(path: str) -> str | None:
+    if "\0" in path:
+        return "holds a NUL character, which no file name can: leave it out."
+    if not path.startswith("/"):
+        return "is not absolute: begin it with '/' or '~/', or name it relative to the working directory."
+    if path != "/" and not {"", ".", ".."}.isdisjoint(path.split("/")[1:]):
+        return "holds '.', '..' or an empty component: write the plain path."
+    return None
+
+
+def _blocked(rules: PathRules, path: str, parts: tuple[str, ...]) -> Deny | None:
+    for pattern in rules.blocked:
+        for depth in matched_depths(pattern.parts, parts):
+            where = "" if depth == len(parts) else f", since {shown('/' + '/'.join(parts[:depth]))} is"
+            return Deny(
+                rule="blocked_paths",
+                reason=f"Path {shown(path)} is blocked by {shown(pattern.text)}{where}: use another path, or "
+                "ask the operator of this machine.",
+            )
+    return None
+
+
+def _extension_denial(rules: PathRules, path: str, parts: tuple[str, ...], purpose: Purpose) -> Deny | None:
+    """Deny to write `x.so`, and `libx.so.1` too: every part after a dot counts."""
+    if purpose != "write" or not parts:
+        return None
+    for extension in parts[-1].lower().split(".")[1:]:
+        if extension in rules.blocked_extensions:
+            return Deny(
+                rule="file_limits.blocked_extensions",
+                reason=f"Files named like {shown(path)} must not be written: the extension '.{extension}' is "
+                "blocked. Choose another name.",
+            )
+    return None
+
+
+def _list(rules: PathRules) -> str:
+    texts = [pattern.text for pattern in rules.allowed]
+    more = f" and {len(texts) - SHOWN_PATTERNS} more" if len(texts) > SHOWN_PATTERNS else ""
+    return (", ".join(texts[:SHOWN_PATTERNS]) or "there are none") + more
+
+
+def kernel_roots(rules: PathRules) -> tuple[Root, ...]:
+    """Return what the allowed patterns grant, in the terms of a kernel that grants directories."""
+    return tuple(_root(pattern) for pattern in rules.allowed)
+
+
+def _root(pattern: Pattern) -> Root:
+    beneath = pattern.parts[-1:] == (ANY_DEPTH,)
+    stem = pattern.parts[:-1] if beneath else pattern.parts
+    plain = next((i for i, part in enumerate(stem) if is_glob(part)), len(stem))
+    return Root(
+        pattern=pattern.text,
+        prefix="/" + "/".join(stem[:plain]),
+        glob="/" + "/".join(stem),
+        literal=plain == len(stem),
+        beneath=beneath,
+    )

@@ -1,0 +1,122 @@
+"""The grammar of `policy.yaml` as frozen values; `config/` fills them, the deciders read them.
+
+A class here is a section of the file and a field is a key, spelled as the operator spells it. Whatever the
+operator must choose has no default, so that a missing limit cannot load; what is optional for one command
+has its default here and nowhere else. An impossible value raises ValueError with the value and what is
+wanted, which `config/` turns into a fault with file and line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import attrs
+
+from policy.grammar import (
+    check_command_names,
+    check_extensions,
+    check_flags,
+    check_options,
+    check_patterns,
+    check_prefixes,
+    check_program_path,
+    check_programs,
+    check_variable_patterns,
+    check_variables,
+)
+
+Example = str | tuple[str, ...]  # a line split as a shell would split it, or an argv word by word
+
+_positive = attrs.validators.ge(1)
+_positive_or_none = attrs.validators.optional(_positive)
+
+
+def _read_only_variables(variables: Mapping[str, str]) -> Mapping[str, str]:
+    return MappingProxyType(dict(variables))
+
+
+def _read_only_commands(commands: Mapping[str, CommandRule]) -> Mapping[str, CommandRule]:
+    return MappingProxyType(dict(commands))
+
+
+@attrs.frozen(kw_only=True)
+class Examples:
+    """Command lines that a rule must allow (confirmed, where it asks for that) and must deny."""
+
+    allow: tuple[Example, ...] = ()
+    deny: tuple[Example, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class ResourceOverride:
+    """Limits of one command that differ from `resource_limits`; None keeps the general one."""
+
+    memory_max: int | None = attrs.field(default=None, validator=_positive_or_none)  # bytes
+    pids_max: int | None = attrs.field(default=None, validator=_positive_or_none)  # processes and threads
+    file_size_max: int | None = attrs.field(default=None, validator=_positive_or_none)  # bytes
+    open_files_max: int | None = attrs.field(default=None, validator=_positive_or_none)  # descriptors
+
+
+@attrs.frozen(kw_only=True)
+class CommandRule:
+    """One entry of `allowed_commands`: a program, and what its arguments may be.
+
+    `denied_args`, `may_run`: None means what `known.py` knows of the program, an empty list means none.
+    """
+
+    executable: str = attrs.field(validator=check_program_path)
+    max_args: int = attrs.field(default=20, validator=_positive)  # counts argv[0]
+    allowed_prefixes: tuple[str, ...] = attrs.field(default=(), validator=check_prefixes)
+    requires_confirmation: bool = False
+    resource_override: ResourceOverride | None = None
+    denied_args: tuple[str, ...] | None = attrs.field(default=None, validator=check_options)
+    allowed_flags: tuple[str, ...] | None = attrs.field(default=None, validator=check_flags)
+    env: Mapping[str, str] = attrs.field(factory=dict, converter=_read_only_variables, validator=check_variables)
+    may_run: tuple[str, ...] | None = attrs.field(default=None, validator=check_programs)
+    description: str = ""
+    examples: Examples | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse a rule that can never allow anything: its author meant something else."""
+        for prefix in self.allowed_prefixes:
+            needed = 1 + len(prefix.split())
+            if needed > self.max_args:
+                raise ValueError(
+                    f"allowed_prefixes entry {prefix!r} makes {needed} words with the program, "
+                    f"more than max_args {self.max_args}: raise max_args"
+                )
+
+
+@attrs.frozen(kw_only=True)
+class FileLimits:
+    """What the file tools may move, whatever the path."""
+
+    max_read_size: int = attrs.field(validator=_positive)  # bytes a call
+    max_write_size: int = attrs.field(validator=_positive)  # bytes a file
+    blocked_extensions: tuple[str, ...] = attrs.field(validator=check_extensions)  # for writing only
+
+
+@attrs.frozen(kw_only=True)
+class ResourceLimits:
+    """What the processes of a session may use."""
+
+    memory_max: int = attrs.field(validator=_positive)  # bytes
+    pids_max: int = attrs.field(validator=_positive)  # processes and threads
+    file_size_max: int = attrs.field(validator=_positive)  # bytes of one file
+    open_files_max: int = attrs.field(validator=_positive)  # descriptors of one process
+
+
+@attrs.frozen(kw_only=True)
+class Policy:
+    """All of `policy.yaml`. What is not allowed here does not happen."""
+
+    allowed_commands: Mapping[str, CommandRule] = attrs.field(
+        factory=dict, converter=_read_only_commands, validator=check_command_names
+    )
+    allowed_paths: tuple[str, ...] = attrs.field(default=(), validator=check_patterns)
+    blocked_paths: tuple[str, ...] = attrs.field(validator=check_patterns)
+    denied_env: tuple[str, ...] = attrs.field(validator=check_variable_patterns)  # beside variables.py
+    allowed_env: tuple[str, ...] | None = attrs.field(default=None, validator=check_variable_patterns)
+    file_limits: FileLimits
+    resource_limits: ResourceLimits
