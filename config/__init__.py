@@ -1,0 +1,1 @@
+"""Read, check and explain the two configuration files; nothing else in the program reads them."""

@@ -1,0 +1,171 @@
+"""The server's settings: one frozen class per section of server.yaml, field names as in the file.
+
+Every limit of the broker that an operator may move has its one home here, with its bounds and its unit. The
+classes have no defaults, so that a limit nobody chose cannot load: those are in defaults.yaml. What a key
+means is said once, in the comment beside it in server.yaml; `all_keys()` joins the two for documents.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+from config.checks import (
+    PORT_MAX,
+    Between,
+    KeyFault,
+    check_allowed_hosts,
+    check_allowed_origins,
+    check_bind_host,
+    check_file_path,
+    lowered,
+)
+from config.keys import Key, describe_keys
+from policy.rules import Policy
+from sandbox.plan import SandboxSettings
+
+MIB = 1024 * 1024
+BODY_ENVELOPE_BYTES = 64 * 1024  # JSON-RPC around a chunk: names, path, ids
+
+_DURATION = Between(0.001, 7 * 24 * 3600, "seconds")
+_GRACE = Between(0, 3600, "seconds")
+
+
+def errors_beside(audit_log: Path) -> Path:
+    """Name the error log that belongs to an audit log: `audit.log` -> `audit-errors.log`."""
+    return audit_log.with_name(f"{audit_log.stem}-errors{audit_log.suffix}")
+
+
+@attrs.frozen(kw_only=True)
+class LoggingSettings:
+    """The audit log (files) and the operational log (stderr: `level`, `format`)."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+    format: Literal["json", "text"]
+    audit_log: Path = attrs.field(validator=check_file_path)
+    error_log: Path = attrs.field(validator=check_file_path)
+    max_size_mb: float = attrs.field(validator=Between(0.001, 1024 * 1024, "MiB"))
+    backup_count: int = attrs.field(validator=Between(1, 1000, "files"))
+
+    @error_log.default
+    def _beside_the_audit_log(self) -> Path:
+        return errors_beside(self.audit_log)
+
+    @property
+    def max_size_bytes(self) -> int:
+        """Return the size at which a log file is rotated."""
+        return int(self.max_size_mb * MIB)
+
+    def __attrs_post_init__(self) -> None:
+        if self.error_log == self.audit_log:
+            raise KeyFault("error_log", "must be another file than audit_log")
+
+
+@attrs.frozen(kw_only=True)
+class SessionSettings:
+    """How many sessions and commands there may be, and how many seconds an idle session lives."""
+
+    max_session_age: float = attrs.field(validator=_DURATION)
+    max_concurrent: int = attrs.field(validator=Between(1, 10_000, "sessions"))
+    cleanup_interval: float = attrs.field(validator=_DURATION)
+    max_concurrent_commands: int = attrs.field(validator=Between(1, 10_000, "commands"))
+
+
+@attrs.frozen(kw_only=True)
+class TimeoutSettings:
+    """How long things may take, in seconds."""
+
+    command_default: float = attrs.field(validator=_DURATION)
+    command_max: float = attrs.field(validator=_DURATION)
+    kill_grace: float = attrs.field(validator=_GRACE)
+    output_drain: float = attrs.field(validator=_GRACE)
+    upload_idle: float = attrs.field(validator=_DURATION)
+
+    def __attrs_post_init__(self) -> None:
+        if self.command_default > self.command_max:
+            raise KeyFault(
+                "command_default",
+                f"must be at most command_max ({self.command_max:g} seconds), is {self.command_default:g}",
+            )
+
+
+@attrs.frozen(kw_only=True)
+class OutputSettings:
+    """How much output of a command an answer carries."""
+
+    inline_bytes: int = attrs.field(validator=Between(1024, 64 * MIB, "bytes"))
+
+
+@attrs.frozen(kw_only=True)
+class TransferSettings:
+    """Bounds of uploads and downloads."""
+
+    max_open: int = attrs.field(validator=Between(1, 10_000, "transfers"))
+    max_chunk_bytes: int = attrs.field(validator=Between(1024, 256 * MIB, "bytes"))
+
+
+@attrs.frozen(kw_only=True)
+class ServerSettings:
+    """Everything under `server:`."""
+
+    host: str = attrs.field(validator=check_bind_host)
+    port: int = attrs.field(validator=Between(0, PORT_MAX, ""))
+    allowed_hosts: tuple[str, ...] = attrs.field(converter=lowered, validator=check_allowed_hosts)
+    allowed_origins: tuple[str, ...] = attrs.field(converter=lowered, validator=check_allowed_origins)
+    max_body_bytes: int = attrs.field(validator=Between(64 * 1024, 1024 * MIB, "bytes"))
+    body_timeout_s: float = attrs.field(validator=_DURATION)
+    max_calls_in_flight: int = attrs.field(validator=Between(1, 100_000, "calls"))
+    drain_s: float = attrs.field(validator=_GRACE)
+    logging: LoggingSettings
+    sessions: SessionSettings
+    timeouts: TimeoutSettings
+    output: OutputSettings
+    transfers: TransferSettings
+    sandbox: SandboxSettings
+
+    def __attrs_post_init__(self) -> None:
+        chunk = self.transfers.max_chunk_bytes
+        needed = body_bytes_for(chunk)
+        if self.max_body_bytes < needed:
+            raise KeyFault(
+                "max_body_bytes",
+                f"must be at least {needed}, since a chunk of transfers.max_chunk_bytes ({chunk} bytes) "
+                f"comes in base64; is {self.max_body_bytes}",
+            )
+
+    def anchored(self, base_dir: Path) -> ServerSettings:
+        """Return these settings with every relative path made absolute against `base_dir`."""
+        logs = attrs.evolve(
+            self.logging,
+            audit_log=base_dir / self.logging.audit_log,
+            error_log=base_dir / self.logging.error_log,
+        )
+        base = self.sandbox.cgroup_base
+        sandbox = attrs.evolve(self.sandbox, cgroup_base=str(base_dir / base) if base else "")
+        return attrs.evolve(self, logging=logs, sandbox=sandbox)
+
+
+@attrs.frozen(kw_only=True)
+class ServerFile:
+    """server.yaml as a whole."""
+
+    server: ServerSettings
+
+
+@attrs.frozen(kw_only=True)
+class PolicyFile:
+    """policy.yaml as a whole."""
+
+    policy: Policy
+
+
+def body_bytes_for(content_bytes: int) -> int:
+    """Return the size of a request body that carries so many bytes in base64."""
+    return (content_bytes + 2) // 3 * 4 + BODY_ENVELOPE_BYTES
+
+
+def all_keys() -> tuple[Key, ...]:
+    """List every key of both files with type, unit, default and meaning, in the order of the classes."""
+    return (*describe_keys(ServerFile, "server.yaml"), *describe_keys(PolicyFile, "policy.yaml"))

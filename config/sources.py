@@ -1,0 +1,147 @@
+"""Find and read the configuration files: which folder, which of the two, how big, who may write them.
+
+Everything that touches the file system for the files themselves is here; what they say is decided elsewhere.
+A policy that others may write is theirs: a fault when the broker is root, a warning when it is not.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import attrs
+
+from config.faults import ConfigFaults, Fault
+from config.keys import SHIPPED_DIR
+from config.yamlnodes import Document, Node, parse_yaml
+
+SERVER_FILE = "server.yaml"
+POLICY_FILE = "policy.yaml"
+FILE_BYTES_MAX = 1024 * 1024
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+@attrs.frozen(kw_only=True)
+class Place:
+    """A folder of configuration files, and the folder in which relative paths of theirs start."""
+
+    config_dir: Path
+    base_dir: Path
+
+
+@attrs.frozen(kw_only=True)
+class Source:
+    """One file as read. `path` is None where there is none and defaults hold."""
+
+    path: Path | None
+    document: Document
+    warnings: tuple[str, ...] = ()
+
+
+def default_config_dir() -> Place:
+    """Choose the files when nobody named a folder: ./config if it holds one, else the shipped ones.
+
+    With the shipped ones logs and data go to $XDG_STATE_HOME/remote-broker, by default below ~/.local/state.
+    """
+    here = Path("config")
+    if (here / SERVER_FILE).exists() or (here / POLICY_FILE).exists():
+        return place_of(here)
+    state_home = os.environ.get("XDG_STATE_HOME", "")
+    # The specification of those variables says that a relative value is to be ignored.
+    state = Path(state_home) if state_home.startswith("/") else Path.home() / ".local" / "state"
+    return Place(config_dir=SHIPPED_DIR, base_dir=state / "remote-broker")
+
+
+def place_of(config_dir: Path) -> Place:
+    """Let relative paths start in the folder that holds `config_dir`, also when that is written `..`."""
+    return Place(config_dir=config_dir, base_dir=Path(os.path.abspath(config_dir)).parent)
+
+
+def read_sources(config_dir: Path) -> tuple[Source, Source]:
+    """Read server.yaml and policy.yaml; where one is missing, the defaults and the shipped policy hold.
+
+    Raises:
+        ConfigFaults: the folder cannot be what its owner meant: it holds neither file, or one with another
+            ending, and going on would replace the operator's policy by the shipped one without a word.
+    """
+    try:
+        names = set(os.listdir(config_dir))
+    except OSError as exc:
+        raise ConfigFaults([_fault(config_dir, f"cannot be read: {exc.strerror}")]) from exc
+    unread = [f"{stem}.yml" for stem in ("server", "policy") if f"{stem}.yml" in names]
+    faults = [_fault(config_dir / name, f"is not read: rename it to {name[:-3]}yaml") for name in unread]
+    if not faults and names.isdisjoint({SERVER_FILE, POLICY_FILE}):
+        faults = [_fault(config_dir, f"holds neither {SERVER_FILE} nor {POLICY_FILE}")]
+    if faults:
+        raise ConfigFaults(faults)
+    folder_warnings, folder_faults = writable_by_others(config_dir, config_dir.stat(), as_root=os.geteuid() == 0)
+    server = _read(config_dir / SERVER_FILE) if SERVER_FILE in names else _absent(config_dir / SERVER_FILE)
+    policy = _read(config_dir / POLICY_FILE) if POLICY_FILE in names else _shipped_policy(config_dir)
+    document = attrs.evolve(server.document, faults=(*folder_faults, *server.document.faults))
+    return attrs.evolve(server, document=document, warnings=(*folder_warnings, *server.warnings)), policy
+
+
+def _absent(path: Path) -> Source:
+    return Source(path=None, document=Document(file=str(path), root=Node(value=None, line=1), faults=()))
+
+
+def _shipped_policy(config_dir: Path) -> Source:
+    if not (SHIPPED_DIR / POLICY_FILE).exists():  # a clone whose owner removed it: then nothing is allowed
+        return _absent(config_dir / POLICY_FILE)
+    warning = f"{config_dir / POLICY_FILE} does not exist: the policy shipped with the broker holds"
+    shipped = _read(SHIPPED_DIR / POLICY_FILE)
+    return attrs.evolve(shipped, warnings=(warning, *shipped.warnings))
+
+
+def _read(path: Path) -> Source:
+    """Read and parse one file. What keeps it from being read is a fault of its document."""
+    try:
+        content, status = _content(path)
+        text = content.decode("utf-8-sig")
+    except OSError as exc:
+        return _unreadable(path, f"cannot be read: {exc.strerror or exc}")
+    except UnicodeDecodeError as exc:
+        line = exc.object.count(b"\n", 0, exc.start) + 1
+        return _unreadable(path, "is not UTF-8 text", line)
+    warnings, faults = writable_by_others(path, status, as_root=os.geteuid() == 0)
+    document = parse_yaml(text, str(path))
+    document = attrs.evolve(document, faults=(*faults, *document.faults))
+    return Source(path=path, document=document, warnings=warnings)
+
+
+def _content(path: Path) -> tuple[bytes, os.stat_result]:
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is not a regular file")
+        content = file.read(FILE_BYTES_MAX + 1)
+    if len(content) > FILE_BYTES_MAX:
+        raise OSError(f"it is larger than {FILE_BYTES_MAX} bytes")
+    return content, status
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # O_NONBLOCK: a FIFO under that name must not stop the start for ever.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _unreadable(path: Path, message: str, line: int = 1) -> Source:
+    nothing = Document(file=str(path), root=Node(value=None, line=1), faults=(_fault(path, message, line),))
+    return Source(path=path, document=nothing)
+
+
+def writable_by_others(
+    path: Path, status: os.stat_result, *, as_root: bool
+) -> tuple[tuple[str, ...], tuple[Fault, ...]]:
+    """Say who else could rewrite a file, as warnings and as faults."""
+    if as_root and status.st_uid != 0:
+        return (f"{path} belongs to user id {status.st_uid}, who can rewrite what root's broker allows",), ()
+    if not status.st_mode & _OTHERS_WRITE:
+        return (), ()
+    message = f"others than its owner may write it (mode {stat.S_IMODE(status.st_mode):04o}): chmod go-w"
+    return ((), (_fault(path, message),)) if as_root else ((f"{path}: {message}",), ())
+
+
+def _fault(path: Path, message: str, line: int = 1) -> Fault:
+    return Fault(file=str(path), line=line, path=(), message=message)
