@@ -1,0 +1,132 @@
+"""The broker's hold on a process it started: a warm spare that becomes a session init.
+
+Started by posix_spawn (fork of a threaded trio process is unsafe and slow), straight from the loop's thread: it
+takes about a millisecond, and PR_SET_PDEATHSIG is tied to the thread that forks, so that a worker thread's end
+would take the session with it. The thread that opens a launcher must therefore outlive it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from sandbox import wire
+from sandbox.faults import BirthFailed
+
+if TYPE_CHECKING:
+    import socket
+
+# Appended, not put first: beside an installed package lie others, which must not shadow the standard library.
+BOOTSTRAP = "import sys; sys.path.append({parent!r}); from sandbox.init import main; main(3, {broker_pid})"
+PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent)
+SOCKET_FD = 3
+END_S = 5.0  # after the socket closed and a SIGKILL: more means that the kernel holds a process in a system call
+
+
+@attrs.define(eq=False)
+class Child:
+    """A started interpreter: its socket, its pidfd, and the duty to reap it."""
+
+    pid: int
+    sock: socket.socket
+    _pidfd: int
+
+    async def wait_gone(self) -> int:
+        """Wait until it exited; reap it; return its wait code (negative: a signal)."""
+        await trio.lowlevel.wait_readable(self._pidfd)
+        return self._reap()
+
+    async def wait_exited(self) -> None:
+        """Wait until it exited, and leave it to its owner to reap it. Any number of tasks may wait."""
+        if self._pidfd < 0:
+            return
+        pidfd = os.dup(self._pidfd)  # trio lets one task wait per descriptor
+        try:
+            await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
+
+    def exited(self) -> bool:
+        """Tell whether it exited, without waiting and without reaping it."""
+        return os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        with contextlib.suppress(ProcessLookupError):  # it is gone, which is what we want
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def end(self) -> bool:
+        """Close the socket, wait for it to end what it holds, kill it if it does not; return whether it is gone.
+
+        Cancellation: shielded, at most END_S seconds and once more after a SIGKILL.
+        """
+        self.sock.close()
+        if self._pidfd < 0:
+            return True
+        with trio.move_on_after(END_S, shield=True):
+            await self.wait_gone()
+            return True
+        self.kill()
+        with trio.move_on_after(END_S, shield=True):
+            await self.wait_gone()
+            return True
+        self._close_pidfd()
+        return False
+
+    def _reap(self) -> int:
+        result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        self._close_pidfd()
+        if result is None:  # readable means exited; WNOHANG only keeps a surprise from blocking the loop
+            return 0
+        return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
+    def _close_pidfd(self) -> None:
+        os.close(self._pidfd)
+        self._pidfd = -1
+
+
+def start_spare() -> Child:
+    """Start an interpreter that waits for its birth spec.
+
+    Raises:
+        BirthFailed: the interpreter cannot be started.
+    """
+    ours, theirs = wire.pair()
+    with theirs:
+        # Out of the way of the numbers that the file actions below write to.
+        high = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 10)
+        try:
+            pid = _spawn(high)
+        except OSError as error:
+            ours.close()
+            raise BirthFailed("start", f"{sys.executable}: {error.strerror}") from error
+        finally:
+            os.close(high)
+    ours.setblocking(False)
+    return Child(pid, ours, os.pidfd_open(pid))
+
+
+def _spawn(socket_fd: int) -> int:
+    code = BOOTSTRAP.format(parent=PACKAGE_PARENT, broker_pid=os.getpid())
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-I", "-S", "-X", "utf8", "-c", code],
+        {},
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+            (os.POSIX_SPAWN_DUP2, 0, 1),
+            (os.POSIX_SPAWN_DUP2, 0, 2),
+            (os.POSIX_SPAWN_DUP2, socket_fd, SOCKET_FD),
+        ],
+        setsid=True,  # a Ctrl-C at the broker's terminal is the broker's alone
+        setsigmask=[],
+        setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP],
+    )

@@ -1,0 +1,122 @@
+"""Running one command to its end: what is asked for, the order of deadlines, what is answered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from sandbox.running import open_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sandbox.launcher import Init
+    from sandbox.plan import Limits
+    from sandbox.streams import Captured
+
+
+@attrs.frozen(kw_only=True)
+class ExecPlan:
+    """What to run. `env` is the whole environment; `stdin` None is /dev/null.
+
+    `exec_paths` narrows what the command's tree may execute (None: what the session may).
+    """
+
+    program: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: str
+    stdin: bytes | None = None
+    exec_paths: tuple[str, ...] | None = None
+    limits: Limits | None = None
+
+
+@attrs.frozen
+class Exited:
+    """The leader returned this code."""
+
+    code: int
+
+
+@attrs.frozen
+class Signalled:
+    """A signal ended the leader."""
+
+    signal: int
+
+
+@attrs.frozen
+class TimedOut:
+    """The deadline ended the tree."""
+
+    after_s: float
+
+
+How = Exited | Signalled | TimedOut
+
+
+@attrs.frozen(kw_only=True)
+class Ended:
+    """A command's whole story. `drained`: both pipes were read to their end."""
+
+    how: How
+    stdout: Captured
+    stderr: Captured
+    drained: bool
+    duration_ms: int
+    pid: int
+
+
+async def run_command(
+    init: Init,
+    plan: ExecPlan,
+    *,
+    timeout_s: float,
+    grace_s: float,
+    drain_s: float,
+    output_bytes: int,
+    on_started: Callable[[int], None] | None = None,
+) -> Ended:
+    """Run *plan* to its end in a session and process group of its own.
+
+    Daemons left by a command that ended in time live until the session ends.
+
+    Args:
+        init: where it runs.
+        plan: what runs.
+        timeout_s: seconds after which the group gets SIGTERM.
+        grace_s: seconds from SIGTERM to SIGKILL of the whole tree.
+        drain_s: seconds for which the pipes are read after the end, while somebody else holds them.
+        output_bytes: how much of each stream is kept; the rest is read and counted.
+        on_started: called with the leader's pid once its program runs.
+
+    Raises:
+        SpawnFailed: nothing of the program ran; `.stage` says why.
+
+    Cancellation: the tree is killed and gone before Cancelled leaves (at most KILL_BOUND_S seconds).
+    """
+    started_s = trio.current_time()
+    async with open_command(init, plan, output_bytes=output_bytes) as command:
+        with trio.move_on_at(started_s + timeout_s):
+            await command.wait_started()
+            if on_started is not None:
+                on_started(command.pid)
+            await command.wait_ended()
+        timed_out = not command.ended
+        if timed_out:
+            await command.end(grace_s)
+        drained = await command.drain(drain_s)
+        return Ended(
+            how=TimedOut(timeout_s) if timed_out else _how(command.exit_code),
+            stdout=command.streams.stdout.captured(),
+            stderr=command.streams.stderr.captured(),
+            drained=drained,
+            duration_ms=round((trio.current_time() - started_s) * 1000),
+            pid=command.pid,
+        )
+
+
+def _how(exit_code: int) -> Exited | Signalled:
+    return Exited(exit_code) if exit_code >= 0 else Signalled(-exit_code)

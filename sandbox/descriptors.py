@@ -1,0 +1,98 @@
+"""Read and write the files behind descriptors that the opener handed over (broker side).
+
+Owns how bytes move without blocking the loop. Knows no path, no rule and no protocol; a failed system call
+leaves `Disk` as the FileError of the path it was told.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
+
+import trio
+
+from sandbox.file_errors import from_errno
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+INLINE_READ_BYTES = 64 * 1024
+DISK_THREADS = 4  # of one session: its slow disk must not take the threads of the others
+
+
+class Disk:
+    """The threads in which one session's blocking file calls run."""
+
+    def __init__(self, threads: int = DISK_THREADS) -> None:
+        self._limiter = trio.CapacityLimiter(threads)
+
+    async def run(self, asked: str, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Run a blocking call in a thread; its OSError becomes the FileError of the path *asked*.
+
+        Cancellation: waits for the call, whose descriptors must outlive it.
+        """
+        try:
+            return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)
+        except OSError as fault:
+            raise from_errno(asked, fault.errno or errno.EIO) from fault
+
+    async def read(self, asked: str, fd: int, offset: int, length: int) -> bytes:
+        """Return up to *length* bytes at *offset*; fewer only at the end of the file."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        length = min(length, max(0, os.fstat(fd).st_size - offset))
+        # A thread costs about as much as all the rest of a small read. RWF_NOWAIT reads what the page cache
+        # holds and never waits for a disk, so it may run in the loop; the rest is the thread's.
+        done = _read_cached(fd, offset, length) if length <= INLINE_READ_BYTES else b""
+        if len(done) == length:
+            return done
+        return done + await self.run(asked, _read_fully, fd, offset + len(done), length - len(done))
+
+
+def _read_cached(fd: int, offset: int, length: int) -> bytes:
+    buffer = bytearray(length)
+    try:
+        count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+    except OSError:
+        return b""  # not in the cache, or not on this file system; what is really wrong the thread will find
+    return bytes(memoryview(buffer)[:count])
+
+
+def _read_fully(fd: int, offset: int, length: int) -> bytes:
+    pieces = []
+    while length > 0:
+        piece = os.pread(fd, length, offset)
+        if not piece:
+            break  # the file became shorter meanwhile
+        pieces.append(piece)
+        offset += len(piece)
+        length -= len(piece)
+    return b"".join(pieces)
+
+
+def write_fully(fd: int, offset: int, data: bytes | memoryview) -> None:
+    """Write all of *data* at *offset*; for a thread."""
+    view = memoryview(data).cast("B")
+    while view:
+        count = os.pwrite(fd, view, offset)
+        offset += count
+        view = view[count:]
+
+
+def append_durably(fd: int, data: bytes | memoryview) -> None:
+    """Append all of *data* and flush it to the disk, or leave the file as it was; for a thread.
+
+    The bytes are taken back only while they are the last ones: those of another writer are never cut off.
+    """
+    view, before, written = memoryview(data).cast("B"), os.fstat(fd).st_size, 0
+    try:
+        while written < len(view):
+            written += os.write(fd, view[written:])
+        os.fsync(fd)
+    except OSError:
+        if os.fstat(fd).st_size == before + written:
+            os.ftruncate(fd, before)
+        raise

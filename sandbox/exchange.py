@@ -1,0 +1,183 @@
+"""Questions to the opener, and their answers (broker side).
+
+Owns the socket: numbers the requests, reads the answers in one task, hands each to the task that waits for
+it, and closes what comes for a task that left. Knows no path and no rule; `files.py` gives it meaning.
+
+Several tasks may ask at once. A cancelled question leaves the protocol whole: its number is forgotten, and
+the descriptors of a late answer are closed by the reader.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import math
+import os
+from contextlib import ExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from sandbox import wire
+from sandbox.file_errors import BadPath, FileError, OpenerGone, Unanswered, from_errno, from_refusal, shown
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+PATH_MAX_BYTES = 4096
+
+
+@attrs.define(eq=False)
+class Answer:
+    """What the opener answered. Ownership: the descriptors belong to whoever called `Exchange.ask`."""
+
+    body: dict[str, Any]
+    fds: list[int]
+    pieces: list[Any]
+
+    def close(self) -> None:
+        """Close the descriptors that nobody took."""
+        while self.fds:
+            os.close(self.fds.pop())
+
+
+@attrs.define(eq=False)
+class _Waiting:
+    done: trio.Event = attrs.field(factory=trio.Event)
+    pieces: list[Any] = attrs.field(factory=list)
+    answer: Answer | None = None
+
+    def drop(self) -> None:
+        if self.answer is not None:
+            self.answer.close()
+
+
+class Exchange:
+    """One socket to one opener."""
+
+    def __init__(self, sock: socket.socket, *, answer_s: float) -> None:
+        self.answer_s = answer_s
+        self._sock = sock
+        self._numbers: Iterator[int] = itertools.count()
+        self._waiting: dict[int, _Waiting] = {}
+        self._sending = trio.Lock()  # only one task may wait for a socket to become writable
+        self._gone = False
+
+    async def ask(self, op: str, path: str, fields: dict[str, Any], fds: Sequence[int] = ()) -> Answer:
+        """Send one request and wait for its answer.
+
+        Args:
+            op: the name of a `do_` method of the opener.
+            path: what the caller calls the file, for the error's text.
+            fields: what that method reads, apart from descriptors.
+            fds: descriptors to send along; they stay the caller's.
+        Raises: FileError as the opener refuses; OpenerGone; Unanswered after `answer_s` seconds.
+        Cancellation: the request may still be performed; its answer is then thrown away.
+        """
+        number, waiting = next(self._numbers), _Waiting()
+        self._waiting[number] = waiting
+        with ExitStack() as undo:  # until the answer is the caller's
+            undo.callback(self._waiting.pop, number, None)
+            undo.callback(waiting.drop)
+            with trio.move_on_after(self.answer_s):
+                await self._send(path, {"n": number, "op": op, **fields}, fds)
+                await waiting.done.wait()
+            answer = self._checked(path, waiting)
+            undo.pop_all()
+        return answer
+
+    def _checked(self, path: str, waiting: _Waiting) -> Answer:
+        answer = waiting.answer
+        if answer is None:
+            if self._gone:
+                raise _gone(path)
+            raise Unanswered(path, f"{shown(path)}: no answer within {self.answer_s:g} s", "ETIMEDOUT")
+        if "refused" in answer.body:
+            raise from_refusal(path, answer.body["refused"], answer.body["errno"], answer.body["why"])
+        return answer
+
+    async def _send(self, path: str, message: dict[str, Any], fds: Sequence[int]) -> None:
+        async with self._sending:
+            while not self._gone:
+                try:
+                    wire.send(self._sock, message, fds)
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(self._sock)
+                except ConnectionError:
+                    self._end()
+                except OSError as fault:  # too many descriptors under way
+                    raise from_errno(path, fault.errno or errno.EIO) from fault
+                else:
+                    return
+        raise _gone(path)
+
+    async def read_answers(self) -> None:
+        """Hand every answer to its waiting task, until the opener is gone."""
+        try:
+            while (message := await self._receive()) is not None:
+                self._deliver(*message)
+        except wire.WireBroken:
+            return  # nothing after it can be trusted; every request says OpenerGone from here on
+        finally:
+            self._end()
+
+    async def _receive(self) -> tuple[wire.Message, list[int]] | None:
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            try:
+                return wire.receive(self._sock)
+            except BlockingIOError:
+                continue
+
+    def _deliver(self, body: dict[str, Any], fds: list[int]) -> None:
+        number = body.pop("n")
+        waiting = self._waiting.get(number)
+        if waiting is None:
+            Answer(body, fds, []).close()
+        elif "piece" in body:
+            waiting.pieces.extend(body["piece"])
+        else:
+            del self._waiting[number]
+            waiting.answer = Answer(body, fds, waiting.pieces)
+            waiting.done.set()
+
+    def _end(self) -> None:
+        self._gone = True
+        waiting, self._waiting = self._waiting, {}
+        for one in waiting.values():
+            one.done.set()
+
+
+def checked_path(path: str) -> str:
+    """Return *path* if the kernel could take it at all; keep nonsense out of the protocol."""
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise BadPath(path, f"{shown(path)}: not a file name in any encoding", "EILSEQ") from None
+    if not encoded.startswith(b"/") or b"\0" in encoded:
+        raise BadPath(path, f"{shown(path)}: an absolute path without a NUL is needed", "EINVAL")
+    if len(encoded) >= PATH_MAX_BYTES:
+        raise BadPath(path[:80], f"{shown(path[:80])}...: a path has at most 4095 bytes", "ENAMETOOLONG")
+    return path
+
+
+def _gone(path: str) -> FileError:
+    return OpenerGone(path, f"{shown(path)}: the session's file opener has ended; open a new session")
+
+
+@asynccontextmanager
+async def open_exchange(sock: socket.socket, *, answer_s: float) -> AsyncIterator[Exchange]:
+    """Own *sock* and the task that reads it. Ownership: the socket is closed at the end."""
+    if not (math.isfinite(answer_s) and answer_s > 0):
+        raise ValueError(f"answer_s must be a positive number of seconds, not {answer_s}")
+    with sock:
+        sock.setblocking(False)
+        async with trio.open_nursery() as nursery:
+            exchange = Exchange(sock, answer_s=answer_s)
+            nursery.start_soon(exchange.read_answers)
+            try:
+                yield exchange
+            finally:
+                nursery.cancel_scope.cancel(reason="the files are closed")

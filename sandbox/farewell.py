@@ -1,0 +1,60 @@
+"""Ask everything in a session to end, and wait for it, before it is killed. Broker side."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import trio
+
+from sandbox.faults import ProcessNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sandbox.launcher import Init
+
+
+async def ask_to_end(init: Init, grace_s: float) -> int:
+    """Send SIGTERM to every process of the session's commands and wait until none is left, at most *grace_s* seconds.
+
+    Returns: how many processes were asked. Those that stay are the caller's to kill.
+    """
+    asked: set[int] = set()
+    with trio.move_on_after(grace_s):
+        while pids := await init.descendants():
+            await _ask(init, pids - asked)
+            asked |= pids
+            await _wait_any(pids)
+    return len(asked)
+
+
+async def _ask(init: Init, pids: Iterable[int]) -> None:
+    for pid in pids:
+        try:
+            await init.signal(pid, signal.SIGTERM)
+        except ProcessNotFound:
+            continue  # it ended by itself meanwhile, which is what we want
+
+
+async def _wait_any(pids: Iterable[int]) -> None:
+    """Return when one of the processes has ended."""
+    with ExitStack() as stack:
+        pidfds = []
+        for pid in pids:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                return
+            stack.callback(os.close, pidfd)
+            pidfds.append(pidfd)
+        async with trio.open_nursery() as nursery:
+
+            async def watch(pidfd: int) -> None:
+                await trio.lowlevel.wait_readable(pidfd)
+                nursery.cancel_scope.cancel(reason="one has ended")
+
+            for pidfd in pidfds:
+                nursery.start_soon(watch, pidfd)

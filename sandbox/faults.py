@@ -1,0 +1,41 @@
+"""What can go wrong at the kernel edge, by name. `plan.Refused` is the one fault that comes before all of these."""
+
+from __future__ import annotations
+
+
+class SandboxError(Exception):
+    """Any failure of this package's process side."""
+
+
+class UserUnavailable(SandboxError):
+    """There is nobody the commands could run as; the broker cannot start."""
+
+
+class BirthFailed(SandboxError):
+    """A session init could not be born; `stage` names the step. Nothing of it is left."""
+
+    def __init__(self, stage: str, why: str) -> None:
+        """Keep stage and reason apart."""
+        super().__init__(f"the session's process could not be set up, at stage {stage!r}: {why}")
+        self.stage = stage
+        self.why = why
+
+
+class SpawnFailed(SandboxError):
+    """A command did not start; `stage` names the step. Nothing of its program ran."""
+
+    def __init__(self, stage: str, why: str, errno: int | None = None) -> None:
+        """Keep stage, reason and the kernel's number apart."""
+        super().__init__(f"the command could not be started, at stage {stage!r}: {why}")
+        self.stage = stage
+        self.why = why
+        self.errno = errno
+
+
+class ProcessNotFound(SandboxError):
+    """The session has no such process."""
+
+    def __init__(self, pid: int) -> None:
+        """Remember which process was asked for."""
+        super().__init__(f"the session has no process {pid}")
+        self.pid = pid

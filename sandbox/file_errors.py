@@ -1,0 +1,105 @@
+"""What can go wrong with a file: the vocabulary of the file rooms (broker side).
+
+Owns the exception types and the one table from errno to type. Knows no rule and no wire code. A sentence
+names the path as the caller gave it, never the real one: that may be a place the caller is not told about.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class FileError(Exception):
+    """A file operation failed; nothing else happened than its text says.
+
+    Attributes:
+        path: the path as the caller gave it.
+        errno_name: `ENOENT` and the like, or "" when no system call failed.
+        sentence: what happened, for a person.
+    """
+
+    def __init__(self, path: str, sentence: str, errno_name: str = "") -> None:
+        super().__init__(sentence)
+        self.path = path
+        self.sentence = sentence
+        self.errno_name = errno_name
+
+
+class NotFound(FileError):
+    """No file has this path."""
+
+
+class AccessDenied(FileError):
+    """The session's user, or its walls, may not do this to the file."""
+
+
+class WrongKind(FileError):
+    """There is something else than was meant: a directory for a file, a FIFO, a device, ..."""
+
+
+class BadPath(FileError):
+    """The path cannot name a file: too long, a NUL in it, relative, a loop of links, a magic link."""
+
+
+class NoSpace(FileError):
+    """The disk, the quota or the table of inodes is full. The destination is as it was."""
+
+
+class TooLarge(FileError):
+    """The file would be larger than a limit allows. The destination is as it was."""
+
+
+class Changed(FileError):
+    """The file was changed, moved or replaced by someone else in the middle of the work."""
+
+
+class WriteFailed(FileError):
+    """Reading or writing failed for a reason of the machine: a bad disk, no descriptors left, ..."""
+
+
+class OpenerGone(FileError):
+    """The process that opens files for this session ended: no file of it can be opened any more."""
+
+
+class Unanswered(FileError):
+    """The opener did not answer in time (a file system that hangs); what was asked may still happen."""
+
+
+_REASONS: Mapping[type[FileError], tuple[int, ...]] = MappingProxyType(
+    {
+        NotFound: (errno.ENOENT, errno.ENOTDIR),
+        AccessDenied: (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY),
+        WrongKind: (errno.EISDIR, errno.ENXIO),
+        BadPath: (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+        NoSpace: (errno.ENOSPC, errno.EDQUOT, errno.EMLINK),
+        TooLarge: (errno.EFBIG,),
+        Changed: (errno.EEXIST, errno.ESTALE),
+    }
+)
+_BY_ERRNO = MappingProxyType({number: kind for kind, numbers in _REASONS.items() for number in numbers})
+_BY_REFUSAL = MappingProxyType({"wrong_kind": WrongKind, "changed": Changed})
+
+
+def from_errno(path: str, number: int) -> FileError:
+    """Return the error for a failed system call on *path*."""
+    kind = _BY_ERRNO.get(number, WriteFailed)
+    return kind(path, f"{shown(path)}: {os.strerror(number)}", errno.errorcode.get(number, str(number)))
+
+
+def from_refusal(path: str, refusal: str, number: int, why: str) -> FileError:
+    """Return the error for an answer of the opener that refuses; a plain failed call has no *refusal* word."""
+    kind = _BY_REFUSAL.get(refusal)
+    if kind is None:
+        return from_errno(path, number)
+    return kind(path, f"{shown(path)}: {why}", errno.errorcode.get(number, str(number)))
+
+
+def shown(path: str) -> str:
+    """Return *path* as a person may read it: control characters, bidi marks and odd bytes escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in path)

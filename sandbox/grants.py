@@ -1,0 +1,58 @@
+"""Which paths a session's Landlock domain grants, and with what rights: pure.
+
+Landlock cannot take a path out of a granted directory again; what must stay hidden inside an allowed root needs
+a mount namespace.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sandbox import landlock
+
+if TYPE_CHECKING:
+    from sandbox.landlock import Grant
+    from sandbox.plan import Walls
+
+# What programs read wherever they run. Not /dev/shm and not /tmp: those are everybody's, and a policy that wants
+# them names them. /run/systemd/resolve is where /etc/resolv.conf often points.
+SYSTEM_PATHS = (
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/etc",
+    "/opt",
+    "/proc",
+    "/sys",
+    "/run/systemd/resolve",
+)
+DEVICES = (
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/ptmx",
+    "/dev/pts",
+)
+
+
+def grants_for(walls: Walls) -> tuple[Grant, ...]:
+    """List the rules of a session's domain; rules on the same path add up."""
+    writable = dict.fromkeys((walls.home, walls.working_dir, *walls.write_paths))
+    return (
+        *((path, landlock.READ) for path in (*SYSTEM_PATHS, *walls.read_paths)),
+        *((path, landlock.DEVICE) for path in DEVICES),
+        *((path, landlock.WRITE) for path in writable),
+        *((path, landlock.RUN) for path in walls.exec_paths),
+    )
+
+
+def grants_everything(walls: Walls) -> bool:
+    """Tell whether the root directory itself is granted, so that nothing is left for a probe to be refused."""
+    return "/" in {walls.home, walls.working_dir, *walls.read_paths, *walls.write_paths, *walls.exec_paths}

@@ -1,0 +1,145 @@
+"""The session init: an interpreter that confines itself once, stage by stage, and then serves. Child side.
+
+It is started as a bare spare, gets its birth spec over the socket, and answers with a report made by probes from
+inside the walls, or with the stage that failed. Then it forks a keeper whenever the broker asks for one, reaps,
+and ends everything below it when the broker's end of the socket closes, or the broker's thread does (SIGTERM by
+PR_SET_PDEATHSIG).
+
+Whatever is needed later is imported here, before the walls: behind them the standard library may be out of reach.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import socket
+
+from sandbox import birth, keeper, opener, prctl, trees, wire
+from sandbox.wakeup import Wakeup
+
+TYPE_CHECKING = False  # importing typing costs each session half a megabyte
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+
+def main(fd: int, broker_pid: int) -> NoReturn:
+    """Wait for a birth spec on *fd*, be born, serve until the session ends."""
+    prctl.die_with(broker_pid, signal.SIGKILL)
+    # Here and once: exec passes an ignored signal on, and Python ignores SIGPIPE and SIGXFSZ.
+    prctl.default_signals()
+    sock = socket.socket(fileno=prctl.keep_only(fd))
+    received = wire.receive(sock)
+    if received is None:  # the broker needs no further session
+        os._exit(0)
+    spec, (opener_fd,) = received
+    try:
+        birth.raise_walls(spec)
+        opener_pid = _fork_opener(opener_fd)
+        wire.send(sock, {"op": "born", "layers": birth.report(spec)})
+    except birth.StageFailed as failed:
+        wire.send(sock, {"op": "failed", "stage": failed.stage, "why": failed.why})
+        os._exit(1)
+    _save_memory()
+    Init(sock, spec, opener_pid).serve()
+    os._exit(0)
+
+
+def _save_memory() -> None:
+    """Keep the collector from writing into pages that every fork shares with us."""
+    gc.disable()
+    gc.freeze()
+
+
+def fork(child: Callable[[], None]) -> int:
+    """Run *child* in a new process that never comes back from it."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.set_wakeup_fd(-1)  # or our signals would wake the parent
+            child()
+        finally:
+            os._exit(1)
+    return pid
+
+
+def _fork_opener(fd: int) -> int:
+    init_pid = os.getpid()
+
+    def child() -> None:
+        prctl.die_with(init_pid, signal.SIGKILL)
+        opener.serve(socket.socket(fileno=prctl.keep_only(fd)))
+        os._exit(0)
+
+    pid = fork(child)
+    os.close(fd)
+    return pid
+
+
+class Init:
+    """Forks keepers, reaps, ends it all."""
+
+    def __init__(self, sock: socket.socket, spec: wire.Message, opener_pid: int) -> None:
+        """Own *sock* and everything below this process."""
+        self._sock = sock
+        self._abi: int = spec["abi"]
+        self._tasks_room: int = spec["tasks_room"]
+        self._broker_pid: int = spec["broker_pid"]
+        self._ours = {opener_pid}  # the opener and the keepers
+        self._keeper_killed = False
+        self._wakeup = Wakeup(sock)
+
+    def serve(self) -> None:
+        """Serve until the broker closes the socket or dies; nothing is left below us on return."""
+        with contextlib.suppress(ConnectionError, wire.WireBroken):  # the broker is gone: what remains is to end
+            self._serve()
+        if self._abi >= 6 and trees.scope_holds(self._broker_pid):
+            trees.end_domain(_forget)
+        else:
+            trees.end_in_rounds(_forget)
+
+    def _serve(self) -> None:
+        self._fork_keeper()
+        while True:
+            readable, signals = self._wakeup.wait()
+            if signal.SIGTERM in signals:
+                return
+            if signals:
+                self._reap()
+            if readable:
+                if wire.receive(self._sock) is None:
+                    return
+                self._fork_keeper()  # the one thing a broker asks for
+
+    def _fork_keeper(self) -> None:
+        ours, theirs = wire.pair()
+        init_pid = os.getpid()
+        with ours:
+            with theirs:
+                pid = fork(
+                    lambda: keeper.main(theirs.fileno(), abi=self._abi, tasks_room=self._tasks_room, init_pid=init_pid)
+                )
+            self._ours.add(pid)
+            wire.send(self._sock, {"op": "keeper", "pid": pid}, [ours.fileno()])
+
+    def _reap(self) -> None:
+        self._keeper_killed = False
+        try:
+            while (exited := os.waitpid(-1, os.WNOHANG))[0]:
+                self._exited(*exited)
+        except ChildProcessError:
+            return
+        while self._keeper_killed:  # what it kept is ours now, and has nobody else to end it
+            self._keeper_killed = False
+            trees.end_in_rounds(self._exited, spare=self._ours)
+
+    def _exited(self, pid: int, status: int) -> None:
+        if pid in self._ours:
+            self._ours.discard(pid)
+            self._keeper_killed = self._keeper_killed or status != 0
+
+
+def _forget(_pid: int, _status: int) -> None:
+    """Take no notice of who ended."""

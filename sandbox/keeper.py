@@ -1,0 +1,138 @@
+"""One command's keeper: subreaper of its tree, owner of its end. Child side, forked by the init.
+
+It holds one leader-to-be ready, reports how the leader ended and when the tree is empty, and then gets the next
+one ready. It ends the tree when told, when the broker's socket closes, and when the init dies (SIGTERM, asked
+for by PR_SET_PDEATHSIG: SIGKILL would leave the tree without anybody to end it).
+
+Messages out: ready {serial, leader} + launch socket; ended {serial, status, empty}; empty {serial}.
+Messages in: signal {serial, signal}; kill {serial}. A serial that is no longer current is ignored, so that an
+order cannot hit the next command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+
+from sandbox import landlock, leader, prctl, trees, wire
+from sandbox.wakeup import Wakeup
+
+TYPE_CHECKING = False  # importing typing costs each session half a megabyte
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+
+def main(sock_fd: int, *, abi: int, tasks_room: int, init_pid: int) -> NoReturn:
+    """Keep commands until there is nobody to keep them for."""
+    prctl.die_with(init_pid, signal.SIGTERM)
+    prctl.prctl(prctl.SET_CHILD_SUBREAPER, 1)
+    sock = socket.socket(fileno=prctl.keep_only(sock_fd))
+    landlock.enforce(abi, scoped=landlock.SCOPE_SIGNAL)
+    # The init has our user, so only the domain can be what refuses the signal.
+    scoped = trees.scope_holds(init_pid)
+    keeper = Keeper(sock, abi=abi, tasks_room=tasks_room, scoped=scoped)
+    with contextlib.suppress(ConnectionError, wire.WireBroken):  # the broker is gone: what remains is to end
+        keeper.serve()
+    keeper.end_tree()
+    os._exit(0)
+
+
+class Keeper:
+    """The current command's tree, from the waiting leader to the last reaped orphan."""
+
+    def __init__(self, sock: socket.socket, *, abi: int, tasks_room: int, scoped: bool) -> None:
+        """Own *sock*; *scoped* says whether kill(-1) stays inside our domain."""
+        self._sock = sock
+        self._abi = abi
+        self._tasks_room = tasks_room
+        self._scoped = scoped
+        self._wakeup = Wakeup(sock)
+        self._serial = 0
+        self._leader = 0  # its pid until it is reaped, then 0
+        self._status: int | None = None  # how it ended, until that was said
+
+    def serve(self) -> None:
+        """Serve until the broker or the init is gone."""
+        self._arm()
+        while True:
+            readable, signals = self._wakeup.wait()
+            if signal.SIGTERM in signals:
+                return
+            if signals:
+                self._reap()
+            if readable and not self._obey():
+                return
+
+    def end_tree(self) -> None:
+        """Kill and reap everything below us."""
+        if self._scoped:
+            trees.end_domain(self._exited)
+        else:
+            trees.end_in_rounds(self._exited)
+
+    def _arm(self) -> None:
+        ours, theirs = wire.pair()
+        self._serial += 1
+        keeper_pid = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                leader.main(theirs.fileno(), abi=self._abi, tasks_room=self._tasks_room, keeper_pid=keeper_pid)
+            finally:
+                os._exit(leader.EXIT_NOT_STARTED)
+        self._leader = pid
+        theirs.close()
+        with ours:
+            wire.send(self._sock, {"op": "ready", "serial": self._serial, "leader": pid}, [ours.fileno()])
+
+    def _obey(self) -> bool:
+        received = wire.receive(self._sock)
+        if received is None:
+            return False
+        order, _ = received
+        if order["serial"] == self._serial:
+            if order["op"] == "kill":
+                self.end_tree()
+                self._settle(empty=True)
+            elif self._leader:  # unreaped, so its group id cannot have become somebody else's
+                _signal_group(self._leader, order["signal"])
+        return True
+
+    def _exited(self, pid: int, status: int) -> None:
+        if pid == self._leader:
+            self._leader = 0
+            self._status = status
+
+    def _reap(self) -> None:
+        try:
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    break
+                self._exited(pid, status)
+        except ChildProcessError:
+            self._settle(empty=True)
+        else:
+            self._settle(empty=False)
+
+    def _settle(self, *, empty: bool) -> None:
+        """Say what is news, and get the next leader ready once the tree is gone."""
+        if self._status is not None:
+            ended = {"op": "ended", "serial": self._serial, "status": self._status, "empty": empty}
+            self._status = None
+            wire.send(self._sock, ended)
+        elif empty:
+            wire.send(self._sock, {"op": "empty", "serial": self._serial})
+        if empty:
+            self._arm()
+
+
+def _signal_group(leader_pid: int, signum: int) -> None:
+    try:
+        os.killpg(leader_pid, signum)
+        if signum == signal.SIGTERM:
+            os.killpg(leader_pid, signal.SIGCONT)  # a stopped process would not get to see it
+    except ProcessLookupError:
+        return  # the group is gone, which is no worse

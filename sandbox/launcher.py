@@ -1,0 +1,203 @@
+"""Starts session inits: keeps one unconfined spare warm, gives it its walls, holds what became of it.
+
+Broker side. `open_launcher` owns the spare, `open_init` one session's process and all below it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from sandbox import trees, wire
+from sandbox.child import Child, start_spare
+from sandbox.faults import BirthFailed, ProcessNotFound
+from sandbox.grants import grants_everything, grants_for
+from sandbox.plan import LAYERS, LayerReport, Limits, Plan, Walls
+from sandbox.slots import SlotPool
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator
+
+BIRTH_S = 10.0  # it takes about 10 ms from a warm spare and 50 ms from a cold one
+END_S = 5.0  # for keepers whose init did not survive
+SHUT_S = 20.0  # all of the bounded waits of an end together
+
+
+class Init:
+    """One session's process, as its session sees it."""
+
+    def __init__(
+        self, child: Child, files_socket: socket.socket, layers: tuple[LayerReport, ...], limits: Limits
+    ) -> None:
+        """Have the use of *child*; `open_init` owns it."""
+        self.pid = child.pid
+        self.files_socket = files_socket
+        self.layers = layers
+        self.limits = limits
+        self.slots = SlotPool(child.sock)
+        self._child = child
+
+    async def wait_exited(self) -> None:
+        """Wait until the process is gone: without `end`, somebody killed it and the session is over."""
+        await self._child.wait_exited()
+
+    async def descendants(self) -> frozenset[int]:
+        """List the processes of this session's commands, without the sandbox's own."""
+        keepers = tuple(self.slots.keepers_with_trees())
+        return await trio.to_thread.run_sync(_below, keepers)
+
+    async def signal(self, pid: int, signum: int) -> None:
+        """Send *signum* to a process of this session's commands.
+
+        Raises:
+            ProcessNotFound: it is none of them, or is gone.
+        """
+        await trio.lowlevel.checkpoint()
+        _signal_below(frozenset(self.slots.keepers_with_trees()), pid, signum)
+
+    async def end(self) -> bool:
+        """End everything in the session; return whether all of it is gone. May be called again.
+
+        Cancellation: shielded, bounded by END_S here and in `Child.end`.
+        """
+        gone = await self._child.end()
+        with trio.move_on_after(END_S, shield=True) as joined:
+            await self.slots.wait_gone()
+        self.slots.close()
+        return gone and not joined.cancelled_caught
+
+
+def _below(keepers: tuple[int, ...]) -> frozenset[int]:
+    return frozenset(entry.pid for keeper in keepers for entry in trees.descendants(keeper) if not entry.zombie)
+
+
+def _signal_below(keepers: frozenset[int], pid: int, signum: int) -> None:
+    """Pin the process, look where it belongs, signal what was pinned: no reused pid is ever hit."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except (OSError, OverflowError) as error:
+        raise ProcessNotFound(pid) from error
+    try:
+        if not trees.is_below(pid, keepers):
+            raise ProcessNotFound(pid)
+        signal.pidfd_send_signal(pidfd, signum)
+    except ProcessLookupError as error:
+        raise ProcessNotFound(pid) from error
+    finally:
+        os.close(pidfd)
+
+
+@contextlib.asynccontextmanager
+async def open_launcher(plan: Plan) -> AsyncIterator[Launcher]:
+    """Keep a spare interpreter warm; it ends with this block. Inits must be closed before.
+
+    Raises:
+        BirthFailed: no interpreter can be started.
+    """
+    launcher = Launcher(plan)
+    launcher.warm_up()
+    try:
+        yield launcher
+    finally:
+        with trio.move_on_after(SHUT_S, shield=True):
+            await launcher.cool_down()
+
+
+class Launcher:
+    """Gives birth to inits. The thread that runs it must outlive it (see `sandbox.child`)."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Start nothing yet."""
+        self._plan = plan
+        self._spare: Child | None = None
+
+    def warm_up(self) -> None:
+        """Start a spare if there is none. Takes about a millisecond of the loop's time."""
+        if self._spare is None:
+            self._spare = start_spare()
+
+    async def cool_down(self) -> None:
+        """End the spare."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            await spare.end()
+
+    @contextlib.asynccontextmanager
+    async def open_init(self, walls: Walls) -> AsyncIterator[Init]:
+        """Give birth to a session's process; everything in it ends with this block.
+
+        Raises:
+            BirthFailed: a stage failed, or a layer that the operator requires is not enforced inside.
+        """
+        child = await self._take_spare()
+        files_socket, openers = wire.pair()
+        init: Init | None = None
+        with files_socket, openers:
+            try:
+                layers = await self._give_birth(child, walls, openers)
+                with contextlib.suppress(BirthFailed):  # the next session will start its own, and say why not
+                    self.warm_up()
+                init = Init(child, files_socket, layers, walls.limits)
+                yield init
+            finally:
+                with trio.move_on_after(SHUT_S, shield=True):
+                    await (child.end() if init is None else init.end())
+
+    async def _take_spare(self) -> Child:
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.exited():  # somebody killed it while it waited
+            await spare.end()
+            spare = None
+        return spare or start_spare()
+
+    async def _give_birth(self, child: Child, walls: Walls, openers: socket.socket) -> tuple[LayerReport, ...]:
+        try:
+            with trio.fail_after(BIRTH_S):
+                wire.send(child.sock, birth_spec(self._plan, walls), [openers.fileno()])
+                openers.close()  # or we would not see the opener's end
+                await trio.lowlevel.wait_readable(child.sock)
+        except trio.TooSlowError:
+            raise BirthFailed("report", f"no answer within {BIRTH_S:.0f} s") from None
+        except OSError as error:
+            raise BirthFailed("start", "the waiting interpreter is gone") from error
+        received = wire.receive(child.sock)
+        if received is None:
+            raise BirthFailed("start", "the interpreter ended without a word")
+        answer, _ = received
+        if answer["op"] == "failed":
+            raise BirthFailed(answer["stage"], answer["why"])
+        return self._judge(answer["layers"])
+
+    def _judge(self, found: list[dict[str, Any]]) -> tuple[LayerReport, ...]:
+        """Put what the init found inside in the place of what was expected."""
+        layers = {layer.name: layer for layer in self._plan.layers}
+        for report in found:
+            layers[report["name"]] = LayerReport(**report)
+        for name in self._plan.require:
+            if layers[name].state != "enforced":
+                raise BirthFailed(name, f"required, but {layers[name].state}: {layers[name].detail}")
+        return tuple(layers[name] for name in LAYERS)
+
+
+def birth_spec(plan: Plan, walls: Walls) -> wire.Message:
+    """Compose what an init is told about itself."""
+    user = walls.user
+    expected = {layer.name: layer.detail for layer in plan.layers}
+    return {
+        "broker_pid": os.getpid(),
+        "abi": plan.landlock_abi,
+        "switch_user": plan.switch_user,
+        "uid": user.uid,
+        "gid": user.gid,
+        "groups": user.groups,
+        "user_name": user.name,
+        "dedicated": user.dedicated,
+        "grants": grants_for(walls),
+        "canary_granted": grants_everything(walls),
+        "details": expected,
+    }

@@ -1,0 +1,87 @@
+"""The process that becomes a command: forked ahead of need, it waits for its spec and then execs. Child side.
+
+Success is silent: exec closes the launch socket, and its end-of-file is the news. A failure is a message that
+names the stage, and exit status 127.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+from sandbox import landlock, prctl, rlimits, wire
+
+TYPE_CHECKING = False  # importing typing costs each session half a megabyte
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+# Files are to come out as programs expect them (git, npm and pip compare modes); privacy is the home's, which
+# is 0700.
+UMASK = 0o022
+EXIT_NOT_STARTED = 127
+
+Failure = tuple[str, OSError | ValueError]
+
+
+def main(launch_fd: int, *, abi: int, tasks_room: int, keeper_pid: int) -> NoReturn:
+    """Prepare everything that needs no spec, wait for the spec, become the command."""
+    sock = socket.socket(fileno=prctl.keep_only(launch_fd))
+    fault = _prepare(abi, keeper_pid)
+    received = wire.receive(sock)
+    if received is None:  # nobody needs us any more
+        os._exit(0)
+    # A fault is kept until somebody asks: ending at once would only have the keeper fork the next one to fail.
+    _report(sock, *(fault or _become(*received, abi=abi, tasks_room=tasks_room)))
+    os._exit(EXIT_NOT_STARTED)
+
+
+def _prepare(abi: int, keeper_pid: int) -> Failure | None:
+    try:
+        os.setsid()
+        prctl.die_with(keeper_pid, signal.SIGKILL)
+        prctl.default_signals(signal.SIGCHLD, signal.SIGTERM)  # the keeper's two; the init reset all others
+        os.umask(UMASK)
+        # A domain of its own inside the keeper's: it can signal its own kind and below, its keeper not.
+        landlock.enforce(abi, scoped=landlock.SCOPE_SIGNAL)
+    except OSError as error:
+        return "domain", error
+    return None
+
+
+def _become(spec: wire.Message, fds: list[int], *, abi: int, tasks_room: int) -> Failure:
+    """Exec the command; returns only where that fails."""
+    stage = "descriptors"
+    try:
+        _place(fds, spec["fds"])
+        stage = "rlimits"
+        rlimits.apply(spec["limits"], tasks_room)
+        stage = "exec_paths"
+        _narrow(spec["exec_paths"], abi)
+        stage = "chdir"
+        os.chdir(spec["cwd"])
+        stage = "exec"
+        os.execve(spec["program"], spec["argv"], spec["env"])  # noqa: S606 - no shell is the point
+    except (OSError, ValueError) as error:
+        return stage, error
+
+
+def _place(fds: list[int], numbers: list[int]) -> None:
+    """Put what came over the socket on its number; the originals close with exec."""
+    for fd, number in zip(fds, numbers, strict=True):
+        os.dup2(fd, number, inheritable=True)
+
+
+def _narrow(exec_paths: list[str] | None, abi: int) -> None:
+    if exec_paths is not None and abi:
+        grants = [(path, landlock.EXECUTE) for path in exec_paths]
+        landlock.enforce(abi, handled=landlock.EXECUTE, grants=grants)
+
+
+def _report(sock: socket.socket, stage: str, error: OSError | ValueError) -> None:
+    code = error.errno if isinstance(error, OSError) else None
+    why = error.strerror if isinstance(error, OSError) else str(error)
+    try:
+        wire.send(sock, {"stage": stage, "errno": code, "why": why})
+    except OSError:  # the broker is gone, and with it whoever would care
+        return

@@ -1,0 +1,86 @@
+"""New content before it has its name (broker side).
+
+Owns a part file from its first byte to its commit or discard. The bytes are written here, on a descriptor;
+the naming is the opener's, inside the walls. Knows no rule: the place it is for was decided before.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import trio
+
+from sandbox.descriptors import write_fully
+from sandbox.file_errors import OpenerGone
+from sandbox.pinned import Owner
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from sandbox.descriptors import Disk
+    from sandbox.exchange import Exchange
+    from sandbox.pinned import Place
+
+
+class Part(Owner):
+    """New content that has no name yet. Leaving the context without `commit` leaves nothing behind."""
+
+    def __init__(self, place: Place, fd: int, hidden: str, exchange: Exchange, disk: Disk) -> None:
+        super().__init__(place.asked, fd)
+        self.path = place.path
+        self._parent = Owner(place.asked, os.dup(place.fd))  # lives as long as the upload, not as the request
+        self._name = place.name
+        self._hidden = hidden
+        self._exchange = exchange
+        self._disk = disk
+
+    async def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write *data* at *offset*. Raises: NoSpace, TooLarge, WriteFailed."""
+        await self._disk.run(self.asked, write_fully, self.fd, offset, data)
+
+    async def commit(self, *, replace: bool = True) -> None:
+        """Flush the content and give it its name, durably and in one step; a file there keeps its mode.
+
+        Raises: FileError, and the destination is as it was (after Unanswered and OpenerGone: old or new).
+            Changed when *replace* is false and the name is taken.
+        Cancellation: not between the naming and its flush; both are bounded.
+        """
+        await self._disk.run(self.asked, os.fsync, self.fd)
+        fields = {"name": self._name, "hidden": self._hidden, "replace": replace}
+        with trio.CancelScope(shield=True):  # bounded by the exchange's own deadline
+            answer = await self._exchange.ask("commit", self.asked, fields, (self.fd, self._parent.fd))
+            self._hidden = ""
+            try:
+                # A directory that may not be read cannot be flushed. Flushing the file again then writes
+                # out the journal up to here, and the name with it, on every file system that has one.
+                await self._disk.run(self.asked, os.fsync, answer.fds[0] if answer.fds else self.fd)
+            finally:
+                answer.close()
+        self.close()
+
+    async def discard(self) -> None:
+        """Throw the content away; after a commit, or a second time, this does nothing."""
+        hidden, self._hidden = self._hidden, ""
+        self.close()
+        if hidden:
+            with trio.move_on_after(self._exchange.answer_s, shield=True):
+                try:
+                    await self._exchange.ask("discard", self.asked, {"hidden": hidden})
+                except OpenerGone:
+                    return  # it removed its parts as it went
+
+    def close(self) -> None:
+        """Close the descriptors only; `discard` also removes what has a hidden name."""
+        super().close()
+        self._parent.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with trio.move_on_after(self._exchange.answer_s, shield=True):
+            await self.discard()

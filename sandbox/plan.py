@@ -1,0 +1,221 @@
+"""What a session's walls are to be, decided from facts and settings: pure, no IO.
+
+`make_plan` either says which layers this host will enforce, or refuses because a layer that the operator marked
+as required cannot be had. What was really enforced is reported later, by probes run inside the session.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+
+if TYPE_CHECKING:
+    from sandbox.capabilities import Capabilities
+
+LAYERS = (
+    "user",
+    "no_new_privs",
+    "landlock",
+    "process_tree",
+    "rlimits",
+    "blocked_paths",
+    "seccomp",
+    "pid_namespace",
+    "mount_namespace",
+    "network",
+    "cgroup",
+)
+SIGNAL_SCOPE_ABI = 6  # Linux 6.12: a Landlock domain may not signal what lies outside of it
+
+State = Literal["enforced", "partial", "unavailable"]
+
+
+class Refused(Exception):
+    """A layer the operator requires cannot be had on this host."""
+
+    def __init__(self, *, layer: str, why: str, remedy: str) -> None:
+        """Keep the three parts apart: a person reads them, a test compares them."""
+        super().__init__(f"the sandbox layer {layer!r} is required but {why}; {remedy}")
+        self.layer = layer
+        self.why = why
+        self.remedy = remedy
+
+
+def _known_layers(_owner: object, _field: object, names: tuple[str, ...]) -> None:
+    unknown = sorted(set(names) - set(LAYERS))
+    if unknown:
+        raise ValueError(f"unknown layers {', '.join(unknown)}; the layers are {', '.join(LAYERS)}")
+
+
+def _not_negative(_owner: object, field: attrs.Attribute[int | None], value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"{field.name} must be at least 1: {value}")
+
+
+def _absolute(_owner: object, field: attrs.Attribute[tuple[str, ...]], paths: tuple[str, ...]) -> None:
+    for path in paths:
+        if not path.startswith("/") or "\0" in path:
+            raise ValueError(f"{field.name} must hold absolute paths: {path!r}")
+
+
+@attrs.frozen(kw_only=True)
+class SandboxSettings:
+    """The `sandbox` section of server.yaml. Defaults live in the shipped file, not here."""
+
+    unprivileged_user: str
+    cgroup_base: str
+    enable_cgroups: bool
+    require: tuple[str, ...] = attrs.field(validator=_known_layers)
+
+
+@attrs.frozen(kw_only=True)
+class SessionUser:
+    """Who the session's processes are. `dedicated`: root chose this user for the broker alone."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    name: str
+    home: str
+    dedicated: bool
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """Per-process limits; None leaves what the surroundings have."""
+
+    memory_max_bytes: int | None = attrs.field(default=None, validator=_not_negative)
+    pids_max: int | None = attrs.field(default=None, validator=_not_negative)
+    file_size_max_bytes: int | None = attrs.field(default=None, validator=_not_negative)
+    open_files_max: int | None = attrs.field(default=None, validator=_not_negative)
+
+    def overridden(self, override: Limits | None) -> Limits:
+        """These limits, with what *override* names put in its place."""
+        if override is None:
+            return self
+        named = {name: value for name, value in attrs.asdict(override).items() if value is not None}
+        return attrs.evolve(self, **named)
+
+
+@attrs.frozen(kw_only=True)
+class Walls:
+    """What one session may reach: absolute paths; a directory means everything beneath it.
+
+    The system's own directories are readable beside `read_paths`; `home` and `working_dir` are writable beside
+    `write_paths`. `exec_paths` are real files (the program, its interpreters, its loader) or directories.
+    """
+
+    user: SessionUser
+    home: str
+    working_dir: str
+    read_paths: tuple[str, ...] = attrs.field(validator=_absolute)
+    write_paths: tuple[str, ...] = attrs.field(validator=_absolute)
+    exec_paths: tuple[str, ...] = attrs.field(validator=_absolute)
+    limits: Limits
+
+
+@attrs.frozen(kw_only=True)
+class LayerReport:
+    """What one layer does for this session, in words for a user."""
+
+    name: str
+    state: State
+    detail: str
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """How inits are born on this host."""
+
+    landlock_abi: int
+    signal_scope: bool
+    switch_user: bool
+    require: tuple[str, ...]
+    layers: tuple[LayerReport, ...]  # what is expected; an Init carries what was found
+
+
+def make_plan(capabilities: Capabilities, settings: SandboxSettings) -> Plan:
+    """Decide the layers for this host.
+
+    Raises:
+        Refused: a layer of `settings.require` cannot be enforced here.
+    """
+    expected = {report.name: report for report in _expected(capabilities)}
+    for name in settings.require:
+        if expected[name].state != "enforced":
+            raise Refused(
+                layer=name, why=f"it is {expected[name].state}: {expected[name].detail}", remedy=_remedy(name)
+            )
+    return Plan(
+        landlock_abi=capabilities.landlock_abi,
+        signal_scope=capabilities.landlock_abi >= SIGNAL_SCOPE_ABI,
+        switch_user=capabilities.is_root,
+        require=settings.require,
+        layers=tuple(expected[name] for name in LAYERS),
+    )
+
+
+def _expected(capabilities: Capabilities) -> tuple[LayerReport, ...]:
+    return (
+        _user(capabilities),
+        LayerReport(name="no_new_privs", state="enforced", detail="set-user-ID programs gain nothing"),
+        _landlock(capabilities),
+        _process_tree(capabilities),
+        LayerReport(
+            name="rlimits",
+            state="partial",
+            detail="memory and file size count per process and processes per user; sums need a cgroup",
+        ),
+        LayerReport(
+            name="blocked_paths",
+            state="partial",
+            detail="enforced for the file tools; commands can reach them inside an allowed root, "
+            "which only a mount namespace could prevent",
+        ),
+        *(LayerReport(name=name, state="unavailable", detail=why) for name, why in _NOT_USED.items()),
+    )
+
+
+_NOT_USED = {
+    "seccomp": "this version does not filter system calls",
+    "pid_namespace": "this version does not use pid namespaces; commands see the ids of all processes",
+    "mount_namespace": "this version does not use mount namespaces; /tmp is the machine's own",
+    "network": "this version does not restrict the network",
+    "cgroup": "this version does not use cgroups",
+}
+
+
+def _user(capabilities: Capabilities) -> LayerReport:
+    if capabilities.is_root and not capabilities.may_switch_user:
+        return LayerReport(
+            name="user",
+            state="unavailable",
+            detail="root lacks CAP_SETUID or CAP_SETGID and cannot become another user",
+        )
+    return LayerReport(name="user", state="enforced", detail="nothing runs as root")
+
+
+def _landlock(capabilities: Capabilities) -> LayerReport:
+    if not capabilities.landlock_abi:
+        return LayerReport(name="landlock", state="unavailable", detail=capabilities.landlock_detail)
+    return LayerReport(name="landlock", state="enforced", detail=f"ABI {capabilities.landlock_abi}")
+
+
+def _process_tree(capabilities: Capabilities) -> LayerReport:
+    if capabilities.landlock_abi >= SIGNAL_SCOPE_ABI:
+        return LayerReport(name="process_tree", state="enforced", detail="one subreaper and signal scope per command")
+    return LayerReport(
+        name="process_tree",
+        state="partial",
+        detail=f"trees are ended in rounds and commands can signal the user's other processes; "
+        f"Landlock ABI {SIGNAL_SCOPE_ABI} (Linux 6.12) closes this, here is {capabilities.landlock_detail}",
+    )
+
+
+def _remedy(layer: str) -> str:
+    if layer in {"landlock", "process_tree"}:
+        return "boot Linux 6.12 or newer with landlock in its lsm= list, or take it out of sandbox.require"
+    if layer == "user":
+        return "give the broker CAP_SETUID and CAP_SETGID, start it as a plain user, or take it out of sandbox.require"
+    return "take it out of sandbox.require"

@@ -1,0 +1,261 @@
+"""The broker's side of keepers: one slot each, and the pool of a session's slots.
+
+A slot is free (its keeper has a leader ready, or is forking one), busy (a command owns it), or lingering (its
+command ended and left daemons, which live until the session ends). A call that finds no leader ready makes the
+pool grow, calls that do let it shrink again slowly: forking stays off the path of a call, and an idle session
+pays for one pair of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from sandbox import wire
+from sandbox.faults import SpawnFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SHRINK = 0.99  # of the pool's size per command: from 8 to 7 in 13
+TAKE_S = 10.0  # usually no time at all, 1.5 ms when the pool grows
+SLOTS_MAX = 64  # commands at once and commands that left daemons, together
+
+
+@attrs.define(eq=False)
+class Slot:
+    """One keeper as the broker sees it. `serial` counts its commands; orders and news carry it."""
+
+    keeper_pid: int
+    sock: socket.socket
+    serial: int = 0
+    leader_pid: int = 0
+    launch: socket.socket | None = None  # to the leader that waits; None while there is none
+    ended: tuple[int, int] = (0, 0)  # serial and wait status of the last leader that ended
+    empty_serial: int = 0  # the last command whose whole tree is gone
+    gone: bool = False
+
+    def read_news(self) -> None:
+        """Take in what the keeper said, without waiting."""
+        try:
+            while not self.gone:
+                received = wire.receive(self.sock)
+                if received is None:
+                    self._lost()
+                else:
+                    self._learn(*received)
+        except BlockingIOError:
+            return
+        except wire.WireBroken:
+            self._lost()
+
+    def _learn(self, news: wire.Message, fds: list[int]) -> None:
+        match news["op"]:
+            case "ready":
+                self._disarm()
+                self.serial, self.leader_pid = news["serial"], news["leader"]
+                self.launch = socket.socket(fileno=fds[0])
+                self.launch.setblocking(False)
+            case "ended":
+                self.ended = (news["serial"], news["status"])
+                self._empty(news["serial"], empty=news["empty"])
+            case "empty":
+                self._empty(news["serial"], empty=True)
+
+    def _empty(self, serial: int, *, empty: bool) -> None:
+        if empty:
+            self.empty_serial = serial
+
+    def _lost(self) -> None:
+        self.gone = True
+        self._disarm()
+
+    def _disarm(self) -> None:
+        if self.launch is not None:
+            self.launch.close()
+            self.launch = None
+
+    def order(self, op: str, serial: int, **fields: int) -> None:
+        """Tell the keeper to do something about command *serial*."""
+        with contextlib.suppress(OSError):  # it is gone, or its buffer is full of the same order
+            wire.send(self.sock, {"op": op, "serial": serial, **fields})
+
+    async def wait_news(self) -> None:
+        """Wait until the keeper said something, and take it in."""
+        await trio.lowlevel.wait_readable(self.sock)
+        self.read_news()
+
+    def shut(self) -> None:
+        """Say that there will be no more orders: the keeper ends its tree, and its end closes the socket."""
+        with contextlib.suppress(OSError):  # ENOTCONN: it is gone
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Let go: the keeper ends whatever it still has, and itself."""
+        self._disarm()
+        self.sock.close()
+
+
+class SlotPool:
+    """A session's slots. Keepers come from the init on request, one answer per request, in order."""
+
+    def __init__(self, init_sock: socket.socket) -> None:
+        """Borrow the init's socket; its first keeper comes unasked."""
+        self._init_sock = init_sock
+        self._init_gone = False
+        self._owed = 1  # keepers asked for that did not come yet
+        self._waiting = 0  # tasks that wait for a slot
+        self._awaited: set[Slot] = set()  # the slots that one of them waits for: trio allows no second
+        self._turn = trio.Lock()  # one task waits on the init's socket
+        self._free: list[Slot] = []
+        self._busy: set[Slot] = set()
+        self._lingering: list[Slot] = []
+        self._need = 1.0  # slots, without lingering ones, that calls have had use for lately
+
+    async def take(self) -> Slot:
+        """Return a slot whose leader waits; the caller gives it back or discards it.
+
+        Raises:
+            SpawnFailed: the init is gone or stuck, or the session holds too many daemons already.
+        """
+        try:
+            with trio.fail_after(TAKE_S):
+                return await self._take()
+        except trio.TooSlowError:
+            raise SpawnFailed("keeper", f"no process was ready within {TAKE_S:.0f} s") from None
+
+    async def _take(self) -> Slot:
+        self._refresh()
+        if (ready := self._take_nowait()) is not None:
+            return ready
+        self._grow()
+        self._waiting += 1
+        try:
+            while True:
+                await self._wait_any()
+                self._refresh()
+                if (ready := self._take_nowait()) is not None:
+                    return ready
+        finally:
+            self._waiting -= 1
+
+    def _take_nowait(self) -> Slot | None:
+        ready = next((slot for slot in self._free if slot.launch is not None), None)
+        if ready is not None:
+            self._free.remove(ready)
+            self._busy.add(ready)
+        elif self._init_gone:
+            raise SpawnFailed("keeper", "the session's process is gone")
+        return ready
+
+    def give_back(self, slot: Slot) -> None:
+        """Return a slot after its command: free if the tree is gone or never was, lingering otherwise."""
+        self._busy.discard(slot)
+        if slot.gone:
+            slot.close()
+        elif slot.empty_serial < slot.serial and slot.launch is None:
+            self._lingering.append(slot)
+        elif self._live() >= math.ceil(self._need):
+            slot.close()
+        else:
+            self._free.append(slot)
+        self._need = max(1.0, self._need * SHRINK)
+
+    def discard(self, slot: Slot) -> None:
+        """Let go of a slot that cannot be trusted any more."""
+        self._busy.discard(slot)
+        slot.close()
+
+    def keepers_with_trees(self) -> Iterator[int]:
+        """Give the keepers that have a command's processes below them."""
+        self._refresh()
+        for slot in (*self._busy, *self._lingering):
+            yield slot.keeper_pid
+
+    async def wait_gone(self) -> None:
+        """Have every keeper end its tree and itself, and wait for that: the caller bounds it."""
+        slots = (*self._free, *self._busy, *self._lingering)
+        for slot in slots:
+            slot.shut()
+        for slot in slots:
+            while not slot.gone:
+                await slot.wait_news()
+
+    def close(self) -> None:
+        """Let go of every slot."""
+        for slot in (*self._free, *self._busy, *self._lingering):
+            slot.close()
+
+    def _live(self) -> int:
+        """Count the slots that serve or will."""
+        return len(self._free) + len(self._busy) + self._owed
+
+    def _refresh(self) -> None:
+        self._collect()
+        for slot in (*self._free, *self._lingering):
+            slot.read_news()
+        for slot in [slot for slot in self._lingering if slot.gone or slot.launch is not None]:
+            self._lingering.remove(slot)
+            self.give_back(slot)
+        for slot in [slot for slot in self._free if slot.gone]:
+            self._free.remove(slot)
+            slot.close()
+
+    def _collect(self) -> None:
+        """Take the keepers that came."""
+        try:
+            while not self._init_gone:
+                received = wire.receive(self._init_sock)
+                if received is None:
+                    self._init_gone = True
+                else:
+                    message, (fd,) = received
+                    sock = socket.socket(fileno=fd)
+                    sock.setblocking(False)
+                    self._free.append(Slot(message["pid"], sock))
+                    self._owed -= 1
+        except BlockingIOError:
+            return
+
+    def _grow(self) -> None:
+        """Nothing is ready. Have one on its way for us, and one to spare where a call outran a used slot."""
+        coming = len(self._free) + self._owed - self._waiting
+        outrun = all(slot.serial for slot in self._free)
+        if coming < 1 or (coming < 2 and outrun):
+            self._need = max(self._need, self._live() + 1.0)
+            if self._live() + len(self._lingering) < SLOTS_MAX:
+                self._ask()
+
+    async def _wait_any(self) -> None:
+        """Wait for news of a slot that nobody else waits for."""
+        slot = next((slot for slot in self._free if slot not in self._awaited), None)
+        if slot is not None:
+            self._awaited.add(slot)
+            try:
+                await slot.wait_news()
+            finally:
+                self._awaited.discard(slot)
+        else:
+            await self._wait_keeper()
+
+    async def _wait_keeper(self) -> None:
+        if not self._owed:  # somebody was faster, and took the one that came for us
+            if self._live() + len(self._lingering) >= SLOTS_MAX:
+                raise SpawnFailed("keeper", f"{SLOTS_MAX} commands of this session run or left processes behind")
+            self._ask()
+        async with self._turn:
+            if self._owed and not self._init_gone:
+                await trio.lowlevel.wait_readable(self._init_sock)
+                self._collect()
+
+    def _ask(self) -> None:
+        try:
+            wire.send(self._init_sock, {"op": "keeper"})
+        except OSError as error:
+            raise SpawnFailed("keeper", "the session's process is gone") from error
+        self._owed += 1

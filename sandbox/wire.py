@@ -1,0 +1,120 @@
+"""Messages between the broker and the processes of a session: JSON and descriptors over SOCK_SEQPACKET.
+
+Blocking-agnostic and stdlib only, so that both sides share it: on a non-blocking socket every call raises
+BlockingIOError instead of waiting. A payload too long for one packet travels as a memfd.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+
+TYPE_CHECKING = False  # importing typing costs each session half a megabyte
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    Message = dict[str, Any]
+
+INLINE_BYTES = 64 * 1024  # one packet holds about 212 KB with the default buffers; this leaves room for several
+PAYLOAD_BYTES = 16 * 1024 * 1024  # more than execve takes (argv and environment are 6 MiB at most)
+DESCRIPTORS = 8
+_INT_BYTES = array.array("i").itemsize
+_ANCILLARY_BYTES = socket.CMSG_SPACE((DESCRIPTORS + 1) * _INT_BYTES)
+
+
+class WireBroken(Exception):
+    """The peer sent something that is no message. The connection is of no further use."""
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected ends, both blocking and close-on-exec."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
+    """Send one message with copies of *fds*; the caller keeps its own.
+
+    Raises:
+        BlockingIOError: the socket is non-blocking and its buffer is full. Nothing was sent.
+        BrokenPipeError, ConnectionResetError: the peer is gone.
+    """
+    # ASCII on purpose: a name that is no UTF-8 travels as the lone surrogate escapes Python reads it as.
+    payload = json.dumps(message, separators=(",", ":")).encode("ascii")
+    if len(payload) <= INLINE_BYTES - 1:
+        _send(sock, b"J" + payload, fds)
+        return
+    memfd = os.memfd_create("message", os.MFD_CLOEXEC)
+    try:
+        with open(memfd, "wb", closefd=False) as file:
+            file.write(payload)
+        _send(sock, b"M", (memfd, *fds))
+    finally:
+        os.close(memfd)
+
+
+def _send(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+
+
+def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
+    """Receive one message and the descriptors it carries; None means that the peer is gone.
+
+    Ownership: the caller closes the descriptors. They are close-on-exec from the first moment on
+    (`socket.recv_fds` drops the flag that does this, so it is not used here).
+
+    Raises:
+        BlockingIOError: the socket is non-blocking and there is nothing to read.
+        WireBroken: what came is no message; descriptors that came with it are closed.
+    """
+    try:
+        data, ancillary, flags, _ = sock.recvmsg(INLINE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:  # the peer died with unread messages: as much an end as EOF is
+        return None
+    fds = _descriptors(ancillary)
+    if not data and not fds:
+        return None
+    try:
+        return _decode(data, fds, whole=not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)), fds
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % _INT_BYTES])
+    return list(fds)
+
+
+def _decode(data: bytes, fds: list[int], *, whole: bool) -> Message:
+    if not whole:
+        raise WireBroken("a message came truncated")
+    payload = data[1:]
+    if data[:1] == b"M" and fds:
+        payload = _read_memfd(fds.pop(0))
+    elif data[:1] != b"J":
+        raise WireBroken("a message of an unknown kind came")
+    try:
+        message = json.loads(payload)
+    except ValueError as error:
+        raise WireBroken("a message came that is no JSON") from error
+    if not isinstance(message, dict):
+        raise WireBroken("a message came that is no object")
+    return message
+
+
+def _read_memfd(memfd: int) -> bytes:
+    """Read the payload by position: the offset is shared with the sender, who is at the end."""
+    try:
+        return os.pread(memfd, min(os.fstat(memfd).st_size, PAYLOAD_BYTES), 0)
+    except OSError as error:
+        raise WireBroken("a message came with something that is no memory file") from error
+    finally:
+        os.close(memfd)
