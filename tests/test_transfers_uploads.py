@@ -1,0 +1,485 @@
+"""Uploads on real files: what the client is answered, what the disk holds, what is left when one ends."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import resource
+import secrets
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+from transfers.part import COMMIT_BOUND_S, DISCARD_BOUND_S, Discarded, Progress
+from transfers.refusals import (
+    OffsetMismatch,
+    PathMismatch,
+    TooLarge,
+    TooManyTransfers,
+    TransferNotFound,
+    TransfersClosed,
+    UploadLost,
+)
+from transfers.settings import TransferSettings
+from transfers.store import Transfers, open_transfers
+from transfers.uploads import REMEMBERED_UPLOADS
+
+MIB = 1024 * 1024
+SETTINGS = TransferSettings(
+    max_open=3, max_chunk_bytes=MIB, max_upload_bytes=8 * MIB, upload_idle_s=600, download_idle_s=60
+)
+
+
+@attrs.define(eq=False)
+class FolderDestination:
+    """A part file in a folder of its own, renamed over the target; what the broker does through the sandbox."""
+
+    target: Path
+    fd: int
+    part: Path
+
+    @classmethod
+    def open(cls, target: Path, *, device: str = "") -> FolderDestination:
+        """Open the part; *device* (/dev/full) stands in for it where the disk must fail."""
+        parts = target.parent / "parts"
+        parts.mkdir(exist_ok=True)
+        part = parts / secrets.token_hex(8)
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        if device:
+            os.close(fd)
+            fd = os.open(device, os.O_WRONLY | os.O_CLOEXEC)
+        return cls(target, fd, part)
+
+    async def commit(self) -> None:
+        await trio.to_thread.run_sync(os.replace, self.part, self.target)
+
+    async def discard(self) -> None:
+        await trio.to_thread.run_sync(self.part.unlink)
+
+
+@attrs.define(eq=False)
+class World:
+    """A folder with a target, a store, and the fake clock of both."""
+
+    folder: Path
+    transfers: Transfers
+    limiter: trio.CapacityLimiter
+    discarded: list[Discarded]
+    seconds: list[float]
+
+    @property
+    def target(self) -> Path:
+        return self.folder / "target"
+
+    @property
+    def parts(self) -> list[str]:
+        return sorted(part.name for part in (self.folder / "parts").iterdir())
+
+    async def begin(self, data: bytes, *, is_last: bool = False, offset: int = 0, device: str = "") -> Progress:
+        destination = FolderDestination.open(self.target, device=device)
+        return await self.transfers.uploads.begin(
+            str(self.target), destination, offset=offset, data=data, is_last=is_last
+        )
+
+    async def resume(self, transfer_id: str, offset: int, data: bytes, *, is_last: bool = False) -> Progress:
+        return await self.transfers.uploads.resume(
+            transfer_id, str(self.target), offset=offset, data=data, is_last=is_last
+        )
+
+
+def open_fds() -> set[tuple[int, str]]:
+    """Every descriptor of this process with what it refers to, the listing's own left out."""
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            found.add((int(link.name), str(link.readlink())))
+        except FileNotFoundError:
+            continue
+    return found
+
+
+@asynccontextmanager
+async def open_world(folder: Path, settings: TransferSettings = SETTINGS) -> AsyncIterator[World]:
+    """Open a store; afterwards no descriptor and no part file may be left."""
+    (folder / "parts").mkdir(exist_ok=True)
+    seconds = [0.0]
+    discarded: list[Discarded] = []
+    limiter = trio.CapacityLimiter(2)
+    before = open_fds()
+    async with open_transfers(
+        settings, limiter=limiter, on_discard=discarded.append, clock=lambda: seconds[0]
+    ) as transfers:
+        yield World(folder, transfers, limiter, discarded, seconds)
+    assert open_fds() == before
+    assert list((folder / "parts").iterdir()) == []
+
+
+def sha256sum(path: Path) -> str:
+    return subprocess.run(["sha256sum", path], check=True, capture_output=True, text=True).stdout.split()[0]
+
+
+async def test_file_arrives_whole_with_the_digest_that_sha256sum_gives(tmp_path: Path) -> None:
+    content = os.urandom(3 * MIB + 17)
+    async with open_world(tmp_path) as world:
+        progress = await world.begin(content[:MIB])
+        assert not world.target.exists()
+        for offset in (MIB, 2 * MIB, 3 * MIB):
+            assert (progress.received_bytes, progress.is_complete, progress.sha256) == (offset, False, None)
+            data = content[offset : offset + MIB]
+            progress = await world.resume(progress.transfer_id, offset, data, is_last=offset == 3 * MIB)
+        assert progress.is_complete
+        assert progress.sha256 == sha256sum(world.target)
+        assert world.target.read_bytes() == content
+        assert world.discarded == []
+
+
+async def test_one_chunk_may_be_the_whole_upload_and_may_be_empty(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        for content in (b"hello", b""):
+            done = await world.begin(content, is_last=True)
+            assert done.sha256 == hashlib.sha256(content).hexdigest() == sha256sum(world.target)
+            assert world.target.read_bytes() == content
+
+
+async def test_repeated_last_chunk_gets_the_same_answer_and_touches_nothing(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        first = await world.begin(b"abc")
+        done = await world.resume(first.transfer_id, 3, b"def", is_last=True)
+        world.target.write_bytes(b"edited since")
+        assert await world.resume(first.transfer_id, 3, b"def", is_last=True) == done
+        assert await world.resume(first.transfer_id, 6, b"", is_last=True) == done
+        with pytest.raises(OffsetMismatch, match="came after the last one; the upload expects offset 6"):
+            await world.resume(first.transfer_id, 6, b"more", is_last=True)
+        assert world.target.read_bytes() == b"edited since"
+
+
+async def test_gaps_overlaps_and_other_bytes_are_refused_with_the_expected_offset(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        first = await world.begin(b"abcdef")
+        assert await world.resume(first.transfer_id, 0, b"abcdef") == first
+        for offset, data, why in (
+            (7, b"x", "leaves a gap"),
+            (5, b"fg", "overlaps"),
+            (0, b"abcdeX", "differs"),
+            (-1, b"x", "overlaps"),
+        ):
+            with pytest.raises(OffsetMismatch, match=why) as caught:
+                await world.resume(first.transfer_id, offset, data)
+            assert (caught.value.offset, caught.value.expected_offset) == (offset, 6)
+        await world.resume(first.transfer_id, 6, b"", is_last=True)
+        assert world.target.read_bytes() == b"abcdef"
+
+
+async def test_first_chunk_that_is_refused_leaves_nothing_open(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        with pytest.raises(OffsetMismatch) as caught:
+            await world.begin(b"x", offset=5)
+        assert caught.value.expected_offset == 0
+        with pytest.raises(TooLarge, match="the chunk would have 1048577 bytes; the limit is 1048576"):
+            await world.begin(bytes(MIB + 1))
+        assert world.parts == []
+        assert [gone.received_bytes for gone in world.discarded] == [0, 0]
+
+
+async def test_several_uploads_to_one_path_are_apart_and_the_last_commit_wins(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        one, two = await world.begin(b"1"), await world.begin(b"2")
+        assert len({one.transfer_id, two.transfer_id}) == 2
+        await world.resume(two.transfer_id, 1, b"two", is_last=True)
+        assert world.target.read_bytes() == b"2two"
+        await world.resume(one.transfer_id, 1, b"one", is_last=True)
+        assert world.target.read_bytes() == b"1one"
+
+
+async def test_upload_is_bound_to_its_path_and_its_session(tmp_path: Path) -> None:
+    async with (
+        open_world(tmp_path) as world,
+        open_transfers(SETTINGS, limiter=world.limiter, on_discard=world.discarded.append) as other,
+    ):
+        first = await world.begin(b"abc")
+        with pytest.raises(PathMismatch, match="was opened for"):
+            await world.transfers.uploads.resume(first.transfer_id, "/elsewhere", offset=3, data=b"", is_last=True)
+        with pytest.raises(TransferNotFound, match="start again"):
+            await other.uploads.resume(first.transfer_id, str(world.target), offset=3, data=b"", is_last=True)
+        assert (await world.resume(first.transfer_id, 3, b"d")).received_bytes == 4
+
+
+async def test_size_limits_are_named_and_change_nothing(tmp_path: Path) -> None:
+    async with open_world(tmp_path, attrs.evolve(SETTINGS, max_upload_bytes=5)) as world:
+        first = await world.begin(b"abc")
+        with pytest.raises(TooLarge, match="the upload would have 6 bytes; the limit is 5"):
+            await world.resume(first.transfer_id, 3, b"def")
+        assert (await world.resume(first.transfer_id, 3, b"de", is_last=True)).is_complete
+        narrow = FolderDestination.open(world.target)
+        with pytest.raises(TooLarge, match="the limit is 2"):
+            await world.transfers.uploads.begin(
+                str(world.target), narrow, offset=0, data=b"abc", is_last=True, limit_bytes=2
+            )
+        assert world.target.read_bytes() == b"abcde"
+
+
+async def test_more_uploads_than_allowed_are_refused_until_one_ends(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        opened = [await world.begin(b"x") for _ in range(SETTINGS.max_open)]
+        with pytest.raises(TooManyTransfers, match="3 transfers are open"):
+            await world.begin(b"y")
+        assert len(world.parts) == SETTINGS.max_open
+        await world.resume(opened[0].transfer_id, 1, b"", is_last=True)
+        await world.begin(b"y")
+
+
+async def test_full_disk_loses_the_upload_for_good_and_spares_the_destination(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.target.write_bytes(b"old")
+        with pytest.raises(UploadLost, match="No space left on device") as caught:
+            await world.begin(b"new", device="/dev/full")
+        assert isinstance(caught.value.__cause__, OSError)
+        assert caught.value.__cause__.errno == errno.ENOSPC
+        assert world.target.read_bytes() == b"old"
+        assert [gone.why for gone in world.discarded] == ["No space left on device"]
+
+
+async def test_upload_is_not_committed_unless_its_bytes_are_on_the_disk(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        with pytest.raises(UploadLost, match="Invalid argument"):  # what fsync says of /dev/full
+            await world.begin(b"", is_last=True, device="/dev/full")
+        assert not world.target.exists()
+
+
+@contextmanager
+def files_limited_to(size_bytes: int) -> Iterator[None]:
+    """A disk that takes a part of a write and fails the rest (Python ignores SIGXFSZ)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_loss_in_the_middle_of_a_chunk_is_sticky(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        first = await world.begin(bytes(MIB))
+        with files_limited_to(MIB + 100_000), pytest.raises(UploadLost, match="File too large"):
+            await world.resume(first.transfer_id, MIB, bytes(MIB))
+        assert world.parts == []
+        for offset in (0, MIB, MIB + 100_000):
+            with pytest.raises(UploadLost, match="File too large"):
+                await world.resume(first.transfer_id, offset, bytes(MIB), is_last=True)
+        assert not world.target.exists()
+
+
+async def test_commit_that_fails_loses_the_upload_and_removes_the_part(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.target.mkdir()  # a file cannot be renamed over a folder
+        first = await world.begin(b"abc")
+        for _ in range(2):
+            with pytest.raises(UploadLost, match="Is a directory"):
+                await world.resume(first.transfer_id, 0, b"abc", is_last=True)
+        assert [(gone.why, gone.leftover) for gone in world.discarded] == [("Is a directory", "")]
+
+
+class DoorGone(Exception):
+    """An error of the destination's own vocabulary."""
+
+
+@attrs.define(eq=False)
+class BrokenDoor(FolderDestination):
+    async def commit(self) -> None:
+        raise DoorGone
+
+
+async def test_error_of_the_destination_comes_through_and_loses_the_upload(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        uploads, path = world.transfers.uploads, str(world.target)
+        first = await uploads.begin(path, BrokenDoor.open(world.target), offset=0, data=b"abc", is_last=False)
+        with pytest.raises(DoorGone):
+            await world.resume(first.transfer_id, 3, b"", is_last=True)
+        with pytest.raises(UploadLost, match="whether the destination was replaced is unknown"):
+            await world.resume(first.transfer_id, 3, b"", is_last=True)
+
+
+@attrs.define(eq=False)
+class SilentDoor(FolderDestination):
+    async def commit(self) -> None:
+        await trio.sleep_forever()
+
+    async def discard(self) -> None:
+        self.part.unlink()
+        await trio.sleep_forever()
+
+
+async def test_file_system_that_never_answers_is_waited_for_only_so_long(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    async with open_world(tmp_path) as world:
+        began = trio.current_time()
+        with pytest.raises(UploadLost, match=f"no answer in {COMMIT_BOUND_S} s"):
+            await world.transfers.uploads.begin(
+                str(world.target), SilentDoor.open(world.target), offset=0, data=b"", is_last=True
+            )
+        assert trio.current_time() - began <= COMMIT_BOUND_S + DISCARD_BOUND_S
+        assert [gone.leftover for gone in world.discarded] == ["its removal was not answered in time"]
+
+
+async def test_end_of_the_session_is_bounded_and_reports_what_is_left_over(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    async with open_world(tmp_path) as world:
+        uploads, path = world.transfers.uploads, str(world.target)
+        for _ in range(2):
+            await uploads.begin(path, SilentDoor.open(world.target), offset=0, data=b"", is_last=False)
+        for name in world.parts[1:]:
+            (tmp_path / "parts" / name).unlink()
+        began = trio.current_time()
+        await uploads.close_all()
+        assert trio.current_time() - began <= DISCARD_BOUND_S
+        assert len(world.discarded) == 2
+        assert all(gone.leftover for gone in world.discarded)
+        for name in world.parts:
+            (tmp_path / "parts" / name).unlink()
+
+
+async def test_descriptor_of_a_write_that_outlasts_the_session_is_closed_after_it(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    async with open_world(tmp_path) as world:
+        first = await world.begin(b"0")
+        before = open_fds()
+        for holder in (holders := [object(), object()]):
+            world.limiter.acquire_on_behalf_of_nowait(holder)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect_lost, world, first)
+            await trio.testing.wait_all_tasks_blocked()
+            await world.transfers.uploads.close_all()
+            assert open_fds() == before  # its number must not become another file's under the write
+            for holder in holders:
+                world.limiter.release_on_behalf_of(holder)
+        assert [gone.leftover for gone in world.discarded] == ["there was no time to remove it"]
+        for name in world.parts:
+            (tmp_path / "parts" / name).unlink()
+
+
+async def expect_lost(world: World, first: Progress) -> None:
+    with pytest.raises(UploadLost, match="its session ended"):
+        await world.resume(first.transfer_id, 1, b"1")
+
+
+async def test_end_of_the_session_discards_every_open_upload(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.target.write_bytes(b"old")
+        opened = [await world.begin(b"new") for _ in range(2)]
+        await world.transfers.uploads.close_all()
+        assert world.parts == []
+        assert {gone.transfer_id for gone in world.discarded} == {one.transfer_id for one in opened}
+        assert {gone.why for gone in world.discarded} == {"its session ended"}
+        with pytest.raises(TransfersClosed):
+            await world.begin(b"late")
+        with pytest.raises(TransfersClosed):
+            await world.resume(opened[0].transfer_id, 3, b"late")
+        assert world.target.read_bytes() == b"old"
+
+
+async def test_abandoned_upload_expires_and_a_used_one_does_not(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        abandoned, used = await world.begin(b"1"), await world.begin(b"2")
+        world.seconds[0] = 400
+        await world.resume(used.transfer_id, 1, b"2")
+        world.seconds[0] = 600
+        await world.transfers.sweep()
+        assert [gone.transfer_id for gone in world.discarded] == [abandoned.transfer_id]
+        assert world.discarded[0].why == "no chunk came for 600 s"
+        assert len(world.parts) == 1
+        with pytest.raises(TransferNotFound):
+            await world.resume(abandoned.transfer_id, 1, b"")
+        await world.resume(used.transfer_id, 2, b"", is_last=True)
+
+
+async def test_expired_uploads_make_room_without_a_timer(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        for _ in range(SETTINGS.max_open):
+            await world.begin(b"x")
+        world.seconds[0] = 600
+        await world.begin(b"y")
+        assert len(world.parts) == 1
+
+
+async def test_results_are_remembered_for_a_while_and_not_for_ever(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        done: list[Progress] = []
+        for second in range(REMEMBERED_UPLOADS + 1):
+            world.seconds[0] = second
+            done.append(await world.begin(b"x", is_last=True))
+        with pytest.raises(TransferNotFound):
+            await world.resume(done[0].transfer_id, 0, b"x", is_last=True)
+        assert await world.resume(done[1].transfer_id, 0, b"x", is_last=True) == done[1]
+        world.seconds[0] = 5000
+        await world.transfers.sweep()
+        with pytest.raises(TransferNotFound):
+            await world.resume(done[-1].transfer_id, 0, b"x", is_last=True)
+
+
+async def in_turn(world: World, *calls: Callable[[], object]) -> list[object]:
+    """Start the calls one after the other while the disk is held up, then let the disk go on."""
+    results: list[object] = [None] * len(calls)
+
+    async def run(number: int, call: Callable[[], object]) -> None:
+        results[number] = await call()  # type: ignore[misc]
+
+    holders = [object() for _ in range(int(world.limiter.total_tokens))]
+    for holder in holders:
+        world.limiter.acquire_on_behalf_of_nowait(holder)
+    async with trio.open_nursery() as nursery:
+        for number, call in enumerate(calls):
+            nursery.start_soon(run, number, call)
+            await trio.testing.wait_all_tasks_blocked()
+        for holder in holders:
+            world.limiter.release_on_behalf_of(holder)
+    return results
+
+
+async def test_chunk_repeated_while_it_is_being_written_waits_and_is_acknowledged(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        first = await world.begin(b"abc")
+        again = lambda: world.resume(first.transfer_id, 3, b"def", is_last=True)  # noqa: E731
+        one, two = await in_turn(world, again, again)
+        assert one == two
+        assert world.target.read_bytes() == b"abcdef"
+
+
+async def test_pipelined_chunks_are_taken_in_the_order_they_came(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        first = await world.begin(b"0")
+        await in_turn(
+            world,
+            lambda: world.resume(first.transfer_id, 1, b"1"),
+            lambda: world.resume(first.transfer_id, 2, b"2"),
+            lambda: world.resume(first.transfer_id, 3, b"3", is_last=True),
+        )
+        assert world.target.read_bytes() == b"0123"
+
+
+async def test_upload_whose_chunk_is_being_written_does_not_expire(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        first = await world.begin(b"0")
+        world.seconds[0] = 600
+        answer, _ = await in_turn(world, lambda: world.resume(first.transfer_id, 1, b"1"), world.transfers.sweep)
+        assert isinstance(answer, Progress)
+        assert world.discarded == []
+
+
+async def test_session_end_waits_for_the_chunk_under_way_and_closes_what_it_used(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        first = await world.begin(b"0")
+        answer, _ = await in_turn(
+            world, lambda: world.resume(first.transfer_id, 1, b"1"), world.transfers.uploads.close_all
+        )
+        assert isinstance(answer, Progress)
+        assert world.parts == []

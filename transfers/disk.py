@@ -1,0 +1,122 @@
+"""The blocking half of transfers: who closes a descriptor, and what worker threads do on one.
+
+The functions here block and are called only through `trio.to_thread`; chunk and hash are one hop, since a
+hop costs about as much as writing 100 KiB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+import attrs
+
+from transfers.digest import Digest, advanced
+from transfers.download import HashRest, Identity, Outcome, Read
+from transfers.refusals import UnsizedSource
+from transfers.upload import Write
+
+_BUFFER_BYTES = 1024 * 1024
+
+
+@attrs.define(eq=False)
+class Pin:
+    """Owns one descriptor and closes it exactly once.
+
+    While a thread works on it (`use`), closing only takes a note and the last user closes: the number could
+    otherwise belong to another file in the middle of a write.
+    """
+
+    _fd: int
+    _users: int = attrs.field(default=0, init=False)
+    is_closed: bool = attrs.field(default=False, init=False)
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[int]:
+        """Give the descriptor out for the length of a `with` block.
+
+        Raises:
+            OSError: (EBADF) it is closed already; its number may be another file's by now.
+        """
+        if self.is_closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self._users += 1
+        try:
+            yield self._fd
+        finally:
+            self._users -= 1
+            self._close_if_unused()
+
+    def close(self) -> None:
+        """Close the descriptor, now or when its last user is done."""
+        if not self.is_closed:
+            self.is_closed = True
+            self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self.is_closed and self._users == 0:
+            # Linux frees the number even when close() fails, and what such a failure could tell about an
+            # upload was told by fsync before the commit.
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+
+
+def identify(fd: int, path: str) -> Identity:
+    """Return what must stay the same about an open regular file.
+
+    Raises:
+        UnsizedSource: it says it is empty but is not (files of /proc); *path* is for the message.
+    """
+    identity = _identity(fd)
+    if identity.size_bytes == 0 and os.pread(fd, 1, 0):
+        raise UnsizedSource(path)
+    return identity
+
+
+def write_chunk(fd: int, write: Write) -> Digest:
+    """Write one chunk whole and return the running digest with it."""
+    rest, offset = memoryview(write.data), write.offset
+    while rest:
+        count = os.pwrite(fd, rest, offset)
+        rest, offset = rest[count:], offset + count
+    return write.digest_after()
+
+
+def read_chunk(fd: int, read: Read) -> tuple[bytes, Outcome]:
+    """Read one chunk, hash what the running digest lacks of it, and look at the file again."""
+    data = _read_up_to(fd, read.length, read.offset)
+    digest = read.before
+    if read.hash_from is not None:
+        digest = advanced(digest, memoryview(data)[read.hash_from - read.offset :])
+    return data, Outcome(identity=_identity(fd), length=len(data), digest=digest)
+
+
+def hash_rest(fd: int, rest: HashRest) -> Outcome:
+    """Hash one piece of the file through one bounded buffer."""
+    buffer = memoryview(bytearray(min(rest.length, _BUFFER_BYTES)))
+    digest = rest.before.copy()
+    offset, end = rest.hash_from, rest.hash_from + rest.length
+    while offset < end:
+        count = os.preadv(fd, [buffer[: end - offset]], offset)
+        if count == 0:
+            break  # the file shrank; the machine sees the short length
+        digest.update(buffer[:count])
+        offset += count
+    return Outcome(identity=_identity(fd), length=offset - rest.hash_from, digest=digest)
+
+
+def _read_up_to(fd: int, length: int, offset: int) -> bytes:
+    data = os.pread(fd, length, offset)
+    while len(data) < length:  # a regular file gives all at once, a network file system may not
+        more = os.pread(fd, length - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _identity(fd: int) -> Identity:
+    facts = os.fstat(fd)
+    return Identity(size_bytes=facts.st_size, mtime_ns=facts.st_mtime_ns, ino=facts.st_ino, dev=facts.st_dev)

@@ -1,0 +1,205 @@
+"""One upload being performed: its machine, its part file, and the turn that its chunks take.
+
+A second chunk waits its turn (first come, first served) instead of being refused as busy: a client that lost
+an answer repeats the chunk while the first attempt may still be writing, and a client that pipelines has
+several under way. The one is then acknowledged as a repeat, the other goes on in order, and neither needs a
+retry loop. How many can wait is bounded by the calls the broker takes at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Callable
+from typing import Protocol, TypeVar, TypeVarTuple, assert_never
+
+import attrs
+import trio
+
+from transfers import disk
+from transfers.refusals import OffsetMismatch, TooLarge, TransferError, UploadLost
+from transfers.upload import Answer, Commit, Refuse, State, Step, Sync, Upload, Verify, Why, Write
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+COMMIT_BOUND_S = 10
+"""Replacing a file is a rename and the fsync of a folder; its data is on the disk before that begins."""
+DISCARD_BOUND_S = 5
+
+
+class Destination(Protocol):
+    """Where an upload goes: a private part file, and the file it may replace. The broker hands it in.
+
+    Ownership: the store closes `fd`, exactly once, after `commit` or `discard` returned or failed; neither may
+    close it. One of the two is called; `discard` also after a commit that failed.
+    """
+
+    @property
+    def fd(self) -> int:
+        """The part file, open for writing and empty."""
+
+    async def commit(self) -> None:
+        """Replace the destination by the part file, atomically, and make the replacement durable.
+
+        The data was synced before. Called shielded, for at most COMMIT_BOUND_S seconds.
+        """
+
+    async def discard(self) -> None:
+        """Remove the part file, if there is anything to remove. Raises nothing but OSError.
+
+        Called shielded, for at most DISCARD_BOUND_S seconds.
+        """
+
+
+@attrs.frozen(kw_only=True)
+class Progress:
+    """The answer to a chunk; *sha256* of the whole file once it *is_complete*."""
+
+    transfer_id: str
+    path: str
+    received_bytes: int
+    is_complete: bool
+    sha256: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Discarded:
+    """An upload that was given up; *leftover* says why its part file could not be removed, or is empty."""
+
+    transfer_id: str
+    path: str
+    received_bytes: int
+    why: str
+    leftover: str
+
+
+@attrs.define(eq=False, kw_only=True)
+class Part:
+    """Owns one upload, and the descriptor of its part file until that is committed or discarded."""
+
+    path: str
+    used_at: float
+    upload: Upload
+    _destination: Destination
+    _limiter: trio.CapacityLimiter
+    _on_discard: Callable[[Discarded], None]
+    transfer_id: str = attrs.field(factory=lambda: secrets.token_urlsafe(16), init=False)
+    turn: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    _pin: disk.Pin = attrs.field(init=False)
+    _put_away: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._pin = disk.Pin(self._destination.fd)
+
+    async def take(self, offset: int, data: bytes, *, is_last: bool) -> Progress:
+        """Perform one chunk; call it with the turn held.
+
+        Raises:
+            OffsetMismatch, TooLarge: nothing changed.
+            UploadLost: the upload is over; `put_away` must follow.
+
+        Cancellation: what a thread has begun is finished, and counts. So is a replacement that has begun.
+        """
+        try:
+            step = self.upload.offer(offset, data, is_last=is_last)
+            while not isinstance(step, Answer):
+                if isinstance(step, Refuse):
+                    raise self._refusal(step, offset, len(data))
+                step = await self._perform(step)
+        finally:
+            self.upload.withdraw()
+        return Progress(
+            transfer_id=self.transfer_id,
+            path=self.path,
+            received_bytes=step.received_bytes,
+            is_complete=step.sha256 is not None,
+            sha256=step.sha256,
+        )
+
+    async def put_away(self, why: str) -> None:
+        """Close the descriptor; before that remove the part file, unless it was committed.
+
+        Call it in a shielded scope with a deadline: what does not answer by then is left over and reported.
+        """
+        if self._put_away:
+            return
+        leftover = "its removal was not answered in time"
+        self._put_away = True
+        try:
+            if self.upload.state is not State.COMPLETE:
+                self.upload.lost(why)
+                leftover = await self._remove()
+        finally:
+            self._close(leftover)
+
+    def give_up(self, why: str) -> None:
+        """Close the descriptor of an upload for which there is no time left; its part file may stay behind."""
+        if not self._put_away:
+            self._put_away = True
+            if self.upload.state is not State.COMPLETE:
+                self.upload.lost(why)
+            self._close("there was no time to remove it")
+
+    async def _perform(self, step: Write | Verify | Sync | Commit) -> Step:
+        """Perform one effect and report it. Whatever the disk says against it loses the upload."""
+        try:
+            match step:
+                case Write():
+                    return self.upload.wrote(step, await self._on_disk(disk.write_chunk, step))
+                case Verify():
+                    same = await trio.to_thread.run_sync(step.matches, limiter=self._limiter)
+                    return self.upload.verified(step, same=same)
+                case Sync():
+                    await self._on_disk(os.fsync)
+                    return self.upload.synced()
+                case Commit():
+                    await self._commit()
+                    return self.upload.committed()
+                case _:
+                    assert_never(step)
+        except OSError as fault:
+            self.upload.lost(_text(fault))
+            raise UploadLost(self.path, self.upload.why_lost) from fault
+
+    async def _on_disk(self, work: Callable[[int, *Ts], T], *args: *Ts) -> T:
+        with self._pin.use() as fd:
+            return await trio.to_thread.run_sync(work, fd, *args, limiter=self._limiter)
+
+    async def _commit(self) -> None:
+        with trio.move_on_after(COMMIT_BOUND_S, shield=True) as bound:
+            await self._destination.commit()
+        if bound.cancelled_caught:
+            unknown = f"no answer in {COMMIT_BOUND_S} s; whether the destination was replaced is unknown"
+            raise TimeoutError(errno.ETIMEDOUT, unknown)
+
+    async def _remove(self) -> str:
+        try:
+            await self._destination.discard()
+        except OSError as fault:  # there is nobody left to tell but the audit
+            return _text(fault)
+        return ""
+
+    def _close(self, leftover: str) -> None:
+        self._pin.close()
+        if self.upload.state is not State.COMPLETE:
+            gone = Discarded(
+                transfer_id=self.transfer_id,
+                path=self.path,
+                received_bytes=self.upload.received_bytes,
+                why=self.upload.why_lost,
+                leftover=leftover,
+            )
+            self._on_discard(gone)
+
+    def _refusal(self, refuse: Refuse, offset: int, length: int) -> TransferError:
+        if refuse.why is Why.LOST:
+            return UploadLost(self.path, self.upload.why_lost)
+        if refuse.why is Why.TOO_LARGE:
+            return TooLarge("upload", offset + length, self.upload.max_bytes)
+        return OffsetMismatch(offset, refuse.expected_offset, refuse.why.value)
+
+
+def _text(fault: OSError) -> str:
+    return fault.strerror or str(fault)

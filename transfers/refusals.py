@@ -1,0 +1,114 @@
+"""What transfers refuse, and why: the package's error vocabulary. `broker/errors.py` gives it wire codes.
+
+Every message names the value, the limit and what to do. Paths are shown with repr(), so that control
+characters and undecodable bytes in a name cannot reach a terminal or a log line.
+"""
+
+from __future__ import annotations
+
+
+class TransferError(Exception):
+    """Something a client asked of a transfer that cannot be done. Never raised itself."""
+
+
+class TransferNotFound(TransferError):
+    """No such upload here: never opened, expired, or another session's (which is told the same)."""
+
+    def __init__(self, transfer_id: str) -> None:
+        super().__init__(
+            f"no upload {transfer_id!r} in this session: it may have expired, or its result is too old; "
+            "start again without transfer_id at chunk_offset 0"
+        )
+        self.transfer_id = transfer_id
+
+
+class PathMismatch(TransferError):
+    """A chunk named another path than its upload was opened for."""
+
+    def __init__(self, transfer_id: str, path: str, opened_for: str) -> None:
+        super().__init__(f"upload {transfer_id!r} was opened for {opened_for!r}, not for {path!r}")
+        self.transfer_id = transfer_id
+        self.path = path
+        self.opened_for = opened_for
+
+
+class OffsetMismatch(TransferError):
+    """A chunk does not continue its upload; nothing was changed."""
+
+    def __init__(self, offset: int, expected_offset: int, why: str) -> None:
+        super().__init__(f"the chunk at offset {offset} {why}; the upload expects offset {expected_offset}")
+        self.offset = offset
+        self.expected_offset = expected_offset
+        self.why = why
+
+
+class OffsetBeyondEnd(TransferError):
+    """A download was asked for bytes outside the file."""
+
+    def __init__(self, path: str, offset: int, size_bytes: int) -> None:
+        super().__init__(f"offset {offset} is outside {path!r}, which has {size_bytes} bytes")
+        self.path = path
+        self.offset = offset
+        self.size_bytes = size_bytes
+
+
+class TooLarge(TransferError):
+    """A chunk or an uploaded file exceeds its limit. *what* is "chunk" or "upload"."""
+
+    def __init__(self, what: str, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(f"the {what} would have {size_bytes} bytes; the limit is {limit_bytes}")
+        self.what = what
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+
+
+class TooManyTransfers(TransferError):
+    """The session has as many transfers open as it may."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} transfers are open, the limit of a session: finish one, or try again later")
+        self.limit = limit
+
+
+class UploadLost(TransferError):
+    """The upload cannot go on and its part file is discarded; the destination is untouched.
+
+    The one exception: when *why* says that the file system did not answer while the file was being replaced.
+    """
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"the upload to {path!r} was lost ({why}); start again at chunk_offset 0")
+        self.path = path
+        self.why = why
+
+
+class SourceChanged(TransferError):
+    """The file changed while it was downloaded; chunks from before and after would not fit together."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path!r} changed while it was downloaded; start again at offset 0")
+        self.path = path
+
+
+class SourceUnreadable(TransferError):
+    """The file system failed while the file was read."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path!r} could not be read ({why})")
+        self.path = path
+        self.why = why
+
+
+class UnsizedSource(TransferError):
+    """The file says it is empty and yet yields bytes, as files of /proc and /sys do."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path!r} has no size of its own (a kernel file?); use read_file for it")
+        self.path = path
+
+
+class TransfersClosed(TransferError):
+    """The session is ending; its transfers are gone."""
+
+    def __init__(self) -> None:
+        super().__init__("the session is ending and its transfers are discarded")

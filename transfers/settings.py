@@ -1,0 +1,31 @@
+"""What an operator may set about transfers; `config/` reads the values, the shipped YAML holds the defaults."""
+
+from __future__ import annotations
+
+import attrs
+from attrs import validators
+
+MAX_CHUNK_CEILING_BYTES = 16 * 1024 * 1024
+"""No chunk may be larger: it lives in memory several times over (JSON text, base64, bytes)."""
+
+
+@attrs.frozen(kw_only=True)
+class TransferSettings:
+    """The limits of one session's transfers.
+
+    Attributes:
+        max_open: uploads one session may have open at a time, and files it may have pinned for download.
+        max_chunk_bytes: the most bytes of one chunk, before base64, either way.
+        max_upload_bytes: the most bytes of one uploaded file.
+        upload_idle_s: seconds without a chunk after which an upload is discarded, and for which the result
+            of an ended one is remembered, so that a repeated last chunk gets the same answer.
+        download_idle_s: seconds without a chunk after which a pinned file is let go.
+    """
+
+    max_open: int = attrs.field(validator=validators.ge(1))
+    max_chunk_bytes: int = attrs.field(
+        validator=validators.and_(validators.ge(1), validators.le(MAX_CHUNK_CEILING_BYTES))
+    )
+    max_upload_bytes: int = attrs.field(validator=validators.ge(1))
+    upload_idle_s: float = attrs.field(validator=validators.gt(0))
+    download_idle_s: float = attrs.field(validator=validators.gt(0))

@@ -1,0 +1,55 @@
+"""One session's transfers: opened with the session's resources, closed when they close.
+
+async with open_transfers(settings, limiter=..., on_discard=...) as transfers:
+    progress = await transfers.uploads.begin(path, destination, offset=0, data=data, is_last=False)
+    chunk = await transfers.downloads.read(path, offset=0, chunk_bytes=65536, open_file=...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import attrs
+import trio
+
+from transfers.downloads import Downloads
+from transfers.part import Discarded
+from transfers.settings import TransferSettings
+from transfers.uploads import Uploads
+
+
+@attrs.frozen(kw_only=True)
+class Transfers:
+    """The two tables of one session."""
+
+    uploads: Uploads
+    downloads: Downloads
+
+    async def sweep(self) -> None:
+        """Discard what has expired. The session calls it on a timer."""
+        self.downloads.sweep()
+        await self.uploads.sweep()
+
+
+@asynccontextmanager
+async def open_transfers(
+    settings: TransferSettings,
+    *,
+    limiter: trio.CapacityLimiter,
+    on_discard: Callable[[Discarded], None],
+    clock: Callable[[], float] = trio.current_time,
+) -> AsyncIterator[Transfers]:
+    """Own the transfers of one session; at the end every open upload is discarded and no descriptor is left.
+
+    *limiter* counts the threads that disk work may take; sessions may share one. *on_discard* hears of each upload
+    that was given up; it must neither raise nor block.
+
+    Cancellation: closing is shielded and takes at most `part.DISCARD_BOUND_S` seconds.
+    """
+    uploads = Uploads(settings=settings, limiter=limiter, on_discard=on_discard, clock=clock)
+    downloads = Downloads(settings=settings, limiter=limiter, clock=clock)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(uploads.close_all)
+        stack.callback(downloads.close_all)
+        yield Transfers(uploads=uploads, downloads=downloads)

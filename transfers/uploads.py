@@ -1,0 +1,150 @@
+"""The table of one session's uploads: how many, for how long, and what is left when the session ends.
+
+It knows no session class: the session opens it through `store.open_transfers`, calls `sweep` now and then,
+and hands in a destination for each upload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+import trio
+
+from transfers.part import DISCARD_BOUND_S, Destination, Discarded, Part, Progress
+from transfers.refusals import PathMismatch, TooLarge, TooManyTransfers, TransferNotFound, TransfersClosed
+from transfers.settings import TransferSettings
+from transfers.upload import Upload
+
+REMEMBERED_UPLOADS = 64
+"""Ended uploads whose result is kept for a client that lost the last answer; the oldest goes first."""
+
+
+@attrs.define(eq=False, kw_only=True)
+class Uploads:
+    """The uploads of one session.
+
+    *on_discard* hears of each upload that was given up, in whatever way; it must neither raise nor block.
+    """
+
+    _settings: TransferSettings
+    _limiter: trio.CapacityLimiter
+    _on_discard: Callable[[Discarded], None]
+    _clock: Callable[[], float]
+    _parts: dict[str, Part] = attrs.field(factory=dict, init=False)
+    _closed: bool = attrs.field(default=False, init=False)
+
+    async def begin(
+        self,
+        path: str,
+        destination: Destination,
+        *,
+        offset: int,
+        data: bytes,
+        is_last: bool,
+        limit_bytes: int | None = None,
+    ) -> Progress:
+        """Open an upload to *path* with its first chunk; all further ones must name the same *path*, byte for byte.
+
+        *limit_bytes* is a narrower limit than `max_upload_bytes` for this file, if the caller has one.
+
+        Raises:
+            TooManyTransfers, TooLarge, OffsetMismatch, UploadLost, TransfersClosed: nothing is left open.
+
+        Ownership: *destination* belongs to the store from the call on.
+        Cancellation: the part file is discarded (at most DISCARD_BOUND_S seconds), since the client never
+            learned the transfer_id; only a replacement that has begun is finished.
+        """
+        part = self._new_part(path, destination, limit_bytes)
+        answered = False
+        try:
+            await self.sweep()
+            self._admit(part)
+            progress = await self._take(part, offset, data, is_last=is_last)
+            answered = True
+        finally:
+            if not answered:
+                self._parts.pop(part.transfer_id, None)
+                with trio.move_on_after(DISCARD_BOUND_S, shield=True):
+                    await part.put_away("its first chunk was not answered")
+        return progress
+
+    async def resume(self, transfer_id: str, path: str, *, offset: int, data: bytes, is_last: bool) -> Progress:
+        """Take the next, or a repeated, chunk of an upload.
+
+        Raises:
+            TransferNotFound, PathMismatch, OffsetMismatch, TooLarge: nothing changed.
+            UploadLost: the upload is over, now or since an earlier call.
+
+        Cancellation: a chunk that is being written is written, and counts; a replacement that has begun is
+            finished (at most COMMIT_BOUND_S seconds). Repeating the chunk tells how it went.
+        """
+        part = self._parts.get(transfer_id)
+        if part is None:
+            raise TransfersClosed if self._closed else TransferNotFound(transfer_id)
+        if part.path != path:
+            raise PathMismatch(transfer_id, path, part.path)
+        return await self._take(part, offset, data, is_last=is_last)
+
+    async def sweep(self) -> None:
+        """Discard uploads without a chunk for `upload_idle_s`; forget the results of ended ones as old.
+
+        Every `begin` does this first; the session does it on a timer, so that abandoned ones free their disk.
+        """
+        horizon = self._clock() - self._settings.upload_idle_s
+        for part in [p for p in self._parts.values() if p.used_at <= horizon]:
+            if not part.turn.locked():
+                self._parts.pop(part.transfer_id, None)
+                with trio.move_on_after(DISCARD_BOUND_S, shield=True):
+                    await part.put_away(f"no chunk came for {self._settings.upload_idle_s:g} s")
+
+    async def close_all(self) -> None:
+        """Discard every open upload; none can be begun afterwards.
+
+        Cancellation: shielded, at most DISCARD_BOUND_S seconds for all of them. What does not answer by then
+        is reported as left over, and its descriptor is closed all the same.
+        """
+        self._closed = True
+        parts, self._parts = self._parts, {}
+        with trio.move_on_after(DISCARD_BOUND_S, shield=True):
+            for part in parts.values():
+                async with part.turn:  # a chunk under way comes to its end first
+                    await part.put_away("its session ended")
+        for part in parts.values():
+            part.give_up("its session ended")
+
+    def _new_part(self, path: str, destination: Destination, limit_bytes: int | None) -> Part:
+        max_bytes = self._settings.max_upload_bytes
+        return Part(
+            path=path,
+            used_at=self._clock(),
+            upload=Upload(max_bytes=max_bytes if limit_bytes is None else min(max_bytes, limit_bytes)),
+            destination=destination,
+            limiter=self._limiter,
+            on_discard=self._on_discard,
+        )
+
+    def _admit(self, part: Part) -> None:
+        if self._closed:
+            raise TransfersClosed
+        if sum(not other.upload.is_over for other in self._parts.values()) >= self._settings.max_open:
+            raise TooManyTransfers(self._settings.max_open)
+        self._parts[part.transfer_id] = part
+
+    async def _take(self, part: Part, offset: int, data: bytes, *, is_last: bool) -> Progress:
+        if len(data) > self._settings.max_chunk_bytes:
+            raise TooLarge("chunk", len(data), self._settings.max_chunk_bytes)
+        async with part.turn:
+            try:
+                return await part.take(offset, data, is_last=is_last)
+            finally:
+                part.used_at = self._clock()
+                if part.upload.is_over:
+                    self._forget_oldest()
+                    with trio.move_on_after(DISCARD_BOUND_S, shield=True):
+                        await part.put_away("it was lost")
+
+    def _forget_oldest(self) -> None:
+        ended = [part for part in self._parts.values() if part.upload.is_over]
+        for part in sorted(ended, key=lambda part: part.used_at)[:-REMEMBERED_UPLOADS]:
+            del self._parts[part.transfer_id]
