@@ -1,0 +1,179 @@
+"""The composition root: what is built, in which order it lives and dies; signals; drain.
+
+Order is nesting: the audit outlives the launcher, the launcher outlives the supervisor, the supervisor outlives the
+endpoint. So whatever ends, there is still someone to write it down.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
+
+import attrs
+import trio
+
+from broker.audit import Audit, AuditUnavailable, Event, EventType, open_audit
+from broker.belongings import Belongings, tend
+from broker.contract import TOOLS
+from broker.endpoint import build_server
+from broker.gateway import Gateway
+from broker.listener import serve_http
+from broker.session import EndReason
+from broker.sockets import ListenFailed
+from broker.stdio import serve_stdio
+from broker.supervisor import SessionEnd, Supervisor, SupervisorSettings, open_supervisor
+from broker.wiring import Foundation, audit_settings, build_host, http_settings
+from config.load import Config
+from sandbox.launcher import open_launcher
+from transfers.part import Discarded
+
+log = logging.getLogger("broker")
+
+INSTRUCTIONS = (
+    "Hands on one Linux machine. Call create_session first and pass its session_id to the other tools. Commands are "
+    "argv arrays of allowed programs, no shell. Every failure names an error_code and what to do. kill_session ends "
+    "everything the session started."
+)
+
+CANNOT_SERVE = (ListenFailed, AuditUnavailable)
+"""What `run_http` and `run_stdio` raise when the address or the logs cannot be had; the text is for the operator."""
+
+_ENDS = MappingProxyType(
+    {
+        EndReason.EXPIRED: EventType.SESSION_EXPIRED,
+        EndReason.FAILED: EventType.SESSION_FAILED,
+        EndReason.LOST: EventType.SESSION_FAILED,
+    }
+)
+
+
+def program_version() -> str:
+    """The installed version, or what pyproject.toml would say in a bare checkout."""
+    try:
+        return version("remote-mcp-exec-gateway")
+    except PackageNotFoundError:
+        return "0+checkout"
+
+
+async def run_http(config: Config, foundation: Foundation, announce: Callable[[str], None]) -> None:
+    """Serve MCP over HTTP until SIGTERM or SIGINT; a second one ends at once.
+
+    Args:
+        announce: told each URL when it answers.
+    """
+    async with _open_broker(config, foundation) as broker, trio.open_nursery() as nursery:
+
+        async def serve(*, task_status: trio.TaskStatus[tuple[str, ...]]) -> None:
+            settings = http_settings(config.server)
+            server = build_server(broker.gateway, TOOLS, version=program_version(), instructions=INSTRUCTIONS)
+            await serve_http(settings, server, stop=broker.stop, end_work=broker.end_work, task_status=task_status)
+            nursery.cancel_scope.cancel(reason="the server has stopped")
+
+        nursery.start_soon(_mind_signals, broker, nursery.cancel_scope)
+        urls = await nursery.start(serve)
+        broker.note(EventType.SERVER_START, urls=urls)
+        for url in urls:
+            announce(url)
+
+
+async def run_stdio(config: Config, foundation: Foundation) -> None:
+    """Serve MCP on standard input and output until end-of-file, SIGTERM or SIGINT."""
+    async with _open_broker(config, foundation) as broker, trio.open_nursery() as nursery:
+        nursery.start_soon(_mind_signals, broker, nursery.cancel_scope)
+        broker.note(EventType.SERVER_START, transport="stdio")
+        await serve_stdio(
+            build_server(broker.gateway, TOOLS, version=program_version(), instructions=INSTRUCTIONS),
+            stop=broker.stop,
+            end_work=broker.end_work,
+            max_line_bytes=config.server.max_body_bytes,
+            max_calls_in_flight=config.server.max_calls_in_flight,
+        )
+        nursery.cancel_scope.cancel(reason="the conversation is over")
+
+
+@attrs.define(eq=False, kw_only=True)
+class _Broker:
+    """The running whole, as `run_http` and `run_stdio` hold it."""
+
+    audit: Audit
+    gateway: Gateway
+    supervisor: Supervisor[Belongings]
+    drain_s: float
+    stop: trio.Event = attrs.field(factory=trio.Event, init=False)
+
+    async def end_work(self) -> None:
+        """End every session, so that calls in flight answer; bounded."""
+        left = await self.supervisor.drain(self.drain_s)
+        if left:
+            log.warning("%d sessions were still ending after %g s", left, self.drain_s)
+
+    def note(self, event_type: EventType, **details: object) -> None:
+        """Record something of the broker itself."""
+        self.audit.end(Event(event_type=event_type, details=details))
+
+
+@asynccontextmanager
+async def _open_broker(config: Config, foundation: Foundation) -> AsyncIterator[_Broker]:
+    server = config.server
+    settings = SupervisorSettings(idle_s=server.sessions.max_session_age, max_concurrent=server.sessions.max_concurrent)
+    with open_audit(audit_settings(server)) as audit:
+        async with (
+            open_launcher(foundation.plan) as launcher,
+            open_supervisor(
+                settings, wait_lost=tend, on_end=partial(_record_end, audit), drain_s=server.timeouts.kill_grace + 5
+            ) as supervisor,
+        ):
+            host = build_host(config, foundation, launcher, supervisor, partial(_record_discard, audit))
+            broker = _Broker(audit=audit, gateway=Gateway(host, audit), supervisor=supervisor, drain_s=server.drain_s)
+            try:
+                yield broker
+            finally:
+                broker.note(EventType.SERVER_STOP)
+
+
+def _record_end(audit: Audit, end: SessionEnd) -> None:
+    """A session is gone: say why. What `kill_session` did is also recorded by its own call."""
+    event_type = _ENDS.get(end.reason, EventType.SESSION_CLOSED)
+    failed = event_type is EventType.SESSION_FAILED
+    audit.end(
+        Event(
+            event_type=event_type,
+            session_id=end.session_id,
+            principal=end.principal,
+            details={"reason": end.reason.value},
+            error=f"the session ended because {end.reason.value}" if failed else None,
+            exception=end.crash,
+        )
+    )
+
+
+def _record_discard(audit: Audit, principal: str, discarded: Discarded) -> None:
+    """An upload was given up: its bytes are gone, the destination is as it was."""
+    audit.end(
+        Event(
+            event_type=EventType.FILE_FAILED,
+            tool_name="upload_file",
+            principal=principal,
+            data_bytes=discarded.received_bytes,
+            error=f"upload to {discarded.path} was discarded: {discarded.why}",
+            details={"transfer_id": discarded.transfer_id, "leftover": discarded.leftover},
+        )
+    )
+
+
+async def _mind_signals(broker: _Broker, everything: trio.CancelScope) -> None:
+    """SIGHUP opens the logs anew; the first SIGTERM or SIGINT drains, a second one ends at once."""
+    with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            if number == signal.SIGHUP:
+                broker.audit.reopen()
+            elif broker.stop.is_set():
+                everything.cancel(reason=f"second signal {number}")
+            else:
+                log.info("signal %d: stopping", number)
+                broker.stop.set()

@@ -1,0 +1,154 @@
+"""What one session owns: its init process, its files, its transfers, its count of running commands.
+
+`open_belongings` is what a session opens first and closes last. It knows sandbox and transfers, no tool and no rule.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+
+import attrs
+import trio
+
+from sandbox.file_errors import FileError
+from sandbox.files import Files, Part, open_files
+from sandbox.launcher import Init, Launcher
+from sandbox.plan import Walls
+from transfers.part import Discarded
+from transfers.settings import TransferSettings
+from transfers.store import Transfers, open_transfers
+
+DISK_THREADS = 4
+"""Of one session's transfers: its slow disk must not take the threads of the others."""
+
+
+class TooManyCommands(Exception):
+    """As many commands run in this session as may run at once."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"{limit} commands are running in this session and sessions.max_concurrent_commands is {limit}; "
+            "wait until one ends"
+        )
+        self.limit = limit
+
+
+@attrs.define(eq=False)
+class CommandCount:
+    """How many commands of a session run now."""
+
+    limit: int
+    running: int = 0
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count one command; raises TooManyCommands at the limit."""
+        if self.running >= self.limit:
+            raise TooManyCommands(self.limit)
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+
+
+@attrs.define(eq=False, kw_only=True)
+class Belongings:
+    """A session's own; borrowed by the tools inside `Session.call`. `working_dir` becomes the real path when known."""
+
+    init: Init
+    files: Files
+    transfers: Transfers
+    commands: CommandCount
+    working_dir: str
+    environment: Mapping[str, str]
+    sweep_s: float
+
+
+@attrs.frozen(kw_only=True)
+class BelongingsSettings:
+    """`sweep_s`: seconds between two looks for abandoned transfers."""
+
+    transfers: TransferSettings
+    max_commands: int
+    sweep_s: float
+
+
+@asynccontextmanager
+async def open_belongings(
+    launcher: Launcher,
+    walls: Walls,
+    settings: BelongingsSettings,
+    *,
+    environment: Mapping[str, str],
+    on_discard: Callable[[Discarded], None],
+) -> AsyncIterator[Belongings]:
+    """Bring the session's init to life and open its files and transfers.
+
+    Raises:
+        BirthFailed: the init could not be born; nothing is left of it.
+    Ownership: transfers close first (an unfinished upload is discarded), then files, then everything below the init
+        is ended and gone.
+    """
+    limiter = trio.CapacityLimiter(DISK_THREADS)
+    async with (
+        launcher.open_init(walls) as init,
+        open_files(init.files_socket) as files,
+        open_transfers(settings.transfers, limiter=limiter, on_discard=on_discard) as transfers,
+    ):
+        yield Belongings(
+            init=init,
+            files=files,
+            transfers=transfers,
+            commands=CommandCount(settings.max_commands),
+            working_dir=walls.working_dir,
+            environment=environment,
+            sweep_s=settings.sweep_s,
+        )
+
+
+async def tend(own: Belongings) -> None:
+    """Look for abandoned transfers now and then; return when the init has ended, and the session with it."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_sweep, own)
+        await own.init.wait_exited()
+        nursery.cancel_scope.cancel(reason="the init ended")
+
+
+async def _sweep(own: Belongings) -> None:
+    while True:
+        await trio.sleep(own.sweep_s)
+        await own.transfers.sweep()
+
+
+class PartDestination:
+    """An upload's private part file, as the transfers see it: a descriptor of their own, commit, discard.
+
+    What the sandbox says in its vocabulary becomes the OSError that transfers understand.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        self.fd = os.dup(part.fd)  # theirs to close; the part closes its own
+
+    async def commit(self) -> None:
+        """Replace the destination by the part, atomically and durably. Raises: OSError."""
+        with _as_os_error():
+            await self._part.commit()
+
+    async def discard(self) -> None:
+        """Throw the part away. Raises: OSError."""
+        with _as_os_error():
+            await self._part.discard()
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except FileError as fault:
+        number = getattr(errno, fault.errno_name, errno.EIO)
+        raise OSError(number, fault.sentence) from fault

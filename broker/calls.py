@@ -1,0 +1,86 @@
+"""What passes between the MCP adapter and the gateway: one call in, one answer out.
+
+These two values are the whole seam: the endpoint knows MCP and nothing of sessions, policy or audit; the
+gateway knows those and nothing of MCP. The protocols say what the endpoint needs of its neighbours, so
+that it depends on neither the gateway nor the tool table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class Call:
+    """One `tools/call` as the gateway sees it.
+
+    `arguments` are the client's own, not validated. `client` and `request_id` are what the client says of
+    itself: good for the audit log, never for a decision.
+    """
+
+    tool: str
+    arguments: Mapping[str, object]
+    principal: str
+    client: str
+    request_id: str
+
+
+@attrs.frozen(kw_only=True)
+class Answer:
+    """The result of a call as one JSON object; `is_error` only if the tool itself failed."""
+
+    structured: dict[str, Any]
+    is_error: bool
+
+
+class Handler(Protocol):
+    """Who answers calls: the gateway."""
+
+    async def handle(self, call: Call) -> Answer:
+        """Answer *call*; names of unknown tools arrive here too, so that they are audited.
+
+        Raises nothing by promise. Cancellation: the client left or sent `notifications/cancelled`.
+        """
+        ...
+
+
+class ToolFace(Protocol):
+    """What a client is told of one tool: a row of the tool table."""
+
+    @property
+    def name(self) -> str:
+        """Its name in `tools/call`."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """Its name for a person."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """What a model reads to decide whether to use it."""
+        ...
+
+    @property
+    def annotations(self) -> Mapping[str, Any]:
+        """MCP's hints (`readOnlyHint`, ...)."""
+        ...
+
+    @property
+    def input_schema(self) -> Mapping[str, Any]:
+        """JSON Schema of the arguments."""
+        ...
+
+    @property
+    def output_schema(self) -> Mapping[str, Any]:
+        """JSON Schema of the result."""
+        ...
+
+    @property
+    def bulk_fields(self) -> Collection[str]:
+        """Result fields that are left out of the text twin of structured content."""
+        ...

@@ -1,0 +1,105 @@
+"""The policy's decision about a request, before anything happens: one place where requests meet `policy/`.
+
+A file tool's path is decided twice: here on its lexical form, for an early and clear answer, and by `require_path` on
+the real path of the descriptor that was opened, which is the one that counts.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from broker.belongings import Belongings
+from broker.errors import BrokerError, ErrorCode
+from broker.host import Host
+from broker.requests import (
+    CreateSession,
+    DownloadFile,
+    ExecuteCommand,
+    ListDirectory,
+    ReadFile,
+    Request,
+    UploadFile,
+    WriteFile,
+)
+from broker.session import Session
+from policy.command import decide_command
+from policy.decision import Allow, Confirm, Deny, Run
+from policy.environment import decide_environment
+from policy.path import Purpose, decide_path, lexical_path
+
+Subject: TypeAlias = Run | str | None
+"""What was decided about: the command to run, the lexical absolute path, or nothing."""
+
+
+class Denied(BrokerError):
+    """The policy does not allow it; `rule` is the key in policy.yaml that says so."""
+
+    def __init__(self, code: ErrorCode, decision: Deny | Confirm[Run]) -> None:
+        super().__init__(code, decision.reason, rule=decision.rule)
+        self.rule = decision.rule
+
+
+def decide(host: Host, session: Session[Belongings] | None, request: Request) -> Allow[Subject]:
+    """Decide about *request*.
+
+    Raises:
+        Denied: it must not happen, or only when confirmed.
+    """
+    match request:
+        case ExecuteCommand(argv=argv, confirm=confirm):
+            _require_timeout(host, request)
+            return _of_command(host, argv, confirm=confirm)
+        case CreateSession():
+            return _of_session(host, request)
+        case ReadFile() | DownloadFile():
+            return _of_path(host, session, request.path, "read")
+        case WriteFile() | UploadFile():
+            return _of_path(host, session, request.path, "write")
+        case ListDirectory():
+            return _of_path(host, session, request.path, "list")
+        case _:
+            return Allow(rule="tools", reason="The tool needs no further permission.", subject=None)
+
+
+def require_path(host: Host, path: str, purpose: Purpose) -> Allow[str]:
+    """Decide about a real path; raises Denied."""
+    decision = decide_path(host.paths, path, purpose)
+    if isinstance(decision, Deny):
+        raise Denied(ErrorCode.POLICY_PATH_VIOLATION, decision)
+    return decision
+
+
+def _of_command(host: Host, argv: tuple[str, ...], *, confirm: bool) -> Allow[Subject]:
+    match decide_command(host.policy, argv, confirm=confirm, programs=host.real_paths):
+        case Allow() as allow:
+            return Allow(rule=allow.rule, reason=allow.reason, subject=allow.subject)
+        case Confirm() as confirm_first:
+            raise Denied(ErrorCode.POLICY_CONFIRMATION_REQUIRED, confirm_first)
+        case Deny() as deny:
+            raise Denied(ErrorCode.POLICY_COMMAND_BLOCKED, deny)
+
+
+def _require_timeout(host: Host, request: ExecuteCommand) -> None:
+    asked_s = request.timeout_seconds
+    if asked_s is not None and asked_s > host.commands.max_s:
+        raise BrokerError(
+            ErrorCode.POLICY_RESOURCE_EXCEEDED,
+            f"timeout_seconds {asked_s:g} is above timeouts.command_max, {host.commands.max_s:g} s; ask for less",
+            limit_seconds=host.commands.max_s,
+            asked_seconds=asked_s,
+        )
+
+
+def _of_session(host: Host, request: CreateSession) -> Allow[Subject]:
+    denial = decide_environment(host.policy, request.environment)
+    if denial is not None:
+        raise Denied(ErrorCode.POLICY_COMMAND_BLOCKED, denial)
+    home = host.user.home
+    allow = require_path(host, lexical_path(home, request.working_dir or "~", home), "enter")
+    return Allow(rule=allow.rule, reason=allow.reason, subject=allow.subject)
+
+
+def _of_path(host: Host, session: Session[Belongings] | None, path: str, purpose: Purpose) -> Allow[Subject]:
+    cwd = session.own.working_dir if session is not None else host.user.home
+    allow = require_path(host, lexical_path(cwd, path, host.user.home), purpose)
+    return Allow(rule=allow.rule, reason=allow.reason, subject=allow.subject)

@@ -1,0 +1,141 @@
+"""MCP: what the SDK is told, and what it asks.
+
+Turns a `tools/call` into a `Call` and an `Answer` into a result; knows no session, no policy, no audit, and
+no transport (those are `listener.py` and `stdio.py`). One of the code base's three
+broad catches is here, because the SDK's own ones put the text of an exception on the wire.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import attrs
+import mcp_types as types
+import trio
+from mcp.server.caching import CacheHint
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.shared.exceptions import MCPError
+
+from broker.calls import Answer, Call, Handler, ToolFace
+from broker.errors import failure_of
+from broker.guard import SLOT_KEY
+
+log = logging.getLogger(__name__)
+
+PRINCIPAL = "local"
+"""Who calls, until the front door knows better (authentication is a room of its own)."""
+STRUCTURED_SINCE = "2025-06-18"
+"""Older clients know no structured content: their text is all they get."""
+TOOLS_FRESH_MS = 300_000
+"""How long a client may keep the tool list. It changes only with the broker's version."""
+CLIENT_CHARS = 128
+"""What a client says of itself goes into every audit record, so it is cut."""
+
+Context = ServerRequestContext[Any, Any]
+
+
+def build_server(handler: Handler, tools: Mapping[str, ToolFace], *, version: str, instructions: str) -> Server[Any]:
+    """Build the MCP server that announces *tools* and gives every call to *handler*."""
+    adapter = _Adapter(handler, tools)
+    server: Server[Any] = Server(
+        "remote-broker",
+        title="Remote Broker",
+        version=version,
+        instructions=instructions,
+        cache_hints={"tools/list": CacheHint(ttl_ms=TOOLS_FRESH_MS, scope="public")},
+        # Without it the SDK lists all tools at every call, to find out that no argument is twinned in a header.
+        get_tool_input_schema=lambda _name: None,
+        on_list_tools=adapter.on_list_tools,
+    )
+    server.add_request_handler("tools/call", types.CallToolRequestParams, adapter.on_call_tool)
+    return server
+
+
+@attrs.define(eq=False)
+class _Adapter:
+    """Answers the two questions that a client asks of our tools."""
+
+    _handler: Handler
+    _tools: Mapping[str, ToolFace]
+    _listed: types.ListToolsResult = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._listed = types.ListToolsResult(tools=[_announced(tool) for tool in self._tools.values()])
+
+    async def on_list_tools(
+        self, _context: Context, _params: types.PaginatedRequestParams | None
+    ) -> types.ListToolsResult:
+        """Give all tools on one page."""
+        await trio.lowlevel.checkpoint()
+        return self._listed
+
+    async def on_call_tool(self, context: Context, params: types.CallToolRequestParams) -> dict[str, Any]:
+        """Ask the handler; what it should never raise becomes an incident, not a text on the wire.
+
+        A name that is no tool's goes to the handler too, so that it is audited; the handler's error result then
+        goes out as the protocol's own error (-32602), with the result as `data`.
+        """
+        with _slot(context.request):
+            try:
+                answer = await self._handler.handle(_call(context, params))
+            except Exception as exc:
+                incident_id = secrets.token_hex(8)
+                log.exception("incident %s: the gateway raised on %.64r", incident_id, params.name)
+                answer = Answer(structured=failure_of(exc, incident_id).to_structured(), is_error=True)
+        tool = self._tools.get(params.name)
+        if tool is None and answer.is_error:
+            raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:CLIENT_CHARS]!r}", answer.structured)
+        bulk = tool.bulk_fields if tool else ()
+        return _result(answer, bulk=frozenset(bulk), structured=context.protocol_version >= STRUCTURED_SINCE)
+
+
+def _announced(tool: ToolFace) -> types.Tool:
+    return types.Tool(
+        name=tool.name,
+        title=tool.title,
+        description=tool.description,
+        input_schema=dict(tool.input_schema),
+        output_schema=dict(tool.output_schema),
+        annotations=types.ToolAnnotations.model_validate(dict(tool.annotations)),
+    )
+
+
+def _slot(request: Any) -> AbstractContextManager[None]:
+    """Hold the HTTP request's slot while the work goes on; on stdio there is no request."""
+    slot = None if request is None else request.scope.get(SLOT_KEY)
+    return nullcontext() if slot is None else slot.held()
+
+
+def _call(context: Context, params: types.CallToolRequestParams) -> Call:
+    told = context.session.client_params
+    client = f"{told.client_info.name} {told.client_info.version}" if told else ""
+    return Call(
+        tool=params.name,
+        arguments=params.arguments or {},
+        principal=PRINCIPAL,
+        client=client[:CLIENT_CHARS],
+        request_id=str(context.request_id)[:CLIENT_CHARS],
+    )
+
+
+def _result(answer: Answer, *, bulk: frozenset[str], structured: bool) -> dict[str, Any]:
+    """Return the wire form of a result: structured, and as text without the bulk (it is large, once is enough).
+
+    Clients that know no *structured* content get all of it as text. A plain dict, because the SDK checks and
+    shapes it anyway; its own model would only be dumped again first.
+    """
+    told = answer.structured
+    if structured and bulk:
+        told = {name: value for name, value in told.items() if name not in bulk}
+    result = {
+        "content": [{"type": "text", "text": json.dumps(told, ensure_ascii=False)}],
+        "isError": answer.is_error,
+        "resultType": "complete",
+    }
+    return result | {"structuredContent": answer.structured} if structured else result

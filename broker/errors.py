@@ -1,0 +1,160 @@
+"""The one table of wire codes: what a client reads when a call fails.
+
+Every package has its own small vocabulary of exceptions; only this module knows which code each of them has. An
+exception that is not in the table never reaches the wire as text: the client gets an incident id, the error log the
+rest. A row exists only while something raises it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from types import MappingProxyType
+
+import attrs
+
+from broker.auditlog import AuditUnavailable
+from broker.belongings import TooManyCommands
+from broker.session import SessionClosed
+from broker.supervisor import CreationFailed, SessionExpired, SessionLimitReached, SessionNotFound
+from broker.wire import json_value, safe_text
+from sandbox import faults, file_errors
+from transfers import refusals
+
+
+class ErrorCode(Enum):
+    """One row: the member's name is `error_name`; retryable: the same call, unchanged, may succeed later."""
+
+    SESSION_NOT_FOUND = ("SESSION_001", False, "Call create_session and use the session_id it returns.")
+    SESSION_EXPIRED = ("SESSION_002", False, "Call create_session; the old session's processes and uploads are gone.")
+    SESSION_LIMIT_REACHED = ("SESSION_003", True, "Kill a session you no longer need, or wait until one ends.")
+    SESSION_CREATION_FAILED = ("SESSION_004", False, "Read error_message; choose another id or working_dir.")
+    SESSION_CLOSED = ("SESSION_005", False, "Call create_session; what the session started has ended with it.")
+    POLICY_COMMAND_BLOCKED = ("POLICY_001", False, "Use a command and arguments that the policy allows.")
+    POLICY_PATH_VIOLATION = ("POLICY_002", False, "Use a path beneath an allowed root that is not blocked.")
+    POLICY_RESOURCE_EXCEEDED = ("POLICY_003", False, "Stay below the limit named in error_message.")
+    POLICY_CONFIRMATION_REQUIRED = ("POLICY_004", False, "If you really mean it, call again with confirm: true.")
+    CMD_EXEC_FAILED = ("CMD_001", False, "Read error_message: the command did not start, nothing of it ran.")
+    CMD_TIMEOUT = ("CMD_002", False, "Read the partial output; call again with a larger timeout_seconds.")
+    CMD_KILLED = ("CMD_003", False, "Read the partial output; something ended the command before it was done.")
+    FILE_NOT_FOUND = ("FILE_001", False, "Look with list_directory; the names are case-sensitive.")
+    FILE_ACCESS_DENIED = ("FILE_002", False, "Read error_message: not permitted, or no kind of file for this.")
+    FILE_TOO_LARGE = ("FILE_003", False, "Work in parts: read_file with limit, download_file, or upload_file.")
+    FILE_WRITE_ERROR = ("FILE_004", True, "Read error_message (disk full?); nothing was replaced unless it says so.")
+    FILE_CHANGED = ("FILE_005", False, "Someone else changed it meanwhile: look at it, then start again.")
+    TRANSFER_NOT_FOUND = ("TRANSFER_001", False, "Start again: the first chunk with an empty transfer_id.")
+    TRANSFER_OFFSET_MISMATCH = ("TRANSFER_002", False, "Send the chunk that begins at the expected offset.")
+    PROC_NOT_FOUND = ("PROC_001", False, "Look with get_process_list; the process may have ended.")
+    PROC_ACCESS_DENIED = ("PROC_002", False, "Only processes that this session started can be signalled.")
+    INVALID_ARGUMENTS = ("ARG_001", False, "Correct the arguments that error_message names, then call again.")
+    AUDIT_UNAVAILABLE = ("AUDIT_001", True, "Nothing was done. The operator must make the audit log writable.")
+    SYSTEM_INTERNAL_ERROR = ("SYS_999", False, "Give the incident id to the operator; the error log has the details.")
+
+    def __init__(self, code: str, retryable: bool, what_to_do: str) -> None:  # noqa: FBT001  rows, not calls
+        self.code = code
+        self.retryable = retryable
+        self.what_to_do = what_to_do
+
+
+class BrokerError(Exception):
+    """A failure that the broker itself decides on, with its row.
+
+    Args:
+        partial: fields of the tool's result that are known all the same, by their names on the wire.
+        details: what a program can use: limits, values, offsets.
+    """
+
+    def __init__(
+        self, code: ErrorCode, message: str, *, partial: Mapping[str, object] | None = None, **details: object
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.partial = partial or {}
+        self.details = details
+
+
+@attrs.frozen(kw_only=True)
+class Failure:
+    """What the client is told."""
+
+    code: ErrorCode
+    message: str
+    details: Mapping[str, object] = attrs.field(factory=lambda: MappingProxyType({}))
+    partial: Mapping[str, object] = attrs.field(factory=lambda: MappingProxyType({}))
+
+    def to_structured(self) -> dict[str, object]:
+        """The wire form; a partial result never overrides what says that it failed."""
+        partial = {name: json_value(value) for name, value in self.partial.items()}
+        return partial | {
+            "success": False,
+            "error_code": self.code.code,
+            "error_name": self.code.name,
+            "error_message": safe_text(self.message),
+            "error_details": {"what_to_do": self.code.what_to_do, **_json_object(self.details)},
+            "retryable": self.code.retryable,
+        }
+
+
+def _json_object(details: Mapping[str, object]) -> dict[str, object]:
+    return {name: json_value(value) for name, value in details.items()}
+
+
+FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
+    {
+        SessionNotFound: ErrorCode.SESSION_NOT_FOUND,
+        SessionExpired: ErrorCode.SESSION_EXPIRED,
+        SessionLimitReached: ErrorCode.SESSION_LIMIT_REACHED,
+        CreationFailed: ErrorCode.SESSION_CREATION_FAILED,
+        SessionClosed: ErrorCode.SESSION_CLOSED,
+        TooManyCommands: ErrorCode.POLICY_RESOURCE_EXCEEDED,
+        AuditUnavailable: ErrorCode.AUDIT_UNAVAILABLE,
+        faults.SpawnFailed: ErrorCode.CMD_EXEC_FAILED,
+        faults.ProcessNotFound: ErrorCode.PROC_NOT_FOUND,
+        file_errors.NotFound: ErrorCode.FILE_NOT_FOUND,
+        file_errors.AccessDenied: ErrorCode.FILE_ACCESS_DENIED,
+        file_errors.WrongKind: ErrorCode.FILE_ACCESS_DENIED,
+        file_errors.BadPath: ErrorCode.INVALID_ARGUMENTS,
+        file_errors.NoSpace: ErrorCode.FILE_WRITE_ERROR,
+        file_errors.TooLarge: ErrorCode.FILE_TOO_LARGE,
+        file_errors.Changed: ErrorCode.FILE_CHANGED,
+        file_errors.WriteFailed: ErrorCode.FILE_WRITE_ERROR,
+        file_errors.Unanswered: ErrorCode.FILE_WRITE_ERROR,
+        file_errors.OpenerGone: ErrorCode.SESSION_CLOSED,
+        refusals.TransferNotFound: ErrorCode.TRANSFER_NOT_FOUND,
+        refusals.PathMismatch: ErrorCode.TRANSFER_NOT_FOUND,
+        refusals.OffsetMismatch: ErrorCode.TRANSFER_OFFSET_MISMATCH,
+        refusals.OffsetBeyondEnd: ErrorCode.INVALID_ARGUMENTS,
+        refusals.TooLarge: ErrorCode.FILE_TOO_LARGE,
+        refusals.TooManyTransfers: ErrorCode.POLICY_RESOURCE_EXCEEDED,
+        refusals.UploadLost: ErrorCode.FILE_WRITE_ERROR,
+        refusals.SourceChanged: ErrorCode.FILE_CHANGED,
+        refusals.SourceUnreadable: ErrorCode.FILE_ACCESS_DENIED,
+        refusals.UnsizedSource: ErrorCode.FILE_ACCESS_DENIED,
+        refusals.TransfersClosed: ErrorCode.SESSION_CLOSED,
+    }
+)
+"""The packages' vocabularies. Their messages are written for people and go to the wire as they are."""
+
+
+def failure_of(error: Exception, incident_id: str) -> Failure:
+    """The failure a client is told for *error*; a subclass has the row of its nearest listed ancestor."""
+    if isinstance(error, BrokerError):
+        return Failure(code=error.code, message=error.message, details=error.details, partial=error.partial)
+    for ancestor in type(error).__mro__:
+        if code := FAILURES.get(ancestor):
+            return Failure(code=code, message=str(error), details=_public_facts(error))
+    return Failure(
+        code=ErrorCode.SYSTEM_INTERNAL_ERROR,
+        message=f"the broker failed on this call; it is incident {incident_id} in the error log",
+        details={"incident_id": incident_id},
+    )
+
+
+def _public_facts(error: Exception) -> dict[str, object]:
+    """The plain values that the exception carries as attributes, such as a path or an expected offset."""
+    return {
+        name: value
+        for name, value in vars(error).items()
+        if not name.startswith("_") and isinstance(value, str | int | float | Enum) and value != str(error)
+    }

@@ -1,0 +1,152 @@
+"""One HTTP request between Hypercorn and what answers it: the ASGI words the guard speaks.
+
+Holds the pieces that act on a single request: reading its body within limits, the guard's own short
+replies, and the pair of functions the MCP SDK receives and sends through. Knows no MCP beyond the shape of
+a JSON-RPC error, and no other request.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from enum import Enum
+from typing import Any
+
+import attrs
+import trio
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+# JSON-RPC 2.0: the request is at fault, or (first of the range left to servers) the server cannot now.
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+SERVER_BUSY = -32000
+
+LINGER_S = 1.0
+LINGER_BYTES = 1024 * 1024
+"""How long and how much of a refused body is still read: a socket closed with unread data is reset, and the
+reset can overtake the refusal on its way to the client."""
+
+
+def rpc_error(code: int, message: str, request_id: str | int | None = None) -> bytes:
+    """Return a JSON-RPC error; without *request_id* it answers no particular request."""
+    body = {"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": message}}
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+@attrs.frozen
+class Reply:
+    """A short answer of the guard's own."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    async def send(self, send: Send, *, rest: Receive | None = None) -> None:
+        """Send it at once; where a *rest* of the request may be unread, read it (bounded) before the end."""
+        head = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(self.body)),
+            (b"cache-control", b"no-store"),
+            *self.headers,
+        ]
+        await send({"type": "http.response.start", "status": self.status, "headers": head})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        if rest is not None:
+            with trio.move_on_after(LINGER_S):
+                await _discard(rest)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def refusal(status: int, message: str, *, code: int = INVALID_REQUEST, retry_after_s: int = 0) -> Reply:
+    """Return a refusal as a JSON-RPC error; *retry_after_s* other than 0 says when to come back."""
+    headers = ((b"retry-after", b"%d" % retry_after_s),) if retry_after_s else ()
+    return Reply(status, rpc_error(code, message), headers)
+
+
+async def _discard(receive: Receive) -> None:
+    size = 0
+    while size < LINGER_BYTES:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            return
+
+
+class Unread(Enum):
+    """Why a body could not be had."""
+
+    TOO_LARGE = "too large"
+    TOO_SLOW = "too slow"
+    GONE = "the client left"
+
+
+async def read_body(receive: Receive, *, declared_bytes: int, max_bytes: int, deadline_s: float) -> bytes | Unread:
+    """Read the whole body, or say why not.
+
+    A body that declares itself too large is refused before it is sent (*declared_bytes* is 0 if it does not);
+    all of it must have arrived *deadline_s* seconds from now.
+    """
+    if declared_bytes > max_bytes:
+        return Unread.TOO_LARGE
+    parts: list[bytes] = []
+    size = 0
+    with trio.move_on_after(deadline_s):
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return Unread.GONE
+            part = message.get("body", b"")
+            size += len(part)
+            if size > max_bytes:
+                return Unread.TOO_LARGE
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+    return Unread.TOO_SLOW
+
+
+@attrs.define(eq=False)
+class Exchange:
+    """What the SDK receives and sends through: the body in one piece, and no disconnect after the answer.
+
+    Hypercorn reports a disconnect after *every* response, from inside the last `send`. The SDK answers that
+    by cancelling its task, which then never gets back to Hypercorn to arm the keep-alive timer: the
+    connection would stay open for ever. So the disconnect is only passed on while the answer is not complete.
+    """
+
+    _receive: Receive
+    _send: Send
+    _body: bytes | None
+    _on_complete: Callable[[], None] = lambda: None
+    started: bool = False
+    complete: bool = False
+
+    async def receive(self) -> Message:
+        """Give the body once, then wait until the client leaves."""
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        message = await self._receive()
+        if self.complete:
+            await trio.sleep_forever()  # the SDK cancels its watcher when it has finished
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass one message on; what comes after the end is dropped (the SDK may report an error too late)."""
+        if self.complete:
+            return
+        if message["type"] == "http.response.start":
+            self.started = True
+        elif not message.get("more_body", False):
+            self.complete = True  # before the send: the false disconnect arrives during it
+            self._on_complete()  # and so may the next request on this connection
+        await self._send(message)
+
+    async def finish(self) -> None:
+        """End a response that was cut short, properly: a last empty part instead of a broken connection."""
+        if self.started and not self.complete:
+            await self.send({"type": "http.response.body", "body": b"", "more_body": False})

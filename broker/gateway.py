@@ -1,0 +1,152 @@
+"""One request's journey: tool, arguments, session, decision, begin record, the work, end record.
+
+Owns that order and nothing else: the tools do the work, `decisions.py` asks the policy, `errors.py` has the codes.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
+
+import attrs
+
+from broker import filetools, tools
+from broker.audit import Audit, Event, EventType, ToolEvents, events_of
+from broker.belongings import Belongings
+from broker.calls import Answer, Call
+from broker.contract import find_tool
+from broker.decisions import Denied, decide
+from broker.errors import ErrorCode, Failure, failure_of
+from broker.host import Host, Scope
+from broker.redact import redact_arguments
+from broker.requests import Request
+from broker.session import Session
+from broker.tools import Step
+from broker.wire import encode
+
+STEPS: Mapping[type, Step] = MappingProxyType({**tools.STEPS, **filetools.STEPS})
+
+
+class _CallFailed(Exception):
+    """Carries what the client is told from where it is recorded to where it is answered."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.code.name)
+        self.failure = failure
+
+
+@attrs.define(eq=False)
+class Gateway:
+    """Answers calls; the endpoint's `Handler`."""
+
+    _host: Host
+    _audit: Audit
+
+    async def handle(self, call: Call) -> Answer:
+        """Answer *call*. Raises nothing but Cancelled, and the end record is written then too."""
+        record = _Record(self._audit, call, events_of(call.tool))
+        try:
+            with record:
+                result = await self._journey(call, record)
+                return Answer(structured=encode(result), is_error=False)
+        except _CallFailed as failed:
+            return Answer(structured=failed.failure.to_structured(), is_error=True)
+
+    async def _journey(self, call: Call, record: _Record) -> attrs.AttrsInstance:
+        request: Any = find_tool(call.tool).decode(call.arguments)
+        step = STEPS[type(request)]
+        session = self._session_of(call.principal, request)
+        allow = decide(self._host, session, request)
+        record.begin(allow.rule)
+        scope = Scope(host=self._host, principal=call.principal, session=session)
+        if step.inside and session is not None:
+            result = await session.call(step.perform, scope, request, allow.subject)
+        else:
+            result = await step.perform(scope, request, allow.subject)
+        record.result = result
+        return result
+
+    def _session_of(self, principal: str, request: Request) -> Session[Belongings] | None:
+        session_id = getattr(request, "session_id", None)
+        return None if session_id is None else self._host.supervisor.get(principal, session_id)
+
+
+class _Record:
+    """The audit of one call. Whatever leaves its `with` block is recorded: a result, a failure, a cancellation.
+
+    A failure leaves it as `_CallFailed`: expected or not, the client is told what `errors.py` says and the log knows
+    the rest under the same incident id.
+    """
+
+    def __init__(self, audit: Audit, call: Call, events: ToolEvents) -> None:
+        self.result: attrs.AttrsInstance | None = None
+        self._audit = audit
+        self._events = events
+        self._started_s = time.monotonic()
+        session_id = call.arguments.get("session_id") or call.arguments.get("id")
+        self._event = Event(
+            event_type=events.begun,
+            session_id=session_id if isinstance(session_id, str) else None,
+            tool_name=call.tool,
+            arguments=redact_arguments(call.arguments),
+            request_id=call.request_id,
+            principal=call.principal,
+            client=call.client,
+        )
+
+    def begin(self, rule: str) -> None:
+        """Record what is about to happen, and the rule that allows it. Raises: AuditUnavailable."""
+        self._event = attrs.evolve(self._event, rule=rule)
+        self._audit.begin(self._event)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._end(self._events.completed, **_facts_of(self.result))
+        elif isinstance(error, Exception):
+            raise _CallFailed(self._failed(error)) from error
+        else:
+            self._end(self._events.failed, error="cancelled: the client left, or the broker stops")
+
+    def _failed(self, error: Exception) -> Failure:
+        incident_id = secrets.token_hex(8)
+        failure = failure_of(error, incident_id)
+        unexpected = failure.code is ErrorCode.SYSTEM_INTERNAL_ERROR
+        self._end(
+            self._events.failed,
+            error=failure.message,
+            error_code=failure.code.code,
+            rule=error.rule if isinstance(error, Denied) else self._event.rule,
+            incident_id=incident_id if unexpected else None,
+            exception=error if unexpected else None,
+        )
+        return failure
+
+    def _end(self, event_type: EventType, **facts: Any) -> None:
+        duration_ms = round((time.monotonic() - self._started_s) * 1000)
+        self._audit.end(attrs.evolve(self._event, event_type=event_type, duration_ms=duration_ms, **facts))
+
+
+_RECORDED = MappingProxyType(
+    {
+        "exit_code": "exit_code",
+        "sha256": "sha256",
+        "session_id": "session_id",
+        "bytes_written": "data_bytes",
+        "bytes_received": "data_bytes",
+        "chunk_size": "data_bytes",
+    }
+)
+"""Fields of results that an end record carries, and under which name."""
+
+
+def _facts_of(result: attrs.AttrsInstance | None) -> dict[str, object]:
+    found = {field: getattr(result, name, None) for name, field in _RECORDED.items()}
+    return {field: value for field, value in found.items() if value is not None}

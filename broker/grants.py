@@ -1,0 +1,78 @@
+"""From the policy to what the kernel can be told: the real files and directories behind names and patterns.
+
+Looks at this machine once, at the start. Where the two differ the kernel gets less: a program that is not there is not
+granted, a pattern with wildcards grants what exists now.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+import attrs
+
+from broker.host import Grants
+from policy.known import may_run_of
+from policy.path import PathRules, Pattern, Root, kernel_roots
+from policy.pattern import ANY_DEPTH, components
+from policy.rules import CommandRule, Policy
+from sandbox.programs import Program, resolve_program
+
+BENEATH = "/**"
+
+
+def resolve_programs(policy: Policy) -> Mapping[str, Program]:
+    """The facts about every executable that the policy names, as far as it is on this machine."""
+    named = {rule.executable for rule in policy.allowed_commands.values()}
+    named |= {entry for rule in policy.allowed_commands.values() for entry in _single_programs(rule)}
+    found = {path: resolve_program(path) for path in sorted(named)}
+    return MappingProxyType({path: program for path, program in found.items() if not program.problem})
+
+
+def find_grants(policy: Policy, rules: PathRules, programs: Mapping[str, Program]) -> Grants:
+    """What a session may write, and what it and each of its commands may execute."""
+    rule_paths = {name: tuple(_exec_paths(rule, programs)) for name, rule in policy.allowed_commands.items()}
+    everything = dict.fromkeys(path for paths in rule_paths.values() for path in paths)
+    narrowed = {
+        name: rule_paths[name] for name, rule in policy.allowed_commands.items() if may_run_of(rule) is not None
+    }
+    return Grants(
+        write_paths=tuple(dict.fromkeys(path for root in kernel_roots(rules) for path in _existing(root))),
+        exec_paths=tuple(everything),
+        of_command=MappingProxyType(narrowed),
+    )
+
+
+def without_own_files(rules: PathRules, own_files: tuple[str, ...]) -> PathRules:
+    """The rules with the broker's own files blocked, by their names and by where they really are.
+
+    Args:
+        own_files: absolute paths; a `*` in a component is a wildcard.
+    """
+    texts = dict.fromkeys(path for own in own_files for path in (own, os.path.realpath(own)))
+    blocked = (Pattern(text=text, parts=(*components(text), ANY_DEPTH)) for text in texts)
+    return attrs.evolve(rules, blocked=(*rules.blocked, *blocked))
+
+
+def _single_programs(rule: CommandRule) -> Iterator[str]:
+    return (entry for entry in may_run_of(rule) or () if not entry.endswith(BENEATH))
+
+
+def _exec_paths(rule: CommandRule, programs: Mapping[str, Program]) -> Iterator[str]:
+    """The files and directories that a command of this rule may execute: itself, its helpers, their loaders."""
+    for path in (rule.executable, *_single_programs(rule)):
+        if program := programs.get(path):
+            yield from program.exec_paths
+    for entry in may_run_of(rule) or ():
+        directory = os.path.realpath(entry.removesuffix(BENEATH))
+        if entry.endswith(BENEATH) and os.path.isdir(directory):
+            yield directory
+
+
+def _existing(root: Root) -> Iterator[str]:
+    """The real directories (or single files) that a pattern stands for now."""
+    for path in [root.prefix] if root.literal else glob.iglob(root.glob, recursive=True, include_hidden=True):
+        if os.path.isdir(path) if root.beneath else os.path.isfile(path):
+            yield os.path.realpath(path)

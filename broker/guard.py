@@ -1,0 +1,246 @@
+"""The thin ASGI room between Hypercorn and the MCP SDK.
+
+It decides what reaches the SDK at all: HTTP/1.1, an allowed Host and Origin, `/mcp`, a whole body within its
+size and time, a free slot, not while draining. It answers `/healthz` itself. It knows no tool and no session;
+of MCP it knows the name of one header and the shape of a JSON-RPC message, because two requests with one id
+on one handshake-era connection would hang the first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from typing import Any
+
+import attrs
+import trio
+
+from broker.exchange import (
+    INVALID_REQUEST,
+    PARSE_ERROR,
+    SERVER_BUSY,
+    Exchange,
+    Receive,
+    Reply,
+    Scope,
+    Send,
+    Unread,
+    read_body,
+    refusal,
+)
+from broker.origins import HostRules
+from broker.slots import Slot, Slots
+
+MCP_PATH = "/mcp"
+HEALTH_PATH = "/healthz"
+SLOT_KEY = "broker.slot"
+"""Where the slot of a call is found in the ASGI scope, so that its work can hold it too."""
+MCP_SESSION_HEADER = b"mcp-session-id"
+ANSWER_S = 2.0
+"""Seconds that answers have to get out of the door once the drain has ended the work."""
+NOTIFICATION_BYTES = 64 * 1024
+"""A busy broker still takes notifications (one may cancel a call), if they are no larger than this."""
+
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@attrs.frozen(kw_only=True)
+class GuardLimits:
+    """What one client may cost."""
+
+    max_body_bytes: int = attrs.field(validator=attrs.validators.gt(0))
+    body_timeout_s: float = attrs.field(validator=attrs.validators.gt(0))
+    max_calls_in_flight: int = attrs.field(validator=attrs.validators.gt(0))
+
+
+@attrs.define(eq=False, kw_only=True)
+class Guard:
+    """The ASGI application that Hypercorn runs; *app* is the SDK's."""
+
+    _app: ASGIApp
+    _rules: HostRules
+    _limits: GuardLimits
+    _version: str
+    draining: bool = False
+    calls: Slots = attrs.field(init=False)
+    _bodies: Slots = attrs.field(init=False)
+    _streams: set[trio.CancelScope] = attrs.field(init=False, factory=set)
+
+    def __attrs_post_init__(self) -> None:
+        self.calls = Slots(self._limits.max_calls_in_flight)
+        # Bodies still arriving have a bound of their own: slow clients cannot keep calls out, nor fill memory.
+        self._bodies = Slots(self._limits.max_calls_in_flight)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] == "http":
+            if reply := self._reply_at_once(scope):
+                await reply.send(send, rest=receive)
+            else:
+                await self._serve(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await _answer_lifespan(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def drain(self, end_work: Callable[[], Awaitable[None]]) -> None:
+        """Refuse new work, end what runs by *end_work*, let the answers out (bounded), end the GET streams."""
+        self.draining = True
+        await end_work()
+        for stream in self._streams:
+            stream.cancel(reason="the broker is stopping")
+        with trio.move_on_after(ANSWER_S):
+            await self.calls.wait_empty()
+
+    def _reply_at_once(self, scope: Scope) -> Reply | None:
+        """Return the answer if it takes no more than the head of the request to know it."""
+        if refused := self._refuse_sender(scope):
+            return refused
+        if scope["path"] == HEALTH_PATH:
+            return self._health(scope["method"])
+        if scope["path"] != MCP_PATH:
+            return refusal(404, f"there is nothing here; MCP is at {MCP_PATH}")
+        if self.draining:
+            return refusal(503, "the broker is stopping", code=SERVER_BUSY, retry_after_s=5)
+        return self._busy("requests") if self._bodies.full else None
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body of a request for MCP, and hand it to the SDK if all is well."""
+        with self._bodies.new().held():
+            body = await read_body(
+                receive,
+                declared_bytes=_declared_bytes(scope),
+                max_bytes=self._limits.max_body_bytes,
+                deadline_s=self._limits.body_timeout_s,
+            )
+        match body:
+            case bytes():
+                await self._pass_on(scope, receive, send, body)
+            case Unread.TOO_LARGE:
+                reply = refusal(413, f"the body is larger than {self._limits.max_body_bytes} bytes")
+                await reply.send(send, rest=receive)
+            case Unread.TOO_SLOW:
+                await refusal(408, f"the body took longer than {self._limits.body_timeout_s:g} s").send(send)
+            case Unread.GONE:
+                pass  # nobody is left to answer
+
+    def _refuse_sender(self, scope: Scope) -> Reply | None:
+        """Check who asks, on which protocol and under which name; also writes the Host in its one spelling."""
+        if not scope["http_version"].startswith("1"):
+            # Hypercorn switches to HTTP/2 by itself when a client opens with its preface.
+            return refusal(505, "use HTTP/1.1")
+        named = False
+        for index, (name, value) in enumerate(scope["headers"]):
+            if name == b"host":
+                host = self._rules.canonical_host(value.decode("latin-1"))
+                if host is None:
+                    return refusal(421, "this Host is not allowed; the operator lists them in server.allowed_hosts")
+                scope["headers"][index] = (name, host.encode())
+                named = True
+            elif name == b"origin" and not self._rules.origin_allowed(value.decode("latin-1")):
+                return refusal(403, "this Origin is not allowed; the operator lists them in server.allowed_origins")
+        return None if named else refusal(421, "the request names no Host")
+
+    def _health(self, method: str) -> Reply:
+        if method not in {"GET", "HEAD"}:
+            return attrs.evolve(refusal(405, "use GET"), headers=((b"allow", b"GET, HEAD"),))
+        status = "draining" if self.draining else "ok"
+        body = json.dumps({"status": status, "version": self._version}).encode()
+        return Reply(503 if self.draining else 200, body)
+
+    def _busy(self, what: str) -> Reply:
+        limit = self._limits.max_calls_in_flight
+        return refusal(
+            503, f"{limit} {what} are in flight, which is the limit; try again", code=SERVER_BUSY, retry_after_s=1
+        )
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+        """Hand a request to the SDK: streams (GET) can be ended, POSTs are counted, DELETEs just go through."""
+        if scope["method"] == "GET":
+            await self._stream(scope, Exchange(receive, send, body))
+        elif scope["method"] == "POST":
+            slot = self._admit(scope, body)
+            if isinstance(slot, Reply):
+                return await slot.send(send)
+            scope[SLOT_KEY] = slot
+            with ExitStack() as held:
+                held.enter_context(slot.held())
+                exchange = Exchange(receive, send, body, on_complete=held.close)
+                await self._app(scope, exchange.receive, exchange.send)
+        else:
+            exchange = Exchange(receive, send, body)
+            await self._app(scope, exchange.receive, exchange.send)
+        return None
+
+    async def _stream(self, scope: Scope, exchange: Exchange) -> None:
+        with trio.CancelScope() as stream:
+            self._streams.add(stream)
+            try:
+                await self._app(scope, exchange.receive, exchange.send)
+            finally:
+                self._streams.discard(stream)
+        await exchange.finish()
+
+    def _admit(self, scope: Scope, body: bytes) -> Slot | Reply:
+        """Find a slot for a POST, or say why there is none."""
+        key: tuple[bytes, str] | None = None
+        mcp_session = next((value for name, value in scope["headers"] if name == MCP_SESSION_HEADER), None)
+        if mcp_session is not None:
+            request_id = _handshake_request_id(body)
+            if isinstance(request_id, Reply):
+                return request_id
+            key = (mcp_session, request_id) if request_id is not None else None
+            if key is not None and key in self.calls.keys:
+                return refusal(400, "a request with this id is in flight on this MCP session")
+        if self.calls.full and not _is_notification(body):
+            return self._busy("calls")
+        return self.calls.new(key)
+
+
+def _declared_bytes(scope: Scope) -> int:
+    """Return the Content-Length; h11 has refused any that is not a number, or not the only one."""
+    return next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+
+
+def _decode(body: bytes) -> Any:
+    """Decode JSON; raises ValueError also for what nests too deep."""
+    try:
+        return json.loads(body)
+    except RecursionError as exc:
+        raise ValueError("nests too deep") from exc
+
+
+def _handshake_request_id(body: bytes) -> str | Reply | None:
+    """Return the id of a request as the SDK keys it (`1` and `"1"` are one id to it), None if it has none."""
+    try:
+        message = _decode(body)
+    except ValueError:
+        return refusal(400, "the body is not JSON", code=PARSE_ERROR)
+    if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
+        return refusal(400, "the body must be one JSON-RPC 2.0 message")
+    if "method" not in message or "id" not in message:
+        return None
+    request_id = message["id"]
+    if type(request_id) not in {int, str}:
+        return refusal(400, "the id of a request must be a string or an integer", code=INVALID_REQUEST)
+    return str(request_id)
+
+
+def _is_notification(body: bytes) -> bool:
+    """Whether the body is a message that asks for no answer (a notification, or the answer to a question)."""
+    if len(body) > NOTIFICATION_BYTES:
+        return False
+    try:
+        message = _decode(body)
+    except ValueError:
+        return False
+    return isinstance(message, dict) and ("id" not in message or "method" not in message)
+
+
+async def _answer_lifespan(receive: Receive, send: Send) -> None:
+    """Tell Hypercorn that there is nothing to start or stop: what lives around it is `serve_http`'s."""
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})

@@ -1,0 +1,94 @@
+"""The machine as the tools see it: what the broker is made of, built once in `app.py` and handed down.
+
+Values and owners that live as long as the broker. Anything that belongs to one session is in `belongings.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import attrs
+
+from broker.belongings import Belongings, BelongingsSettings
+from broker.session import Session
+from broker.supervisor import Supervisor
+from policy.environment import User
+from policy.path import PathRules
+from policy.rules import Policy
+from sandbox.facts import FactSource
+from sandbox.launcher import Launcher
+from sandbox.plan import LayerReport, Limits, SessionUser
+from transfers.media import MediaTypes
+from transfers.part import Discarded
+
+
+@attrs.frozen(kw_only=True)
+class CommandLimits:
+    """What a command gets.
+
+    Seconds by default and at most, seconds between SIGTERM and SIGKILL, seconds for output after its end, and bytes of
+    each stream that an answer carries.
+    """
+
+    default_s: float
+    max_s: float
+    grace_s: float
+    drain_s: float
+    output_bytes: int
+
+
+@attrs.frozen(kw_only=True)
+class Grants:
+    """What the kernel is told of the policy: real files and directories of this machine."""
+
+    write_paths: tuple[str, ...]
+    exec_paths: tuple[str, ...]
+    """Of every session: all allowed executables, what they may run, their interpreters and loaders."""
+    of_command: Mapping[str, tuple[str, ...]]
+    """The narrower list of a command whose rule says what it may run, by the rule's name."""
+
+
+@attrs.frozen(kw_only=True)
+class Host:
+    """See the module."""
+
+    policy: Policy
+    paths: PathRules
+    real_paths: Mapping[str, str]
+    user: SessionUser
+    grants: Grants
+    limits: Limits
+    commands: CommandLimits
+    belongings: BelongingsSettings
+    layers: tuple[LayerReport, ...]
+    launcher: Launcher
+    supervisor: Supervisor[Belongings]
+    facts: FactSource
+    media: MediaTypes
+    on_discard: Callable[[str, Discarded], None]
+
+    @property
+    def account(self) -> User:
+        """The session user, as the policy's environment knows it."""
+        return User(name=self.user.name, home=self.user.home)
+
+
+@attrs.frozen(kw_only=True)
+class Scope:
+    """Who asks, and in which session: what every perform_* gets."""
+
+    host: Host
+    principal: str
+    session: Session[Belongings] | None
+
+    @property
+    def named_session(self) -> Session[Belongings]:
+        """The session of a tool whose arguments name one. Raises: LookupError for any other tool."""
+        if self.session is None:
+            raise LookupError("this tool names no session")
+        return self.session
+
+    @property
+    def own(self) -> Belongings:
+        """The belongings of the session that the call names."""
+        return self.named_session.own

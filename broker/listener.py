@@ -1,0 +1,129 @@
+"""MCP over Streamable HTTP: the SDK's session manager behind the guard, on Hypercorn's trio worker.
+
+Owns the order of stopping: refuse new work, end the work that runs (so that every waiting client still gets
+its answer), and only then let go of the connections. Hypercorn alone would stop listening and cut them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import attrs
+import hypercorn.trio
+import trio
+from hypercorn.config import Config
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.transport_security import TransportSecuritySettings
+
+from broker.guard import MCP_PATH, Guard, GuardLimits
+from broker.library_logs import quiet_libraries
+from broker.origins import HostRules, host_rules
+from broker.sockets import open_listeners
+
+HEADER_BYTES = 32 * 1024
+KEEP_ALIVE_S = 30.0
+"""Idle connections, and request headers on their way, have this long. Longer than clients keep an idle
+connection (4 to 15 s in common ones), so that they, not we, close first and no request meets a closed door."""
+KEEP_ALIVE_REQUESTS = 1_000_000
+GRACE_S = 2.0
+"""What Hypercorn gives connections that are still busy after the drain."""
+
+
+@attrs.frozen(kw_only=True)
+class HttpSettings:
+    """Where and how to listen. Names are checked by `host_rules`, limits by `GuardLimits`."""
+
+    host: str
+    port: int
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    max_body_bytes: int
+    body_timeout_s: float
+    max_calls_in_flight: int
+    max_mcp_sessions: int = 64
+    mcp_session_idle_s: float = 900
+    keep_alive_s: float = KEEP_ALIVE_S
+    stall_s: float = 20
+    """Seconds a client may leave an answer unread before its connection is closed."""
+
+
+async def serve_http(
+    settings: HttpSettings,
+    server: Server[Any],
+    *,
+    stop: trio.Event,
+    end_work: Callable[[], Awaitable[None]],
+    task_status: trio.TaskStatus[tuple[str, ...]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve MCP over HTTP until *stop* is set; `started` gives the URLs.
+
+    After *stop* nothing new is taken; *end_work* is called once and ends the sessions, so that calls in flight
+    answer; these answers still go out.
+
+    Raises:
+        ListenFailed: the address cannot be had.
+        ValueError: a host or origin in the settings is none.
+    Cancellation: at once, without a drain: calls in flight are cancelled and their clients see a closed socket.
+    """
+    rules = host_rules(settings.host, settings.allowed_hosts, settings.allowed_origins)
+    manager = _session_manager(settings, server, rules)
+    guard = _guard(settings, server, rules, manager)
+    sockets = await open_listeners(settings.host, settings.port, stall_s=settings.stall_s)
+    fds = [sock.detach() for sock in sockets]  # from here on Hypercorn closes them
+
+    async def drained() -> None:
+        await stop.wait()
+        await guard.drain(end_work)
+
+    with quiet_libraries():
+        async with manager.run(), trio.open_nursery() as nursery:
+            app: Any = guard  # ASGI by shape; Hypercorn has a TypedDict for every event
+            serve = partial(hypercorn.trio.serve, app, _hypercorn_config(settings, fds), mode="asgi")
+            urls: list[str] = await nursery.start(partial(serve, shutdown_trigger=drained))
+            for fd in fds:
+                os.set_inheritable(fd, False)  # Hypercorn makes them inheritable, for workers we do not have
+            task_status.started(tuple(f"{url}{MCP_PATH}" for url in urls))
+
+
+def _session_manager(settings: HttpSettings, server: Server[Any], rules: HostRules) -> StreamableHTTPSessionManager:
+    """Return the SDK's own entry; its checks are the same as the guard's, a second lock behind the first."""
+    return StreamableHTTPSessionManager(
+        server,
+        security_settings=TransportSecuritySettings(
+            allowed_hosts=rules.host_patterns(), allowed_origins=rules.origin_patterns()
+        ),
+        max_request_body_size=settings.max_body_bytes,
+        session_idle_timeout=settings.mcp_session_idle_s,
+        max_sessions=settings.max_mcp_sessions,
+    )
+
+
+def _guard(
+    settings: HttpSettings, server: Server[Any], rules: HostRules, manager: StreamableHTTPSessionManager
+) -> Guard:
+    limits = GuardLimits(
+        max_body_bytes=settings.max_body_bytes,
+        body_timeout_s=settings.body_timeout_s,
+        max_calls_in_flight=settings.max_calls_in_flight,
+    )
+    return Guard(app=manager.handle_request, rules=rules, version=server.version, limits=limits)
+
+
+def _hypercorn_config(settings: HttpSettings, fds: list[int]) -> Config:
+    config = Config()
+    config.bind = [f"fd://{fd}" for fd in fds]
+    config.alpn_protocols = ["http/1.1"]
+    config.accesslog = None
+    config.errorlog = logging.getLogger("hypercorn.error")
+    config.include_server_header = False
+    config.h11_max_incomplete_size = HEADER_BYTES
+    config.h2_max_concurrent_streams = 1  # the guard refuses HTTP/2, which Hypercorn cannot be told not to speak
+    config.keep_alive_timeout = settings.keep_alive_s
+    config.keep_alive_max_requests = KEEP_ALIVE_REQUESTS
+    config.graceful_timeout = GRACE_S
+    return config

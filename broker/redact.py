@@ -1,0 +1,218 @@
+"""What of a call may be written down: the arguments of a tool and texts about them, without their secrets.
+
+Pure. Shown are only arguments that a request class names and does not mark secret, in the shape it asks for;
+everything else (contents, stdin, chunks, unknown or misshapen arguments) shows its size. Secret-looking variables,
+options, headers, tokens and passwords in URLs show as "[redacted]", and what was hidden here is also taken out of
+error texts and tracebacks that quote it.
+
+It errs on both sides: a secret in a shape nobody knows is shown, an innocent word after "token=" is hidden.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+import attrs
+
+from broker.requests import Request
+from broker.schema import hints_of
+from broker.wire import safe_text
+
+REDACTED = "[redacted]"
+VALUE_CHARACTERS = 512
+"""Of one value in a record; then it is cut, and the record says how many bytes there were."""
+SHOWN_ITEMS = 64
+"""Of an argument list, of the environment, of the arguments themselves."""
+DIGEST_BYTES = 65_536
+"""Contents up to this size get a SHA-256 in the record; it takes 0.1 ms of the one thread that does everything."""
+SHOWN_NUMBER = 2**64
+"""Python refuses to print integers of thousands of digits."""
+SCRUB_CHARACTERS = 6
+"""A shorter secret is in every text by chance."""
+SCRUBBED_VALUES = 256
+"""Of a value that is not shown; a client could send a million little strings."""
+
+
+def _shapes() -> Mapping[str, type | tuple[type, ...]]:
+    scalars: Mapping[Any, type | tuple[type, ...]] = {str: str, Literal: str, bool: bool, int: int, float: (int, float)}
+    hints = [named for request in get_args(Request) for named in hints_of(request).items()]
+    return MappingProxyType({name: scalars[h.type] for name, h in hints if h.type in scalars and not h.about.secret})
+
+
+SHOWN_ARGUMENTS = _shapes()
+"""The scalar arguments that are shown, with what they must be; argv and environment are shown item by item."""
+DIGESTED_ARGUMENTS = frozenset({"content"})
+"""Not stdin_input: a digest of a short password is as good as the password."""
+
+_SECRET_PARTS = frozenset(
+    {"auth", "cookie", "cookies", "cred", "creds", "dsn", "jwt", "otp", "pass", "pat", "pin", "pwd"}
+)
+_SECRET_WORDS = re.compile(
+    r"password|passwd|passphrase|(?:pg|db|user|admin|root|ssh|smtp)pass|secret|token|credential|authorization|bearer"
+    r"|(?:api|access|private|signing)key"
+)
+_KEY = re.compile(r"(?:^|[_.-])keys?$")
+_WORKING_DIRS = frozenset({"pwd", "oldpwd"})
+
+_NAMED_VALUE = re.compile(
+    r"""(?<![\w.-])(?P<name>[\w.-]+)(?P<sep>["']?\s{0,3}[=:]\s{0,3})"""
+    r"""(?:(?:bearer|basic|digest|token)\s+)?(?:"[^"]*(?:"|\Z)|'[^']*(?:'|\Z)|[^\s"'&,;]+)""",
+    re.IGNORECASE,
+)
+_URL_PASSWORD = re.compile(r"(?<![A-Za-z0-9])([A-Za-z][A-Za-z0-9+.-]{0,15}://[^\s/:@]*):[^\s/@]+@")
+_URL_TOKEN = re.compile(r"(?<![A-Za-z0-9])(https?://)[^\s/:@]+@", re.IGNORECASE)
+_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(?:gh[pousr]_|github_pat_|glpat-|xox[abprs]-|sk-|AKIA|ASIA|AIza|npm_|pypi-|hf_|eyJ)[\w.-]{12,}"
+)
+_PRIVATE_KEY = re.compile(
+    r"-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,32}PRIVATE KEY-----|\Z)", re.DOTALL
+)
+
+
+@attrs.frozen(kw_only=True)
+class Redacted:
+    """Arguments that may be written down, and the texts that may not. Only `redact_arguments` makes one."""
+
+    shown: Mapping[str, object]
+    _secrets: tuple[str, ...] = attrs.field(repr=False)
+
+    def scrub(self, text: str) -> str:
+        """*text* without what was hidden in the arguments, as it is or as a message would quote it."""
+        for secret in (secret for secret in self._secrets if len(secret) <= len(text)):
+            for form in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1]):
+                text = text.replace(form, REDACTED)
+        return text
+
+
+def redact_arguments(arguments: object) -> Redacted:
+    """The arguments of a call as they came, valid or not, for the record."""
+    if not isinstance(arguments, Mapping):
+        return Redacted(shown={"arguments": _sized(arguments, digest=False)}, secrets=_leaves(arguments))
+    shown: dict[str, object] = {}
+    secrets: list[str] = []
+    for name, value in list(arguments.items())[:SHOWN_ITEMS]:
+        shown[redact_text(str(name))] = _argument(str(name), value, secrets)
+    if len(arguments) > SHOWN_ITEMS:
+        shown["..."] = f"{len(arguments) - SHOWN_ITEMS} more"
+    # The longest first: one secret may be a part of another.
+    return Redacted(shown=shown, secrets=tuple(sorted(set(secrets), key=len, reverse=True)))
+
+
+def _argument(name: str, value: object, secrets: list[str]) -> object:
+    match value:
+        case list() if name == "argv":
+            return list(_argv(value, secrets))
+        case Mapping() if name == "environment":
+            return dict(_environment(value, secrets))
+        case str() if SHOWN_ARGUMENTS.get(name) is str:
+            return redact_text(value)
+        case int() | float() if isinstance(value, SHOWN_ARGUMENTS.get(name, ())):
+            return value if abs(value) < SHOWN_NUMBER else "a number"
+        case None:
+            return None
+    secrets += _leaves(value)
+    return _sized(value, digest=name in DIGESTED_ARGUMENTS)
+
+
+def _argv(argv: list[object], secrets: list[str]) -> Iterator[object]:
+    """Each argument; the one after a secret-looking option, and what such an option is set to, are hidden."""
+    hide_next = False
+    for argument in argv[:SHOWN_ITEMS]:
+        if not isinstance(argument, str):
+            secrets += _leaves(argument)
+            yield _sized(argument, digest=False)
+            continue
+        option, equals, value = argument.partition("=")
+        if hide_next or (equals and is_secret_name(option.lstrip("-"))):
+            secrets += _worth_scrubbing(argument if hide_next else value)
+            yield REDACTED if hide_next else f"{redact_text(option)}={REDACTED}"
+        else:
+            yield redact_text(argument)
+        hide_next = not equals and argument.startswith("-") and is_secret_name(argument.lstrip("-"))
+    if len(argv) > SHOWN_ITEMS:
+        yield f"... {len(argv) - SHOWN_ITEMS} more"
+
+
+def _environment(environment: Mapping[object, object], secrets: list[str]) -> Iterator[tuple[str, object]]:
+    for key, value in list(environment.items())[:SHOWN_ITEMS]:
+        name = str(key)
+        if isinstance(value, str) and not is_secret_name(name):
+            yield redact_text(name), redact_text(value)
+        else:
+            secrets += _leaves(value)
+            yield redact_text(name), REDACTED
+    if len(environment) > SHOWN_ITEMS:
+        yield "...", f"{len(environment) - SHOWN_ITEMS} more"
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether the value of a variable or option of this name is probably a secret."""
+    low = name.lower()
+    if low in _WORKING_DIRS:
+        return False
+    parts = re.split(r"[_.-]", low)
+    squeezed = "".join(parts)
+    return not _SECRET_PARTS.isdisjoint(parts) or bool(_SECRET_WORDS.search(squeezed) or _KEY.search(low))
+
+
+def redact_text(text: str, characters: int = VALUE_CHARACTERS) -> str:
+    """*text* without what looks like a secret in it, cut to *characters* with its size."""
+    # What is looked at is longer than what is shown, because a pattern may reach past the cut.
+    hidden = hide_secrets(text[: 16 * characters])
+    if len(text) <= characters and len(hidden) <= 2 * characters:
+        return hidden
+    return f"{hidden[:characters]}... [{len(text.encode(errors='surrogatepass'))} bytes]"
+
+
+def hide_secrets(text: str) -> str:
+    """*text* without what looks like a secret in it. Every pattern takes time linear in the text."""
+    for pattern, replacement in (
+        (_PRIVATE_KEY, REDACTED),
+        (_URL_PASSWORD, rf"\1:{REDACTED}@"),
+        (_URL_TOKEN, rf"\1{REDACTED}@"),
+        (_TOKEN, REDACTED),
+    ):
+        text = pattern.sub(replacement, text)
+    return safe_text(_NAMED_VALUE.sub(_hide_named, text))
+
+
+def _hide_named(match: re.Match[str]) -> str:
+    name = match["name"].strip("-.")
+    # A bare "key:" is in every message about a setting; a bare variable KEY is hidden by its own name.
+    if not is_secret_name(name) or name.lower() in {"key", "keys"}:
+        return match[0]
+    return f"{match['name']}{match['sep']}{REDACTED}"
+
+
+def _sized(value: object, *, digest: bool) -> dict[str, object]:
+    """The size of a value that is not shown, and the digest of a small one."""
+    if not isinstance(value, str):
+        return {"type": type(value).__name__}
+    data = value.encode(errors="surrogatepass")
+    if digest and len(data) <= DIGEST_BYTES:
+        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {"bytes": len(data)}
+
+
+def _leaves(value: object) -> tuple[str, ...]:
+    """Every string inside a JSON value, for scrubbing."""
+    found: list[str] = []
+    pending = [value]
+    while pending and len(found) < SCRUBBED_VALUES:
+        match pending.pop():
+            case str() as text:
+                found += _worth_scrubbing(text)
+            case list() as items:
+                pending += items
+            case Mapping() as mapping:
+                pending += mapping.values()
+    return tuple(found)
+
+
+def _worth_scrubbing(text: str) -> list[str]:
+    return [text] if len(text) >= SCRUB_CHARACTERS else []

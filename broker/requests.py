@@ -1,0 +1,232 @@
+"""What a client may ask: one class per tool, exactly the arguments on the wire with their units and limits.
+
+Values only. A request that exists has passed its limits; whether it is allowed is the policy's question.
+Schemas (`broker/schema.py`) and strict decoding (`broker/decode.py`) both read these hints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Literal, TypeAlias
+
+import attrs
+
+from broker.schema import About
+
+MAX_ARGUMENTS = 1000
+MAX_STRING_BYTES = 131_071
+"""MAX_ARG_STRLEN of execve(2), 128 KiB, without its NUL: the kernel refuses a longer argument or variable."""
+MAX_PATH_BYTES = 4095
+"""PATH_MAX without its NUL."""
+MAX_OFFSET = 2**63 - 1
+"""off_t."""
+MAX_TIMEOUT_S = 31_536_000
+"""A year: keeps the number a clock can hold; the operator's timeouts.command_max is the limit that counts."""
+MAX_PID = 2**22
+"""PID_MAX_LIMIT of the kernel."""
+DEFAULT_CHUNK_BYTES = 1_048_576
+
+SessionId: TypeAlias = Annotated[
+    str,
+    About(description="The session_id that create_session returned.", pattern="^[A-Za-z0-9._-]{1,64}$"),
+]
+Path: TypeAlias = Annotated[
+    str,
+    About(
+        description="Absolute, ~/..., or relative to the session's working directory.",
+        min_length=1,
+        max_length=MAX_PATH_BYTES,
+        max_bytes=MAX_PATH_BYTES,
+    ),
+]
+Argument: TypeAlias = Annotated[str, About(max_length=MAX_STRING_BYTES, max_bytes=MAX_STRING_BYTES)]
+
+
+@attrs.frozen(kw_only=True)
+class CreateSession:
+    """create_session."""
+
+    id: Annotated[
+        SessionId | None, About(description="Your own name for the session. Left out: a random one is made.")
+    ] = None
+    working_dir: Annotated[
+        Path | None, About(description="Existing directory the session starts in. Default: the session user's home.")
+    ] = None
+    environment: Annotated[
+        Mapping[str, Annotated[Argument, About(secret=True)]],
+        About(
+            description="Variables for every command of the session. Names the policy denies (PATH, LD_PRELOAD, "
+            "PYTHONPATH, GIT_* ...) are refused.",
+            max_items=256,
+        ),
+    ] = attrs.field(factory=lambda: MappingProxyType({}))
+
+
+@attrs.frozen(kw_only=True)
+class KillSession:
+    """kill_session."""
+
+    session_id: SessionId
+    force: Annotated[bool, About(description="true: SIGKILL at once, without the grace after SIGTERM.")] = False
+
+
+@attrs.frozen(kw_only=True)
+class ExecuteCommand:
+    """execute_command."""
+
+    session_id: SessionId
+    argv: Annotated[
+        tuple[Argument, ...],
+        About(
+            description="The command and its arguments, one string each. No shell: pipes, redirects, globs and "
+            "$VARIABLES are plain text.",
+            min_items=1,
+            max_items=MAX_ARGUMENTS,
+        ),
+    ]
+    timeout_seconds: Annotated[
+        float | None,
+        About(
+            description="Seconds until the command and all it started are ended. Default: timeouts.command_default of "
+            "the server.",
+            above=0,
+            maximum=MAX_TIMEOUT_S,
+        ),
+    ] = None
+    stdin_input: Annotated[
+        str | None, About(description="Text for standard input. Left out: standard input is empty.", secret=True)
+    ] = None
+    confirm: Annotated[
+        bool,
+        About(description="true: you confirm a command that the policy runs only when confirmed."),
+    ] = False
+
+
+@attrs.frozen(kw_only=True)
+class ReadFile:
+    """read_file."""
+
+    session_id: SessionId
+    path: Path
+    offset: Annotated[int, About(description="First byte to read.", minimum=0, maximum=MAX_OFFSET)] = 0
+    limit: Annotated[
+        int | None,
+        About(
+            description="Most bytes to read. Default and ceiling: file_limits.max_read_size.",
+            minimum=1,
+            maximum=MAX_OFFSET,
+        ),
+    ] = None
+
+
+@attrs.frozen(kw_only=True)
+class WriteFile:
+    """write_file."""
+
+    session_id: SessionId
+    path: Path
+    content: Annotated[str, About(description="Text to write, as UTF-8, unchanged.", secret=True)]
+    mode: Annotated[
+        Literal["overwrite", "append"],
+        About(description="overwrite replaces the whole file at once; append adds to its end."),
+    ] = "overwrite"
+
+
+@attrs.frozen(kw_only=True)
+class ListDirectory:
+    """list_directory."""
+
+    session_id: SessionId
+    path: Path = "."
+    include_hidden: Annotated[bool, About(description="true: names that begin with a dot as well.")] = False
+
+
+@attrs.frozen(kw_only=True)
+class DownloadFile:
+    """download_file."""
+
+    session_id: SessionId
+    path: Path
+    chunk_size: Annotated[
+        int,
+        About(
+            description="Bytes of this chunk; more than file_limits.max_read_size is cut to that.",
+            minimum=1,
+            maximum=MAX_OFFSET,
+        ),
+    ] = DEFAULT_CHUNK_BYTES
+    offset: Annotated[
+        int,
+        About(
+            description="First byte of this chunk: 0, then chunk_offset + chunk_size of the answer before.",
+            minimum=0,
+            maximum=MAX_OFFSET,
+        ),
+    ] = 0
+
+
+@attrs.frozen(kw_only=True)
+class UploadFile:
+    """upload_file."""
+
+    session_id: SessionId
+    path: Path
+    chunk_data: Annotated[bytes, About(description="The bytes of this chunk, base64 with padding.", secret=True)]
+    transfer_id: Annotated[
+        str,
+        About(description="Empty for the first chunk, then the transfer_id of the answer.", max_length=64),
+    ] = ""
+    chunk_offset: Annotated[
+        int,
+        About(description="Where in the file this chunk begins, in bytes.", minimum=0, maximum=MAX_OFFSET),
+    ] = 0
+    is_last: Annotated[
+        bool, About(description="true: this chunk completes the file, which then replaces the destination at once.")
+    ] = False
+
+
+@attrs.frozen(kw_only=True)
+class GetSystemInfo:
+    """get_system_info."""
+
+
+@attrs.frozen(kw_only=True)
+class GetProcessList:
+    """get_process_list."""
+
+    session_id: Annotated[
+        SessionId | None,
+        About(description="Only the processes of this session. Left out: those of the user that commands run as."),
+    ] = None
+
+
+@attrs.frozen(kw_only=True)
+class KillProcess:
+    """kill_process."""
+
+    session_id: SessionId
+    pid: Annotated[int, About(description="A process of this session.", minimum=1, maximum=MAX_PID)]
+    signal: Annotated[
+        int,
+        About(
+            description="Signal number: 15 SIGTERM asks, 9 SIGKILL ends, 0 only asks whether it runs.",
+            minimum=0,
+            maximum=64,
+        ),
+    ] = 15
+
+
+Request: TypeAlias = (
+    CreateSession
+    | KillSession
+    | ExecuteCommand
+    | ReadFile
+    | WriteFile
+    | ListDirectory
+    | DownloadFile
+    | UploadFile
+    | GetSystemInfo
+    | GetProcessList
+    | KillProcess
+)

@@ -1,0 +1,289 @@
+"""Sessions, commands, processes, the machine: perform_* takes a request and returns its result.
+
+No audit, no policy, no codes but those of failures that only a tool can know. What runs `inside` is a child of the
+session's nursery: it ends when the session does, and its caller gets a typed answer.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+import trio
+
+from broker.belongings import Belongings, open_belongings
+from broker.decisions import Subject, require_path
+from broker.errors import BrokerError, ErrorCode
+from broker.host import Host, Scope
+from broker.requests import (
+    CreateSession,
+    ExecuteCommand,
+    GetProcessList,
+    GetSystemInfo,
+    KillProcess,
+    KillSession,
+)
+from broker.results import (
+    CpuInfo,
+    CreateSessionResult,
+    DiskInfo,
+    ExecuteCommandResult,
+    GetProcessListResult,
+    GetSystemInfoResult,
+    IsolationLayer,
+    KillProcessResult,
+    KillSessionResult,
+    MemoryInfo,
+    ProcessInfo,
+)
+from broker.session import EndReason, Session
+from broker.wire import encode
+from policy.decision import Run
+from policy.environment import build_environment
+from sandbox.command import Ended, ExecPlan, Exited, Signalled, TimedOut, run_command
+from sandbox.facts import ProcessFacts
+from sandbox.farewell import ask_to_end
+from sandbox.faults import ProcessNotFound
+from sandbox.plan import LayerReport, Limits, Walls
+
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP)
+"""What somebody else sends to end a program (kill_process, the kernel out of memory); other signals are its own."""
+END_BOUND_S = 10.0
+"""Seconds a refused birth may take to be cleaned up while its caller waits."""
+
+
+@attrs.frozen
+class Step:
+    """How a request is performed; `inside`: as a child of the session's nursery."""
+
+    perform: Callable[[Scope, Any, Any], Awaitable[attrs.AttrsInstance]]
+    inside: bool
+
+
+async def perform_create_session(scope: Scope, request: CreateSession, working_dir: str) -> CreateSessionResult:
+    """Bring a session to life and enter its working directory, whose real path is decided as well."""
+    host = scope.host
+    walls = Walls(
+        user=host.user,
+        home=host.user.home,
+        working_dir=working_dir,
+        read_paths=(),
+        write_paths=host.grants.write_paths,
+        exec_paths=host.grants.exec_paths,
+        limits=host.limits,
+    )
+    open_resources = partial(
+        open_belongings,
+        host.launcher,
+        walls,
+        host.belongings,
+        environment=request.environment,
+        on_discard=partial(host.on_discard, scope.principal),
+    )
+    session = await host.supervisor.create(scope.principal, request.id, open_resources)
+    await _enter(host, session)
+    return CreateSessionResult(
+        session_id=session.id,
+        working_dir=session.own.working_dir,
+        created_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        idle_timeout_seconds=session.idle_s,
+        isolation=_isolation(session.own.init.layers),
+    )
+
+
+async def _enter(host: Host, session: Session[Belongings]) -> None:
+    """Make the working directory's real path the session's; a session that may not be there ends at once."""
+    entered = False
+    try:
+        await session.call(_enter_directory, host, session.own)
+        entered = True
+    finally:
+        if not entered:
+            session.kill()
+            with trio.move_on_after(END_BOUND_S, shield=True):
+                await session.wait_closed()
+
+
+async def _enter_directory(host: Host, own: Belongings) -> None:
+    with await own.files.resolve(own.working_dir, read=True) as found:
+        require_path(host, found.path, "enter")
+        found.directory()
+        own.working_dir = found.path
+
+
+async def perform_kill_session(scope: Scope, request: KillSession, _: Subject) -> KillSessionResult:
+    """End the session; returns when nothing of it is left."""
+    session = scope.named_session
+    init = session.own.init
+    session.refuse_calls(EndReason.KILLED)
+    ended = await init.descendants()
+    if not request.force:
+        await ask_to_end(init, scope.host.commands.grace_s)
+    session.kill()
+    await session.wait_closed()
+    return KillSessionResult(session_id=session.id, processes_ended=len(ended))
+
+
+async def perform_execute_command(scope: Scope, request: ExecuteCommand, run: Run) -> ExecuteCommandResult:
+    """Run the command to its end, its deadline or the session's end."""
+    host, own = scope.host, scope.own
+    limits = host.commands
+    plan = ExecPlan(
+        program=run.program,
+        argv=run.argv,
+        env=build_environment(host.policy, user=host.account, rule_env=run.env, session_env=own.environment),
+        cwd=own.working_dir,
+        stdin=None if request.stdin_input is None else request.stdin_input.encode(),
+        exec_paths=host.grants.of_command.get(run.rule_name),
+        limits=_override(run),
+    )
+    timeout_s = limits.default_s if request.timeout_seconds is None else request.timeout_seconds
+    with own.commands.admitted():
+        ended = await run_command(
+            own.init,
+            plan,
+            timeout_s=timeout_s,
+            grace_s=limits.grace_s,
+            drain_s=limits.drain_s,
+            output_bytes=limits.output_bytes,
+        )
+    result = _command_result(ended)
+    if isinstance(ended.how, TimedOut):
+        raise BrokerError(
+            ErrorCode.CMD_TIMEOUT,
+            f"the command was ended after {timeout_s:g} s; the output up to then is in this answer; ask for more "
+            f"timeout_seconds, at most {limits.max_s:g}",
+            partial=encode(result),
+            timeout_seconds=timeout_s,
+        )
+    if result.signal in ENDING_SIGNALS:
+        raise BrokerError(
+            ErrorCode.CMD_KILLED,
+            f"{signal.Signals(result.signal).name} ended the command before it was done; the output up to then is in "
+            "this answer",
+            partial=encode(result),
+            signal=result.signal,
+        )
+    return result
+
+
+def _override(run: Run) -> Limits | None:
+    override = run.resource_override
+    if override is None:
+        return None
+    return Limits(
+        memory_max_bytes=override.memory_max,
+        pids_max=override.pids_max,
+        file_size_max_bytes=override.file_size_max,
+        open_files_max=override.open_files_max,
+    )
+
+
+def _command_result(ended: Ended) -> ExecuteCommandResult:
+    exit_code = ended.how.code if isinstance(ended.how, Exited) else None
+    return ExecuteCommandResult(
+        success=exit_code == 0,
+        exit_code=exit_code,
+        signal=ended.how.signal if isinstance(ended.how, Signalled) else None,
+        stdout=ended.stdout.data.decode("utf-8", "replace"),
+        stderr=ended.stderr.data.decode("utf-8", "replace"),
+        duration_ms=ended.duration_ms,
+        pid=ended.pid,
+        stdout_truncated=ended.stdout.truncated,
+        stderr_truncated=ended.stderr.truncated,
+        timed_out=isinstance(ended.how, TimedOut),
+    )
+
+
+async def perform_get_system_info(scope: Scope, _request: GetSystemInfo, _: Subject) -> GetSystemInfoResult:
+    """What the machine is and does, and what the walls enforce on it."""
+    facts = await scope.host.facts.system()
+    memory = facts.memory
+    return GetSystemInfoResult(
+        hostname=facts.hostname,
+        platform=facts.platform,
+        cpu=CpuInfo(cores=facts.cpu.count, usage_percent=facts.cpu.usage_percent),
+        memory=MemoryInfo(
+            total_bytes=memory.total_bytes,
+            available_bytes=memory.available_bytes,
+            used_bytes=memory.total_bytes - memory.available_bytes,
+            usage_percent=memory.used_percent,
+        ),
+        disks=tuple(
+            DiskInfo(
+                mount_point=disk.mount_point,
+                total_bytes=disk.total_bytes,
+                used_bytes=disk.used_bytes,
+                free_bytes=disk.free_bytes,
+                usage_percent=disk.used_percent,
+            )
+            for disk in facts.disks
+        ),
+        uptime_seconds=int(facts.uptime_s),
+        isolation=_isolation(scope.host.layers),
+    )
+
+
+async def perform_get_process_list(scope: Scope, request: GetProcessList, _: Subject) -> GetProcessListResult:
+    """The processes of one session, or those of the session user: command lines only of the caller's own."""
+    host = scope.host
+    if scope.session is not None:
+        found = await host.facts.processes(pids=await scope.own.init.descendants())
+        shown = tuple(_process(facts, with_cmdline=True) for facts in found)
+    else:
+        own: set[int] = set()
+        for session in host.supervisor.of(scope.principal):
+            own |= await session.own.init.descendants()
+        found = await host.facts.processes_of(host.user.uid)
+        shown = tuple(_process(facts, with_cmdline=facts.pid in own) for facts in found)
+    return GetProcessListResult(processes=shown, total_count=len(shown), session_id=request.session_id)
+
+
+async def perform_kill_process(scope: Scope, request: KillProcess, _: Subject) -> KillProcessResult:
+    """Signal a process of this session; any other does not exist or is refused."""
+    try:
+        await scope.own.init.signal(request.pid, request.signal)
+    except ProcessNotFound:
+        raise await _no_such_process(scope, request) from None
+    return KillProcessResult(pid=request.pid, signal_sent=request.signal, was_running=True)
+
+
+async def _no_such_process(scope: Scope, request: KillProcess) -> BrokerError:
+    if await scope.host.facts.processes(pids=[request.pid]):
+        return BrokerError(
+            ErrorCode.PROC_ACCESS_DENIED,
+            f"process {request.pid} was not started by session {request.session_id!r}, so it cannot be signalled",
+        )
+    return BrokerError(ErrorCode.PROC_NOT_FOUND, f"there is no process {request.pid} in session {request.session_id!r}")
+
+
+def _process(facts: ProcessFacts, *, with_cmdline: bool) -> ProcessInfo:
+    return ProcessInfo(
+        pid=facts.pid,
+        name=facts.name,
+        cmdline=" ".join(facts.cmdline) if with_cmdline else None,
+        status=facts.status,
+        cpu_percent=facts.cpu_percent,
+        memory_rss=facts.memory_rss_bytes,
+    )
+
+
+def _isolation(layers: tuple[LayerReport, ...]) -> tuple[IsolationLayer, ...]:
+    return tuple(IsolationLayer(name=layer.name, state=layer.state, detail=layer.detail) for layer in layers)
+
+
+STEPS: Mapping[type, Step] = MappingProxyType(
+    {
+        CreateSession: Step(perform_create_session, inside=False),
+        KillSession: Step(perform_kill_session, inside=False),
+        ExecuteCommand: Step(perform_execute_command, inside=True),
+        GetSystemInfo: Step(perform_get_system_info, inside=False),
+        GetProcessList: Step(perform_get_process_list, inside=True),
+        KillProcess: Step(perform_kill_process, inside=True),
+    }
+)

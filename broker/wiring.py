@@ -1,0 +1,147 @@
+"""From the configuration to what the rooms are built with: each settings value goes to the one who needs it.
+
+Decides nothing and runs nothing: `app.py` says in which order things live and die.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+import trio
+
+from broker.audit import AuditSettings
+from broker.belongings import Belongings, BelongingsSettings
+from broker.grants import find_grants, resolve_programs, without_own_files
+from broker.host import CommandLimits, Host
+from broker.listener import HttpSettings
+from broker.supervisor import Supervisor
+from config.load import Config
+from config.settings import ServerSettings
+from policy.path import PathRules
+from sandbox.capabilities import probe
+from sandbox.facts import FactSource
+from sandbox.faults import UserUnavailable
+from sandbox.launcher import Launcher
+from sandbox.plan import Limits, Plan, Refused, SessionUser, make_plan
+from sandbox.users import choose_user
+from transfers.media import MediaTypes
+from transfers.part import Discarded
+from transfers.settings import TransferSettings
+
+MEDIA_THREADS = 2
+DOWNLOAD_IDLE_S = 600.0
+"""Seconds without a chunk after which a pinned download is let go; the client may start it again."""
+
+CANNOT_START = (Refused, UserUnavailable)
+"""What `lay_foundation` raises: this machine cannot give what is required."""
+
+
+@attrs.frozen(kw_only=True)
+class Foundation:
+    """What is known before anything runs: the host's capabilities, the session user, the plan for the walls."""
+
+    plan: Plan
+    user: SessionUser
+
+
+def lay_foundation(config: Config) -> Foundation:
+    """Find out what this machine can enforce and who commands run as.
+
+    Raises:
+        Refused, UserUnavailable: the broker must not start here, and why.
+    """
+    capabilities = probe()
+    plan = make_plan(capabilities, config.server.sandbox)
+    return Foundation(plan=plan, user=choose_user(config.server.sandbox, config.base_dir / "data", capabilities))
+
+
+def build_host(
+    config: Config,
+    foundation: Foundation,
+    launcher: Launcher,
+    supervisor: Supervisor[Belongings],
+    on_discard: Callable[[str, Discarded], None],
+) -> Host:
+    """What the tools work with. Looks at the machine's programs and at what the path patterns stand for now."""
+    server, policy, user = config.server, config.policy, foundation.user
+    paths = without_own_files(PathRules.of(policy, user.home), _own_files(config))
+    programs = resolve_programs(policy)
+    return Host(
+        policy=policy,
+        paths=paths,
+        real_paths={path: program.real_path for path, program in programs.items()},
+        user=user,
+        grants=find_grants(policy, paths, programs),
+        limits=_limits(config),
+        commands=CommandLimits(
+            default_s=server.timeouts.command_default,
+            max_s=server.timeouts.command_max,
+            grace_s=server.timeouts.kill_grace,
+            drain_s=server.timeouts.output_drain,
+            output_bytes=server.output.inline_bytes,
+        ),
+        belongings=_belongings_settings(config),
+        layers=foundation.plan.layers,
+        launcher=launcher,
+        supervisor=supervisor,
+        facts=FactSource(),
+        media=MediaTypes(limiter=trio.CapacityLimiter(MEDIA_THREADS)),
+        on_discard=on_discard,
+    )
+
+
+def _own_files(config: Config) -> tuple[str, ...]:
+    """What no file tool may touch, whatever the policy allows: the broker's configuration and its logs."""
+    logs = (config.server.logging.audit_log, config.server.logging.error_log)
+    folders = {str(source.parent) for source in config.sources}
+    return (*sorted(folders), *(f"{log_file}{end}" for log_file in logs for end in ("", ".*")))
+
+
+def _limits(config: Config) -> Limits:
+    limits = config.policy.resource_limits
+    return Limits(
+        memory_max_bytes=limits.memory_max,
+        pids_max=limits.pids_max,
+        file_size_max_bytes=limits.file_size_max,
+        open_files_max=limits.open_files_max,
+    )
+
+
+def _belongings_settings(config: Config) -> BelongingsSettings:
+    server = config.server
+    transfers = TransferSettings(
+        max_open=server.transfers.max_open,
+        max_chunk_bytes=server.transfers.max_chunk_bytes,
+        max_upload_bytes=config.policy.resource_limits.file_size_max,
+        upload_idle_s=server.timeouts.upload_idle,
+        download_idle_s=DOWNLOAD_IDLE_S,
+    )
+    return BelongingsSettings(
+        transfers=transfers,
+        max_commands=server.sessions.max_concurrent_commands,
+        sweep_s=server.sessions.cleanup_interval,
+    )
+
+
+def http_settings(server: ServerSettings) -> HttpSettings:
+    """Where and how to listen."""
+    return HttpSettings(
+        host=server.host,
+        port=server.port,
+        allowed_hosts=server.allowed_hosts,
+        allowed_origins=server.allowed_origins,
+        max_body_bytes=server.max_body_bytes,
+        body_timeout_s=server.body_timeout_s,
+        max_calls_in_flight=server.max_calls_in_flight,
+    )
+
+
+def audit_settings(server: ServerSettings) -> AuditSettings:
+    """Where the audit goes, and when its files are rotated."""
+    return AuditSettings(
+        audit_log=server.logging.audit_log,
+        error_log=server.logging.error_log,
+        max_bytes=server.logging.max_size_bytes,
+        backup_count=server.logging.backup_count,
+    )

@@ -1,0 +1,13 @@
+"""Our own tool table behind our own HTTP layer, with a handler that only echoes: what the generic scenarios need."""
+
+from __future__ import annotations
+
+import trio
+from fixture_server import serve_until_eof
+from front import EchoHandler
+
+from broker.contract import TOOLS
+from broker.endpoint import build_server
+
+if __name__ == "__main__":
+    trio.run(serve_until_eof, build_server(EchoHandler(), TOOLS, version="1", instructions="Eleven tools."))
