@@ -66,7 +66,7 @@ async def run_http(config: Config, foundation: Foundation, announce: Callable[[s
     Args:
         announce: told each URL when it answers.
     """
-    async with _open_broker(config, foundation) as broker, trio.open_nursery() as nursery:
+    async with open_broker(config, foundation) as broker, trio.open_nursery() as nursery:
 
         async def serve(*, task_status: trio.TaskStatus[tuple[str, ...]]) -> None:
             settings = http_settings(config.server)
@@ -83,7 +83,7 @@ async def run_http(config: Config, foundation: Foundation, announce: Callable[[s
 
 async def run_stdio(config: Config, foundation: Foundation) -> None:
     """Serve MCP on standard input and output until end-of-file, SIGTERM or SIGINT."""
-    async with _open_broker(config, foundation) as broker, trio.open_nursery() as nursery:
+    async with open_broker(config, foundation) as broker, trio.open_nursery() as nursery:
         nursery.start_soon(_mind_signals, broker, nursery.cancel_scope)
         broker.note(EventType.SERVER_START, transport="stdio")
         await serve_stdio(
@@ -97,7 +97,7 @@ async def run_stdio(config: Config, foundation: Foundation) -> None:
 
 
 @attrs.define(eq=False, kw_only=True)
-class _Broker:
+class Broker:
     """The running whole, as `run_http` and `run_stdio` hold it."""
 
     audit: Audit
@@ -118,7 +118,8 @@ class _Broker:
 
 
 @asynccontextmanager
-async def _open_broker(config: Config, foundation: Foundation) -> AsyncIterator[_Broker]:
+async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[Broker]:
+    """Everything but the endpoint: audit, launcher, supervisor, gateway; on leaving, all sessions are ended."""
     server = config.server
     settings = SupervisorSettings(idle_s=server.sessions.max_session_age, max_concurrent=server.sessions.max_concurrent)
     with open_audit(audit_settings(server)) as audit:
@@ -129,7 +130,7 @@ async def _open_broker(config: Config, foundation: Foundation) -> AsyncIterator[
             ) as supervisor,
         ):
             host = build_host(config, foundation, launcher, supervisor, partial(_record_discard, audit))
-            broker = _Broker(audit=audit, gateway=Gateway(host, audit), supervisor=supervisor, drain_s=server.drain_s)
+            broker = Broker(audit=audit, gateway=Gateway(host, audit), supervisor=supervisor, drain_s=server.drain_s)
             try:
                 yield broker
             finally:
@@ -166,7 +167,7 @@ def _record_discard(audit: Audit, principal: str, discarded: Discarded) -> None:
     )
 
 
-async def _mind_signals(broker: _Broker, everything: trio.CancelScope) -> None:
+async def _mind_signals(broker: Broker, everything: trio.CancelScope) -> None:
     """SIGHUP opens the logs anew; the first SIGTERM or SIGINT drains, a second one ends at once."""
     with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:

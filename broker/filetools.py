@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from types import MappingProxyType
 
 from broker.belongings import PartDestination
@@ -141,10 +142,13 @@ async def _begin_upload(scope: Scope, request: UploadFile, path: str) -> Progres
     own = scope.own
     with await own.files.place(path) as place:
         await _require_place(scope.host, place)
-        part = await own.files.part(place)
+        async with AsyncExitStack() as on_failure:
+            part = await on_failure.enter_async_context(await own.files.part(place))
+            destination = PartDestination(part)
+            on_failure.pop_all()  # from here on it is the upload's to discard
     return await own.transfers.uploads.begin(
         path,
-        PartDestination(part),
+        destination,
         offset=request.chunk_offset,
         data=request.chunk_data,
         is_last=request.is_last,

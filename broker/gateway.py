@@ -148,5 +148,4 @@ _RECORDED = MappingProxyType(
 
 
 def _facts_of(result: attrs.AttrsInstance | None) -> dict[str, object]:
-    found = {field: getattr(result, name, None) for name, field in _RECORDED.items()}
-    return {field: value for field, value in found.items() if value is not None}
+    return {field: value for name, field in _RECORDED.items() if (value := getattr(result, name, None)) is not None}

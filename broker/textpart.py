@@ -31,7 +31,7 @@ def cut_text(data: bytes, limit: int, *, starts_file: bool, ends_file: bool) -> 
     start = 0 if starts_file else _rest_of_character(data)
     end = _whole_until(data, max(limit, start))
     try:
-        text, used = codecs.utf_8_decode(data[start:end], "strict", ends_file and end == len(data))
+        text, used = codecs.utf_8_decode(data[start:end], "strict", ends_file or end < len(data))
     except UnicodeDecodeError:
         return None
     return TextPart(text, start + used)

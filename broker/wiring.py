@@ -113,7 +113,7 @@ def _belongings_settings(config: Config) -> BelongingsSettings:
     transfers = TransferSettings(
         max_open=server.transfers.max_open,
         max_chunk_bytes=server.transfers.max_chunk_bytes,
-        max_upload_bytes=config.policy.resource_limits.file_size_max,
+        max_upload_bytes=config.policy.file_limits.max_write_size,
         upload_idle_s=server.timeouts.upload_idle,
         download_idle_s=DOWNLOAD_IDLE_S,
     )
