@@ -15,7 +15,7 @@ import nox
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PACKAGES = ["broker", "config", "policy", "sandbox", "transfers"]
-CODE = [*PACKAGES, "tests", "bench", "noxfile.py"]
+CODE = [*PACKAGES, "tests", "bench", "docs", "noxfile.py"]
 SLOW = "conformance or soak"
 
 
