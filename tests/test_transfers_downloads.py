@@ -1,28 +1,23 @@
-"""Downloads of real files: every chunk from the same file, the digest of all of it, few descriptors."""
+"""Downloads of real files: every chunk from the same file, the digest of all of it."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
 import pytest
 import trio
-import trio.testing
 from test_transfers_uploads import open_fds, sha256sum
 
-from transfers.downloads import REMEMBERED_DOWNLOADS, Chunk, Downloads
+from transfers.downloads import Chunk, Downloads
 from transfers.refusals import (
     OffsetBeyondEnd,
     SourceChanged,
     SourceUnreadable,
-    TooManyTransfers,
-    TransfersClosed,
     UnsizedSource,
 )
 from transfers.settings import TransferSettings
@@ -164,53 +159,6 @@ async def test_file_changed_underneath_is_an_error_until_the_download_starts_ane
         assert last.sha256 == sha256sum(path)
 
 
-async def test_evicted_download_goes_on_if_its_file_is_the_same_and_only_then(tmp_path: Path) -> None:
-    paths = [tmp_path / f"file{number}" for number in range(SETTINGS.max_open + 1)]
-    for path in paths:
-        path.write_bytes(b"0123456789")
-        os.utime(path, ns=(1, 1))
-    async with open_world() as world:
-        for second, path in enumerate(paths):
-            world.seconds[0] = second
-            await world.read(path, 0)
-        assert world.pinned(tmp_path) == ["file1", "file2", "file3"]
-        same = await world.read(paths[0], 4)
-        assert same.data == b"4567"
-        assert (await world.read(paths[0], 8)).sha256 == sha256sum(paths[0])
-        await world.read(paths[0], 0)
-        assert "file1" not in world.pinned(tmp_path)
-        paths[1].write_bytes(b"9876543210")
-        with pytest.raises(SourceChanged):
-            await world.read(paths[1], 4)
-
-
-async def test_descriptors_and_memory_stay_bounded_over_many_files(tmp_path: Path) -> None:
-    async with open_world() as world:
-        for number in range(2 * REMEMBERED_DOWNLOADS):
-            path = tmp_path / f"file{number}"
-            path.write_bytes(b"0123456789")
-            await world.read(path, 0)
-            assert len(world.pinned(tmp_path)) <= SETTINGS.max_open
-        assert len(world.downloads._sources) <= SETTINGS.max_open + REMEMBERED_DOWNLOADS + 1
-
-
-async def test_idle_download_lets_its_file_go(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"0123456789")
-    async with open_world() as world:
-        first = await world.read(path, 0)
-        world.seconds[0] = 59
-        world.downloads.sweep()
-        assert world.pinned(tmp_path) == ["file"]
-        world.seconds[0] = 60
-        world.downloads.sweep()
-        assert world.pinned(tmp_path) == []
-        later = await world.read(path, 4)
-        assert later.data == b"4567"
-        assert later.transfer_id != first.transfer_id
-        assert (await world.read(path, 8)).sha256 == sha256sum(path)
-
-
 async def test_offset_beyond_the_end_is_refused_with_the_size(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"0123456789")
@@ -234,116 +182,3 @@ async def test_error_of_the_opener_comes_through_and_the_disks_is_named(tmp_path
         with pytest.raises(SourceUnreadable, match="Is a directory"):
             await world.read(tmp_path, 0, MIB)
         assert world.downloads._sources.keys() == {str(tmp_path)}  # the one that could at least be opened
-
-
-async def held_up(world: World, *calls: Callable[[], object]) -> list[object]:
-    """Start the calls one after the other while the disk is held up, then let the disk go on."""
-    results: list[object] = [None] * len(calls)
-
-    async def run(number: int, call: Callable[[], object]) -> None:
-        try:
-            results[number] = await call()  # type: ignore[misc]
-        except TransfersClosed as refusal:
-            results[number] = type(refusal)
-
-    holders = [object() for _ in range(int(world.limiter.total_tokens))]
-    for holder in holders:
-        world.limiter.acquire_on_behalf_of_nowait(holder)
-    async with trio.open_nursery() as nursery:
-        for number, call in enumerate(calls):
-            nursery.start_soon(run, number, call)
-            await trio.testing.wait_all_tasks_blocked()
-        for holder in holders:
-            world.limiter.release_on_behalf_of(holder)
-    return results
-
-
-async def test_more_files_at_once_than_descriptors_are_refused(tmp_path: Path) -> None:
-    paths = [tmp_path / f"file{number}" for number in range(SETTINGS.max_open + 1)]
-    for path in paths:
-        path.write_bytes(b"0123456789")
-    async with open_world() as world:
-        world.door = trio.Event()
-        async with trio.open_nursery() as nursery:
-            for path in paths[1:]:
-                nursery.start_soon(world.read, path, 0)
-            await trio.testing.wait_all_tasks_blocked()
-            with pytest.raises(TooManyTransfers, match="3 transfers are open"):
-                await world.read(paths[0], 0)
-            world.door.set()
-        assert world.pinned(tmp_path) == ["file1", "file2", "file3"]
-        await world.read(paths[0], 0)
-
-
-async def test_two_readers_of_one_path_do_not_disturb_each_other(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"0123456789")
-    async with open_world() as world:
-        chunks = await held_up(
-            world,
-            lambda: world.read(path, 0),
-            lambda: world.read(path, 4),
-            lambda: world.read(path, 0),
-            lambda: world.read(path, 8),
-        )
-        assert [chunk.data for chunk in chunks if isinstance(chunk, Chunk)] == [b"0123", b"4567", b"0123", b"89"]
-        assert isinstance(chunks[3], Chunk)
-        assert chunks[3].sha256 == sha256sum(path)
-
-
-async def test_download_begun_anew_does_not_spoil_the_chunk_under_way(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"0123456789")
-    async with open_world() as world:
-        last, first = await held_up(world, lambda: world.read(path, 8), lambda: world.read(path, 0))
-        assert isinstance(last, Chunk)
-        assert last.sha256 == sha256sum(path)  # of bytes that three more steps on the disk had to find
-        assert isinstance(first, Chunk)
-        assert world.pinned(tmp_path) == ["file"]
-
-
-async def test_session_end_under_a_read_leaves_no_descriptor(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"0123456789")
-
-    async with open_world() as world:
-        await world.read(path, 0)
-
-        async def close() -> None:
-            await trio.lowlevel.checkpoint()
-            world.downloads.close_all()
-
-        under_way, waiting, _ = await held_up(world, lambda: world.read(path, 4), lambda: world.read(path, 8), close)
-        assert isinstance(under_way, Chunk)
-        assert waiting is TransfersClosed
-        assert world.pinned(tmp_path) == []
-        with pytest.raises(TransfersClosed):
-            await world.read(path, 0)
-
-
-def test_memory_is_bounded_whatever_the_file_size(tmp_path: Path) -> None:
-    """The last byte of a sparse file: all of it is hashed, and the process stays small."""
-    path = tmp_path / "sparse"
-    path.touch()
-    os.truncate(path, 256 * MIB)
-    program = f"""
-import os, trio
-from transfers.settings import TransferSettings
-from transfers.store import open_transfers
-settings = {SETTINGS!r}
-async def open_file():
-    return os.open({str(path)!r}, os.O_RDONLY)
-def peak_kib():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
-async def main():
-    async with open_transfers(settings, limiter=trio.CapacityLimiter(1), on_discard=print) as transfers:
-        await transfers.downloads.read("x", offset=0, chunk_bytes=1, open_file=open_file)
-        before_kib = peak_kib()
-        last = await transfers.downloads.read("x", offset={256 * MIB - 1}, chunk_bytes=1, open_file=open_file)
-        print(last.sha256, peak_kib() - before_kib)
-trio.run(main)
-"""
-    ran = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    digest, grown_kib = ran.stdout.split()
-    assert digest == sha256sum(path)
-    assert int(grown_kib) < 16 * 1024

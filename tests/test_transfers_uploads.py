@@ -1,15 +1,13 @@
-"""Uploads on real files: what the client is answered, what the disk holds, what is left when one ends."""
+"""Uploads on real files: what the client is answered, what the disk then holds."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import resource
 import secrets
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
@@ -17,19 +15,17 @@ import pytest
 import trio
 import trio.testing
 
-from transfers.part import COMMIT_BOUND_S, DISCARD_BOUND_S, Discarded, Progress
+from transfers.part import Discarded, Progress
 from transfers.refusals import (
     OffsetMismatch,
     PathMismatch,
     TooLarge,
     TooManyTransfers,
+    TransferError,
     TransferNotFound,
-    TransfersClosed,
-    UploadLost,
 )
 from transfers.settings import TransferSettings
 from transfers.store import Transfers, open_transfers
-from transfers.uploads import REMEMBERED_UPLOADS
 
 MIB = 1024 * 1024
 SETTINGS = TransferSettings(
@@ -123,6 +119,28 @@ async def open_world(folder: Path, settings: TransferSettings = SETTINGS) -> Asy
 
 def sha256sum(path: Path) -> str:
     return subprocess.run(["sha256sum", path], check=True, capture_output=True, text=True).stdout.split()[0]
+
+
+async def in_turn(limiter: trio.CapacityLimiter, *calls: Callable[[], Awaitable[object]]) -> list[object]:
+    """Start the calls one after the other while the disk is held up, then let it go on; a refusal is a result."""
+    results: list[object] = [None] * len(calls)
+
+    async def run(number: int, call: Callable[[], Awaitable[object]]) -> None:
+        try:
+            results[number] = await call()
+        except TransferError as refusal:
+            results[number] = type(refusal)
+
+    holders = [object() for _ in range(int(limiter.total_tokens))]
+    for holder in holders:
+        limiter.acquire_on_behalf_of_nowait(holder)
+    async with trio.open_nursery() as nursery:
+        for number, call in enumerate(calls):
+            nursery.start_soon(run, number, call)
+            await trio.testing.wait_all_tasks_blocked()
+        for holder in holders:
+            limiter.release_on_behalf_of(holder)
+    return results
 
 
 async def test_file_arrives_whole_with_the_digest_that_sha256sum_gives(tmp_path: Path) -> None:
@@ -235,221 +253,11 @@ async def test_more_uploads_than_allowed_are_refused_until_one_ends(tmp_path: Pa
         await world.begin(b"y")
 
 
-async def test_full_disk_loses_the_upload_for_good_and_spares_the_destination(tmp_path: Path) -> None:
-    async with open_world(tmp_path) as world:
-        world.target.write_bytes(b"old")
-        with pytest.raises(UploadLost, match="No space left on device") as caught:
-            await world.begin(b"new", device="/dev/full")
-        assert isinstance(caught.value.__cause__, OSError)
-        assert caught.value.__cause__.errno == errno.ENOSPC
-        assert world.target.read_bytes() == b"old"
-        assert [gone.why for gone in world.discarded] == ["No space left on device"]
-
-
-async def test_upload_is_not_committed_unless_its_bytes_are_on_the_disk(tmp_path: Path) -> None:
-    async with open_world(tmp_path) as world:
-        with pytest.raises(UploadLost, match="Invalid argument"):  # what fsync says of /dev/full
-            await world.begin(b"", is_last=True, device="/dev/full")
-        assert not world.target.exists()
-
-
-@contextmanager
-def files_limited_to(size_bytes: int) -> Iterator[None]:
-    """A disk that takes a part of a write and fails the rest (Python ignores SIGXFSZ)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-async def test_loss_in_the_middle_of_a_chunk_is_sticky(tmp_path: Path) -> None:
-    async with open_world(tmp_path) as world:
-        first = await world.begin(bytes(MIB))
-        with files_limited_to(MIB + 100_000), pytest.raises(UploadLost, match="File too large"):
-            await world.resume(first.transfer_id, MIB, bytes(MIB))
-        assert world.parts == []
-        for offset in (0, MIB, MIB + 100_000):
-            with pytest.raises(UploadLost, match="File too large"):
-                await world.resume(first.transfer_id, offset, bytes(MIB), is_last=True)
-        assert not world.target.exists()
-
-
-async def test_commit_that_fails_loses_the_upload_and_removes_the_part(tmp_path: Path) -> None:
-    async with open_world(tmp_path) as world:
-        world.target.mkdir()  # a file cannot be renamed over a folder
-        first = await world.begin(b"abc")
-        for _ in range(2):
-            with pytest.raises(UploadLost, match="Is a directory"):
-                await world.resume(first.transfer_id, 0, b"abc", is_last=True)
-        assert [(gone.why, gone.leftover) for gone in world.discarded] == [("Is a directory", "")]
-
-
-class DoorGone(Exception):
-    """An error of the destination's own vocabulary."""
-
-
-@attrs.define(eq=False)
-class BrokenDoor(FolderDestination):
-    async def commit(self) -> None:
-        raise DoorGone
-
-
-async def test_error_of_the_destination_comes_through_and_loses_the_upload(tmp_path: Path) -> None:
-    async with open_world(tmp_path) as world:
-        uploads, path = world.transfers.uploads, str(world.target)
-        first = await uploads.begin(path, BrokenDoor.open(world.target), offset=0, data=b"abc", is_last=False)
-        with pytest.raises(DoorGone):
-            await world.resume(first.transfer_id, 3, b"", is_last=True)
-        with pytest.raises(UploadLost, match="whether the destination was replaced is unknown"):
-            await world.resume(first.transfer_id, 3, b"", is_last=True)
-
-
-@attrs.define(eq=False)
-class SilentDoor(FolderDestination):
-    async def commit(self) -> None:
-        await trio.sleep_forever()
-
-    async def discard(self) -> None:
-        self.part.unlink()
-        await trio.sleep_forever()
-
-
-async def test_file_system_that_never_answers_is_waited_for_only_so_long(
-    tmp_path: Path, autojump_clock: object
-) -> None:
-    async with open_world(tmp_path) as world:
-        began = trio.current_time()
-        with pytest.raises(UploadLost, match=f"no answer in {COMMIT_BOUND_S} s"):
-            await world.transfers.uploads.begin(
-                str(world.target), SilentDoor.open(world.target), offset=0, data=b"", is_last=True
-            )
-        assert trio.current_time() - began <= COMMIT_BOUND_S + DISCARD_BOUND_S
-        assert [gone.leftover for gone in world.discarded] == ["its removal was not answered in time"]
-
-
-async def test_end_of_the_session_is_bounded_and_reports_what_is_left_over(
-    tmp_path: Path, autojump_clock: object
-) -> None:
-    async with open_world(tmp_path) as world:
-        uploads, path = world.transfers.uploads, str(world.target)
-        for _ in range(2):
-            await uploads.begin(path, SilentDoor.open(world.target), offset=0, data=b"", is_last=False)
-        for name in world.parts[1:]:
-            (tmp_path / "parts" / name).unlink()
-        began = trio.current_time()
-        await uploads.close_all()
-        assert trio.current_time() - began <= DISCARD_BOUND_S
-        assert len(world.discarded) == 2
-        assert all(gone.leftover for gone in world.discarded)
-        for name in world.parts:
-            (tmp_path / "parts" / name).unlink()
-
-
-async def test_descriptor_of_a_write_that_outlasts_the_session_is_closed_after_it(
-    tmp_path: Path, autojump_clock: object
-) -> None:
-    async with open_world(tmp_path) as world:
-        first = await world.begin(b"0")
-        before = open_fds()
-        for holder in (holders := [object(), object()]):
-            world.limiter.acquire_on_behalf_of_nowait(holder)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(expect_lost, world, first)
-            await trio.testing.wait_all_tasks_blocked()
-            await world.transfers.uploads.close_all()
-            assert open_fds() == before  # its number must not become another file's under the write
-            for holder in holders:
-                world.limiter.release_on_behalf_of(holder)
-        assert [gone.leftover for gone in world.discarded] == ["there was no time to remove it"]
-        for name in world.parts:
-            (tmp_path / "parts" / name).unlink()
-
-
-async def expect_lost(world: World, first: Progress) -> None:
-    with pytest.raises(UploadLost, match="its session ended"):
-        await world.resume(first.transfer_id, 1, b"1")
-
-
-async def test_end_of_the_session_discards_every_open_upload(tmp_path: Path) -> None:
-    async with open_world(tmp_path) as world:
-        world.target.write_bytes(b"old")
-        opened = [await world.begin(b"new") for _ in range(2)]
-        await world.transfers.uploads.close_all()
-        assert world.parts == []
-        assert {gone.transfer_id for gone in world.discarded} == {one.transfer_id for one in opened}
-        assert {gone.why for gone in world.discarded} == {"its session ended"}
-        with pytest.raises(TransfersClosed):
-            await world.begin(b"late")
-        with pytest.raises(TransfersClosed):
-            await world.resume(opened[0].transfer_id, 3, b"late")
-        assert world.target.read_bytes() == b"old"
-
-
-async def test_abandoned_upload_expires_and_a_used_one_does_not(tmp_path: Path) -> None:
-    async with open_world(tmp_path) as world:
-        abandoned, used = await world.begin(b"1"), await world.begin(b"2")
-        world.seconds[0] = 400
-        await world.resume(used.transfer_id, 1, b"2")
-        world.seconds[0] = 600
-        await world.transfers.sweep()
-        assert [gone.transfer_id for gone in world.discarded] == [abandoned.transfer_id]
-        assert world.discarded[0].why == "no chunk came for 600 s"
-        assert len(world.parts) == 1
-        with pytest.raises(TransferNotFound):
-            await world.resume(abandoned.transfer_id, 1, b"")
-        await world.resume(used.transfer_id, 2, b"", is_last=True)
-
-
-async def test_expired_uploads_make_room_without_a_timer(tmp_path: Path) -> None:
-    async with open_world(tmp_path) as world:
-        for _ in range(SETTINGS.max_open):
-            await world.begin(b"x")
-        world.seconds[0] = 600
-        await world.begin(b"y")
-        assert len(world.parts) == 1
-
-
-async def test_results_are_remembered_for_a_while_and_not_for_ever(tmp_path: Path) -> None:
-    async with open_world(tmp_path) as world:
-        done: list[Progress] = []
-        for second in range(REMEMBERED_UPLOADS + 1):
-            world.seconds[0] = second
-            done.append(await world.begin(b"x", is_last=True))
-        with pytest.raises(TransferNotFound):
-            await world.resume(done[0].transfer_id, 0, b"x", is_last=True)
-        assert await world.resume(done[1].transfer_id, 0, b"x", is_last=True) == done[1]
-        world.seconds[0] = 5000
-        await world.transfers.sweep()
-        with pytest.raises(TransferNotFound):
-            await world.resume(done[-1].transfer_id, 0, b"x", is_last=True)
-
-
-async def in_turn(world: World, *calls: Callable[[], object]) -> list[object]:
-    """Start the calls one after the other while the disk is held up, then let the disk go on."""
-    results: list[object] = [None] * len(calls)
-
-    async def run(number: int, call: Callable[[], object]) -> None:
-        results[number] = await call()  # type: ignore[misc]
-
-    holders = [object() for _ in range(int(world.limiter.total_tokens))]
-    for holder in holders:
-        world.limiter.acquire_on_behalf_of_nowait(holder)
-    async with trio.open_nursery() as nursery:
-        for number, call in enumerate(calls):
-            nursery.start_soon(run, number, call)
-            await trio.testing.wait_all_tasks_blocked()
-        for holder in holders:
-            world.limiter.release_on_behalf_of(holder)
-    return results
-
-
 async def test_chunk_repeated_while_it_is_being_written_waits_and_is_acknowledged(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         first = await world.begin(b"abc")
         again = lambda: world.resume(first.transfer_id, 3, b"def", is_last=True)  # noqa: E731
-        one, two = await in_turn(world, again, again)
+        one, two = await in_turn(world.limiter, again, again)
         assert one == two
         assert world.target.read_bytes() == b"abcdef"
 
@@ -458,28 +266,9 @@ async def test_pipelined_chunks_are_taken_in_the_order_they_came(tmp_path: Path)
     async with open_world(tmp_path) as world:
         first = await world.begin(b"0")
         await in_turn(
-            world,
+            world.limiter,
             lambda: world.resume(first.transfer_id, 1, b"1"),
             lambda: world.resume(first.transfer_id, 2, b"2"),
             lambda: world.resume(first.transfer_id, 3, b"3", is_last=True),
         )
         assert world.target.read_bytes() == b"0123"
-
-
-async def test_upload_whose_chunk_is_being_written_does_not_expire(tmp_path: Path) -> None:
-    async with open_world(tmp_path) as world:
-        first = await world.begin(b"0")
-        world.seconds[0] = 600
-        answer, _ = await in_turn(world, lambda: world.resume(first.transfer_id, 1, b"1"), world.transfers.sweep)
-        assert isinstance(answer, Progress)
-        assert world.discarded == []
-
-
-async def test_session_end_waits_for_the_chunk_under_way_and_closes_what_it_used(tmp_path: Path) -> None:
-    async with open_world(tmp_path) as world:
-        first = await world.begin(b"0")
-        answer, _ = await in_turn(
-            world, lambda: world.resume(first.transfer_id, 1, b"1"), world.transfers.uploads.close_all
-        )
-        assert isinstance(answer, Progress)
-        assert world.parts == []

@@ -5,9 +5,6 @@ from __future__ import annotations
 import attrs
 from attrs import validators
 
-MAX_CHUNK_CEILING_BYTES = 16 * 1024 * 1024
-"""No chunk may be larger: it lives in memory several times over (JSON text, base64, bytes)."""
-
 
 @attrs.frozen(kw_only=True)
 class TransferSettings:
@@ -23,9 +20,7 @@ class TransferSettings:
     """
 
     max_open: int = attrs.field(validator=validators.ge(1))
-    max_chunk_bytes: int = attrs.field(
-        validator=validators.and_(validators.ge(1), validators.le(MAX_CHUNK_CEILING_BYTES))
-    )
+    max_chunk_bytes: int = attrs.field(validator=validators.ge(1))
     max_upload_bytes: int = attrs.field(validator=validators.ge(1))
     upload_idle_s: float = attrs.field(validator=validators.gt(0))
     download_idle_s: float = attrs.field(validator=validators.gt(0))
