@@ -1,7 +1,7 @@
 """MCP: what the SDK is told, and what it asks.
 
 Turns a `tools/call` into a `Call` and an `Answer` into a result; knows no session, no policy, no audit, and
-no transport (those are `listener.py` and `stdio.py`). One of the code base's three
+no transport (those are `listener.py` and `stdio.py`). One of the code base's few
 broad catches is here, because the SDK's own ones put the text of an exception on the wire.
 """
 

@@ -73,16 +73,11 @@ class Guard:
         self._bodies = Slots(self._limits.max_calls_in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
-        if scope["type"] == "http":
-            if reply := self._reply_at_once(scope):
-                await reply.send(send, rest=receive)
-            else:
-                await self._serve(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await _answer_lifespan(receive, send)
+        """Serve one request (HTTP: `connections.py` lets nothing else through)."""
+        if reply := self._reply_at_once(scope):
+            await reply.send(send, rest=receive)
         else:
-            await send({"type": "websocket.close", "code": 1008})
+            await self._serve(scope, receive, send)
 
     async def drain(self, end_work: Callable[[], Awaitable[None]]) -> None:
         """Refuse new work, end what runs by *end_work*, let the answers out (bounded), end the GET streams."""
@@ -128,7 +123,7 @@ class Guard:
     def _refuse_sender(self, scope: Scope) -> Reply | None:
         """Check who asks, on which protocol and under which name; also writes the Host in its one spelling."""
         if not scope["http_version"].startswith("1"):
-            # Hypercorn switches to HTTP/2 by itself when a client opens with its preface.
+            # The preface of HTTP/2 arrives as a request of version 2.0.
             return refusal(505, "use HTTP/1.1")
         named = False
         for index, (name, value) in enumerate(scope["headers"]):
@@ -236,11 +231,3 @@ def _is_notification(body: bytes) -> bool:
     except ValueError:
         return False
     return isinstance(message, dict) and ("id" not in message or "method" not in message)
-
-
-async def _answer_lifespan(receive: Receive, send: Send) -> None:
-    """Tell Hypercorn that there is nothing to start or stop: what lives around it is `serve_http`'s."""
-    await receive()
-    await send({"type": "lifespan.startup.complete"})
-    await receive()
-    await send({"type": "lifespan.shutdown.complete"})

@@ -1,4 +1,4 @@
-"""MCP over Streamable HTTP: the SDK's session manager behind the guard, on Hypercorn's trio worker.
+"""MCP over Streamable HTTP: the SDK's session manager behind the guard, on Hypercorn's connections.
 
 Owns the order of stopping: refuse new work, end the work that runs (so that every waiting client still gets
 its answer), and only then let go of the connections. Hypercorn alone would stop listening and cut them.
@@ -7,23 +7,22 @@ its answer), and only then let go of the connections. Hypercorn alone would stop
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Awaitable, Callable
-from functools import partial
+from contextlib import ExitStack
 from typing import Any
 
 import attrs
-import hypercorn.trio
 import trio
 from hypercorn.config import Config
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 
+from broker.connections import serve_connections
 from broker.guard import MCP_PATH, Guard, GuardLimits
 from broker.library_logs import quiet_libraries
 from broker.origins import HostRules, host_rules
-from broker.sockets import open_listeners
+from broker.sockets import host_and_port, open_listeners
 
 HEADER_BYTES = 32 * 1024
 KEEP_ALIVE_S = 30.0
@@ -47,6 +46,8 @@ class HttpSettings:
     max_calls_in_flight: int
     max_mcp_sessions: int = 64
     mcp_session_idle_s: float = 900
+    max_connections: int = 256
+    """Each costs a descriptor, which the sessions need too."""
     keep_alive_s: float = KEEP_ALIVE_S
     stall_s: float = 20
     """Seconds a client may leave an answer unread before its connection is closed."""
@@ -74,20 +75,23 @@ async def serve_http(
     manager = _session_manager(settings, server, rules)
     guard = _guard(settings, server, rules, manager)
     sockets = await open_listeners(settings.host, settings.port, stall_s=settings.stall_s)
-    fds = [sock.detach() for sock in sockets]  # from here on Hypercorn closes them
 
     async def drained() -> None:
         await stop.wait()
         await guard.drain(end_work)
 
-    with quiet_libraries():
-        async with manager.run(), trio.open_nursery() as nursery:
-            app: Any = guard  # ASGI by shape; Hypercorn has a TypedDict for every event
-            serve = partial(hypercorn.trio.serve, app, _hypercorn_config(settings, fds), mode="asgi")
-            urls: list[str] = await nursery.start(partial(serve, shutdown_trigger=drained))
-            for fd in fds:
-                os.set_inheritable(fd, False)  # Hypercorn makes them inheritable, for workers we do not have
-            task_status.started(tuple(f"{url}{MCP_PATH}" for url in urls))
+    with quiet_libraries(), ExitStack() as open_sockets:
+        for sock in sockets:
+            open_sockets.enter_context(sock)
+        async with manager.run():
+            task_status.started(tuple(f"http://{host_and_port(sock)}{MCP_PATH}" for sock in sockets))
+            await serve_connections(
+                guard,
+                _hypercorn_config(settings),
+                sockets,
+                max_connections=settings.max_connections,
+                until=drained,
+            )
 
 
 def _session_manager(settings: HttpSettings, server: Server[Any], rules: HostRules) -> StreamableHTTPSessionManager:
@@ -114,15 +118,13 @@ def _guard(
     return Guard(app=manager.handle_request, rules=rules, version=server.version, limits=limits)
 
 
-def _hypercorn_config(settings: HttpSettings, fds: list[int]) -> Config:
+def _hypercorn_config(settings: HttpSettings) -> Config:
     config = Config()
-    config.bind = [f"fd://{fd}" for fd in fds]
     config.alpn_protocols = ["http/1.1"]
     config.accesslog = None
     config.errorlog = logging.getLogger("hypercorn.error")
     config.include_server_header = False
     config.h11_max_incomplete_size = HEADER_BYTES
-    config.h2_max_concurrent_streams = 1  # the guard refuses HTTP/2, which Hypercorn cannot be told not to speak
     config.keep_alive_timeout = settings.keep_alive_s
     config.keep_alive_max_requests = KEEP_ALIVE_REQUESTS
     config.graceful_timeout = GRACE_S

@@ -147,7 +147,7 @@ class Session(Generic[R]):
                 # The session may have ended between start_soon and here: then nothing of fn may happen.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 call.outcome = (await fn(*args),)
-        except Exception as error:  # noqa: BLE001  first of three broad catches: the error belongs to the caller
+        except Exception as error:  # noqa: BLE001  a broad catch: the error belongs to the caller
             call.outcome = error
         finally:
             self._busy -= 1

@@ -60,6 +60,12 @@ async def open_listeners(host: str, port: int, *, stall_s: float) -> list[socket
     return sockets
 
 
+def host_and_port(sock: socket.socket) -> str:
+    """Return where *sock* listens, as it is written in a URL."""
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
+
+
 def _listen(family: int, address: tuple[object, ...], stall_s: float) -> socket.socket:
     """Open one listening socket; close it again if any step fails."""
     with ExitStack() as on_failure:

@@ -163,7 +163,7 @@ class Supervisor(Generic[R]):
         except* BirthFailed as failures:
             why = "; ".join(str(failure) for failure in failures.exceptions)
             task_status.started(CreationFailed(f"the session could not be set up: {why}"))
-        except* Exception as failures:  # noqa: BLE001  second of three broad catches: the wall
+        except* Exception as failures:  # noqa: BLE001  a broad catch: the wall
             crash = failures
             session.ended = EndReason.FAILED
             if not session.born:

@@ -1,4 +1,4 @@
-"""The official MCP conformance suite against our HTTP layer. What applies and what does not: `conformance/README.md`."""
+"""The official MCP conformance suite against our HTTP layer; `conformance/README.md` says what applies."""
 
 from __future__ import annotations
 

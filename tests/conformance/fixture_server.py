@@ -384,7 +384,11 @@ async def read_resource(_context: Context, params: types.ReadResourceRequestPara
 
 async def list_prompts(_context: Context, _params: types.PaginatedRequestParams) -> dict[str, Any]:
     prompts = [
-        {"name": name, "description": f"Fixture {name}", "arguments": [{"name": argument, "required": True} for argument in arguments]}
+        {
+            "name": name,
+            "description": f"Fixture {name}",
+            "arguments": [{"name": argument, "required": True} for argument in arguments],
+        }
         for name, arguments in PROMPTS.items()
     ]
     return {"prompts": prompts, "resultType": "complete"}
@@ -420,9 +424,7 @@ async def complete(_context: Context, _params: types.CompleteRequestParams) -> d
 
 async def serve_until_eof(server: Server[Any]) -> None:
     """Serve *server* on a free port of loopback, print its URL, stop when standard input ends."""
-    settings = HttpSettings(
-        host="127.0.0.1", port=0, max_body_bytes=1 << 20, body_timeout_s=10, max_calls_in_flight=64
-    )
+    settings = HttpSettings(host="127.0.0.1", port=0, max_body_bytes=1 << 20, body_timeout_s=10, max_calls_in_flight=64)
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
 

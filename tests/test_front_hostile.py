@@ -1,0 +1,105 @@
+"""Clients that break the rules of HTTP: none may end the broker, hold it up, or leave anything behind in it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+import pytest
+import trio
+from front import House, modern_call, raw, serving
+
+HEAD = b"Host: localhost\r\n"
+UPGRADE = b"GET /mcp HTTP/1.1\r\n" + HEAD + b"Connection: Upgrade\r\nUpgrade: "
+WEBSOCKET = UPGRADE + b"websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+RUDE = {
+    "a WebSocket header that is not ASCII": WEBSOCKET + b"Sec-WebSocket-Extensions: \xff\r\n\r\n",
+    "an offer of HTTP/2": UPGRADE + b"h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
+    "a broken offer of HTTP/2": UPGRADE + b"h2c\r\nHTTP2-Settings: !!!!\r\n\r\n",
+    "the preface of HTTP/2": PREFACE + b"\0\0\0\4\0\0\0\0\0\0\0\4\x08" + bytes(9),
+    "an endless length": b"POST /mcp HTTP/1.1\r\n" + HEAD + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n",
+    "two lengths": b"POST /mcp HTTP/1.1\r\n" + HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
+    "a broken chunk": b"POST /mcp HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\nabc",
+    "a body that stops": b"POST /mcp HTTP/1.1\r\n" + HEAD + b"Content-Length: 50\r\n\r\nabc",
+    "no Host": b"GET /healthz HTTP/1.0\r\n\r\n",
+    "a path that is no text": b"GET /%ff%fe/%00 HTTP/1.1\r\n" + HEAD + b"\r\n",
+    "a greeting of TLS": b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(64),
+    "a head without end": b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 12_000,
+    "a line without end": b"A" * 70_000,
+    "many requests in a row": (b"GET /healthz HTTP/1.1\r\n" + HEAD + b"\r\n") * 50,
+}
+WAYS_TO_LEAVE = ("close", "reset", "half-close", "wait")
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def until_descriptors(count: int) -> None:
+    """Wait until no more than *count* are open; the test's own bound ends a wait for nothing."""
+    while descriptors() > count:
+        await trio.sleep(0.01)
+
+
+async def insult(house: House, data: bytes, leaving: str) -> None:
+    try:
+        async with await trio.open_tcp_stream("127.0.0.1", house.port) as stream:
+            if leaving == "reset":
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await stream.send_all(data)
+            if leaving == "half-close":
+                await stream.send_eof()
+            while leaving in {"half-close", "wait"} and await stream.receive_some():
+                pass
+    except (trio.BrokenResourceError, OSError):
+        return  # the server may well have hung up first
+
+
+@pytest.mark.parametrize("data", RUDE.values(), ids=RUDE.keys())
+async def test_no_request_ends_the_broker_or_stays_behind(data: bytes) -> None:
+    async with serving(body_timeout_s=0.2, keep_alive_s=0.2) as house:
+        before = descriptors()
+        async with trio.open_nursery() as nursery:
+            for leaving in WAYS_TO_LEAVE:
+                nursery.start_soon(insult, house, data, leaving)
+        async with raw(house) as conn:
+            assert (await conn.ask("GET", "/healthz")).status == 200
+        await until_descriptors(before)
+
+
+async def test_a_client_that_leaves_frees_its_connection_at_once() -> None:
+    async with serving(keep_alive_s=1000) as house:
+        before = descriptors()
+        for leaving in ("close", "reset", "half-close"):
+            await insult(house, b"GET /healthz HTTP/1.1\r\n" + HEAD + b"\r\n", leaving)
+        await until_descriptors(before)
+
+
+async def test_connections_are_bounded() -> None:
+    async with serving(max_connections=2) as house, raw(house) as one, raw(house) as two:
+        for conn in (one, two):
+            assert (await conn.ask("GET", "/healthz")).status == 200
+        async with raw(house) as three:
+            assert await three.at_end()
+        await two.stream.aclose()
+        while True:
+            async with raw(house) as four:
+                await four.stream.send_all(b"GET /healthz HTTP/1.1\r\n" + HEAD + b"\r\n")
+                try:
+                    if await four.stream.receive_some():
+                        return
+                except trio.BrokenResourceError:
+                    await trio.lowlevel.checkpoint()
+
+
+async def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
+    """Hypercorn shields its writes: without our own limit this connection would hold a stop for ever."""
+    async with serving(stall_s=0.5, max_body_bytes=1 << 25) as house:
+        before = descriptors()
+        async with raw(house) as conn:
+            body, headers = modern_call("echo", {"word": "x" * (1 << 24)})
+            await conn.send_head("POST", "/mcp", {**headers, "content-length": str(len(body))})
+            await conn.send_body(body)
+            await until_descriptors(before + 1)  # only our end is left
