@@ -15,6 +15,8 @@ from typing import Any
 import attrs
 import trio
 
+from broker.large_answers import as_json, is_event_stream
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -116,14 +118,19 @@ class Exchange:
     Hypercorn reports a disconnect after *every* response, from inside the last `send`. The SDK answers that
     by cancelling its task, which then never gets back to Hypercorn to arm the keep-alive timer: the
     connection would stay open for ever. So the disconnect is only passed on while the answer is not complete.
+
+    The start of an event stream is held back until there is a first event to go with it, which may turn out to be a
+    large answer (`large_answers.py`); not so if *is_stream*, since a GET stream may stay silent for long.
     """
 
     _receive: Receive
     _send: Send
     _body: bytes | None
     _on_complete: Callable[[], None] = lambda: None
-    started: bool = False
-    complete: bool = False
+    _is_stream: bool = False
+    _held_start: Message | None = attrs.field(default=None, init=False)
+    started: bool = attrs.field(default=False, init=False)
+    complete: bool = attrs.field(default=False, init=False)
 
     async def receive(self) -> Message:
         """Give the body once, then wait until the client leaves."""
@@ -141,7 +148,14 @@ class Exchange:
             return
         if message["type"] == "http.response.start":
             self.started = True
-        elif not message.get("more_body", False):
+            if is_event_stream(message) and not self._is_stream:
+                self._held_start = message
+                return
+        elif self._held_start is not None:
+            held, self._held_start = self._held_start, None
+            start, message = as_json(held, message) or (held, message)
+            await self._send(start)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
             self.complete = True  # before the send: the false disconnect arrives during it
             self._on_complete()  # and so may the next request on this connection
         await self._send(message)

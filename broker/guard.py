@@ -153,7 +153,7 @@ class Guard:
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
         """Hand a request to the SDK: streams (GET) can be ended, POSTs are counted, DELETEs just go through."""
         if scope["method"] == "GET":
-            await self._stream(scope, Exchange(receive, send, body))
+            await self._stream(scope, Exchange(receive, send, body, is_stream=True))
         elif scope["method"] == "POST":
             slot = self._admit(scope, body)
             if isinstance(slot, Reply):

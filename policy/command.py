@@ -93,12 +93,19 @@ def _unknown(policy: Policy, word: str) -> Deny:
     return Deny(rule="allowed_commands", reason=" ".join(filter(None, sentences)))
 
 
+def _with_description(denial: Deny, rule: CommandRule) -> Deny:
+    """Add what the operator says of the command: it often tells what to do instead."""
+    if not rule.description:
+        return denial
+    return Deny(rule=denial.rule, reason=f"{denial.reason} (Of this command: {rule.description})")
+
+
 def _decide_by(policy: Policy, name: str, words: tuple[str, ...], *, confirm: bool) -> CommandDecision:
     rule = policy.allowed_commands[name]
     key = f"allowed_commands.{name}"
     denial = first_denial(key, rule, words)
     if denial:
-        return denial
+        return _with_description(denial, rule)
     run = Run(
         rule_name=name,
         program=rule.executable,

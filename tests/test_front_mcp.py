@@ -13,6 +13,8 @@ from mcp.client import Client
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, Implementation, TextContent
 
+from broker.large_answers import LARGE_EVENT_BYTES, as_json
+
 # The SDK's client leaves the generators of a stream that it stops reading to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")
 ERAS = pytest.mark.parametrize("era", [MODERN, LEGACY])
@@ -146,3 +148,33 @@ async def test_many_clients_at_once_each_get_their_own_answer() -> None:
     async with serving() as house, trio.open_nursery() as nursery:
         for n in range(8):
             nursery.start_soon(ask, house, (MODERN, LEGACY)[n % 2], n)
+
+
+@ERAS
+async def test_an_answer_larger_than_a_client_takes_as_an_event_arrives_all_the_same(era: str) -> None:
+    """The SDK's client refuses an event above 1 MiB, and a default chunk of a download is larger."""
+    text = "x" * (2 * 1024 * 1024)
+    async with serving(max_body_bytes=8 * 1024 * 1024) as house, client(house, era) as prober:
+        result = await prober.call_tool("echo", {"text": text})
+        assert text_of(result)["text"] == text
+        assert text_of(await prober.call_tool("echo", {"text": "and"}))["text"] == "and", "the connection lives"
+
+
+def test_only_a_whole_large_answer_becomes_json() -> None:
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+    answer = b'{"jsonrpc":"2.0","id":1,"result":{"text":"' + b"x" * LARGE_EVENT_BYTES + b'"}}'
+    question = answer.replace(b'"result"', b'"params"')
+
+    def event(data: bytes) -> dict[str, object]:
+        return {
+            "type": "http.response.body",
+            "body": b"event: message\r\ndata: " + data + b"\r\n\r\n",
+            "more_body": True,
+        }
+
+    whole = as_json(start, event(answer))
+    assert whole is not None
+    assert whole[1]["body"] == answer
+    assert dict(whole[0]["headers"]) == {b"content-type": b"application/json", b"content-length": b"%d" % len(answer)}
+    for other in (answer[:1000], question, answer + b"\r\ndata: more"):
+        assert as_json(start, event(other)) is None
