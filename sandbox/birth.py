@@ -135,6 +135,8 @@ def _landlock_layer(spec: Message) -> Layer:
     if spec["canary_sings"] and not spec["canary_granted"] and _can_list(CANARY):
         raise StageFailed("landlock", f"{CANARY} can still be listed")
     limits = [] if spec["abi"] >= 3 else ["truncation is not restricted before ABI 3"]
+    if spec["abi"] < 2:
+        limits.append("nothing can be moved between directories before ABI 2")
     if spec["canary_granted"]:
         limits.append("the policy allows the whole file system")
     if spec["missing"]:

@@ -29,7 +29,7 @@ def main(sock_fd: int, *, abi: int, tasks_room: int, init_pid: int) -> NoReturn:
     prctl.die_with(init_pid, signal.SIGTERM)
     prctl.prctl(prctl.SET_CHILD_SUBREAPER, 1)
     sock = socket.socket(fileno=prctl.keep_only(sock_fd))
-    landlock.enforce(abi, scoped=landlock.SCOPE_SIGNAL)
+    landlock.scope_signals(abi)
     # The init has our user, so only the domain can be what refuses the signal.
     scoped = trees.scope_holds(init_pid)
     keeper = Keeper(sock, abi=abi, tasks_room=tasks_room, scoped=scoped)

@@ -95,8 +95,8 @@ def abi() -> tuple[int, str]:
 
 
 def handled_rights(version: int) -> int:
-    """Return every file right that this ABI knows."""
-    rights = _ABI_1
+    """Return every file right that this ABI knows; none where there is no Landlock."""
+    rights = _ABI_1 if version else 0
     for since, right in ((2, REFER), (3, TRUNCATE), (5, IOCTL_DEV)):
         if version >= since:
             rights |= right
@@ -123,6 +123,22 @@ def enforce(version: int, *, handled: int = 0, grants: Iterable[Grant] = (), sco
     finally:
         os.close(ruleset)
     return missing
+
+
+def scope_signals(version: int) -> None:
+    """Enter a domain of our own whose only wall is that signals do not leave it; nothing before ABI 6.
+
+    Every layer above one that restricts files also refuses renames and links from one directory to another
+    (EXDEV) unless it grants REFER itself: this one grants it everywhere, and the layers below decide.
+    """
+    if version >= 6:
+        enforce(version, handled=REFER, grants=[("/", REFER)], scoped=SCOPE_SIGNAL)
+
+
+def narrow_execution(version: int, paths: Iterable[str]) -> None:
+    """Enter a domain that executes only *paths* of what could be executed before (and see `scope_signals`)."""
+    grants = [("/", REFER), *((path, EXECUTE) for path in paths)]
+    enforce(version, handled=EXECUTE | REFER, grants=grants)
 
 
 def _create_ruleset(version: int, handled: int, scoped: int) -> int:

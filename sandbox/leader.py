@@ -43,7 +43,7 @@ def _prepare(abi: int, keeper_pid: int) -> Failure | None:
         prctl.default_signals(signal.SIGCHLD, signal.SIGTERM)  # the keeper's two; the init reset all others
         os.umask(UMASK)
         # A domain of its own inside the keeper's: it can signal its own kind and below, its keeper not.
-        landlock.enforce(abi, scoped=landlock.SCOPE_SIGNAL)
+        landlock.scope_signals(abi)
     except OSError as error:
         return "domain", error
     return None
@@ -73,9 +73,8 @@ def _place(fds: list[int], numbers: list[int]) -> None:
 
 
 def _narrow(exec_paths: list[str] | None, abi: int) -> None:
-    if exec_paths is not None and abi:
-        grants = [(path, landlock.EXECUTE) for path in exec_paths]
-        landlock.enforce(abi, handled=landlock.EXECUTE, grants=grants)
+    if exec_paths is not None:
+        landlock.narrow_execution(abi, exec_paths)
 
 
 def _report(sock: socket.socket, stage: str, error: OSError | ValueError) -> None:

@@ -141,7 +141,7 @@ def make_plan(capabilities: Capabilities, settings: SandboxSettings) -> Plan:
     Raises:
         Refused: a layer of `settings.require` cannot be enforced here.
     """
-    expected = {report.name: report for report in _expected(capabilities)}
+    expected = {report.name: report for report in _expected(capabilities, settings)}
     for name in settings.require:
         if expected[name].state != "enforced":
             raise Refused(
@@ -156,7 +156,7 @@ def make_plan(capabilities: Capabilities, settings: SandboxSettings) -> Plan:
     )
 
 
-def _expected(capabilities: Capabilities) -> tuple[LayerReport, ...]:
+def _expected(capabilities: Capabilities, settings: SandboxSettings) -> tuple[LayerReport, ...]:
     return (
         _user(capabilities),
         LayerReport(name="no_new_privs", state="enforced", detail="set-user-ID programs gain nothing"),
@@ -173,17 +173,23 @@ def _expected(capabilities: Capabilities) -> tuple[LayerReport, ...]:
             detail="enforced for the file tools; commands can reach them inside an allowed root, "
             "which only a mount namespace could prevent",
         ),
-        *(LayerReport(name=name, state="unavailable", detail=why) for name, why in _NOT_USED.items()),
+        *(LayerReport(name=name, state="unavailable", detail=why) for name, why in _NOT_USED),
+        LayerReport(name="cgroup", state="unavailable", detail=_cgroup(settings)),
     )
 
 
-_NOT_USED = {
-    "seccomp": "this version does not filter system calls",
-    "pid_namespace": "this version does not use pid namespaces; commands see the ids of all processes",
-    "mount_namespace": "this version does not use mount namespaces; /tmp is the machine's own",
-    "network": "this version does not restrict the network",
-    "cgroup": "this version does not use cgroups",
-}
+def _cgroup(settings: SandboxSettings) -> str:
+    if not settings.enable_cgroups:
+        return "switched off (sandbox.enable_cgroups)"
+    return f"this version does not use cgroups, and {settings.cgroup_base} stays unused"
+
+
+_NOT_USED = (
+    ("seccomp", "this version does not filter system calls"),
+    ("pid_namespace", "this version does not use pid namespaces; commands see the ids of all processes"),
+    ("mount_namespace", "this version does not use mount namespaces; /tmp is the machine's own"),
+    ("network", "this version does not restrict the network"),
+)
 
 
 def _user(capabilities: Capabilities) -> LayerReport:

@@ -101,8 +101,8 @@ def _shebang(head: bytes, search_path: Sequence[str]) -> list[str]:
 
 def _elf_interpreter(head: bytes) -> str | None:
     """Read the PT_INTERP entry of a program header table; None for a static program."""
-    wide = head[4] == 2
-    order = "<" if head[5] == 1 else ">"
+    wide = head[4:5] == b"\2"
+    order = ">" if head[5:6] == b"\2" else "<"
     try:
         (table,) = struct.unpack_from(order + ("Q" if wide else "I"), head, 32 if wide else 28)
         size, count = struct.unpack_from(order + "HH", head, 54 if wide else 42)

@@ -7,14 +7,17 @@ cgroup replaces where there is one.
 from __future__ import annotations
 
 import resource
+from types import MappingProxyType
 
-RESOURCES = {
-    # Private writable memory. Not RLIMIT_AS: runtimes such as node reserve address space they never use.
-    "memory_max_bytes": resource.RLIMIT_DATA,
-    "pids_max": resource.RLIMIT_NPROC,
-    "file_size_max_bytes": resource.RLIMIT_FSIZE,
-    "open_files_max": resource.RLIMIT_NOFILE,
-}
+RESOURCES = MappingProxyType(
+    {
+        # Private writable memory. Not RLIMIT_AS: runtimes such as node reserve address space they never use.
+        "memory_max_bytes": resource.RLIMIT_DATA,
+        "pids_max": resource.RLIMIT_NPROC,
+        "file_size_max_bytes": resource.RLIMIT_FSIZE,
+        "open_files_max": resource.RLIMIT_NOFILE,
+    }
+)
 # RLIMIT_NPROC counts all tasks of the user, the broker's and other sessions' included. Beside those found at the
 # session's birth there must be room for what starts later, or an unrelated program makes our commands fail.
 ROOM_DEDICATED = 256

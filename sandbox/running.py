@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sandbox.command import ExecPlan
     from sandbox.launcher import Init
     from sandbox.plan import Limits
-    from sandbox.slots import Slot
+    from sandbox.slot import Slot
 
 KILL_BOUND_S = 5.0  # SIGKILL works at once except on a process that hangs in the kernel
 ATTEMPTS = 3  # a waiting leader may die (out of memory) before it reads its spec
@@ -63,6 +63,7 @@ async def _launch(init: Init, plan: ExecPlan, output_bytes: int) -> Command:
         try:
             return _hand_over(slot, plan, limits, output_bytes)
         except ConnectionError:  # that leader is gone and nothing was started: try the next one
+            slot.disarm()
             init.slots.give_back(slot)
         except (OSError, ValueError) as error:  # no descriptors left, or argv is no text
             init.slots.give_back(slot)

@@ -1,4 +1,4 @@
-"""The broker's side of keepers: one slot each, and the pool of a session's slots.
+"""The pool of a session's slots, each of them one keeper.
 
 A slot is free (its keeper has a leader ready, or is forking one), busy (a command owns it), or lingering (its
 command ended and left daemons, which live until the session ends). A call that finds no leader ready makes the
@@ -8,16 +8,15 @@ pays for one pair of processes.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import socket
 from typing import TYPE_CHECKING
 
-import attrs
 import trio
 
 from sandbox import wire
 from sandbox.faults import SpawnFailed
+from sandbox.slot import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,80 +26,6 @@ TAKE_S = 10.0  # usually no time at all, 1.5 ms when the pool grows
 SLOTS_MAX = 64  # commands at once and commands that left daemons, together
 
 
-@attrs.define(eq=False)
-class Slot:
-    """One keeper as the broker sees it. `serial` counts its commands; orders and news carry it."""
-
-    keeper_pid: int
-    sock: socket.socket
-    serial: int = 0
-    leader_pid: int = 0
-    launch: socket.socket | None = None  # to the leader that waits; None while there is none
-    ended: tuple[int, int] = (0, 0)  # serial and wait status of the last leader that ended
-    empty_serial: int = 0  # the last command whose whole tree is gone
-    gone: bool = False
-
-    def read_news(self) -> None:
-        """Take in what the keeper said, without waiting."""
-        try:
-            while not self.gone:
-                received = wire.receive(self.sock)
-                if received is None:
-                    self._lost()
-                else:
-                    self._learn(*received)
-        except BlockingIOError:
-            return
-        except wire.WireBroken:
-            self._lost()
-
-    def _learn(self, news: wire.Message, fds: list[int]) -> None:
-        match news["op"]:
-            case "ready":
-                self._disarm()
-                self.serial, self.leader_pid = news["serial"], news["leader"]
-                self.launch = socket.socket(fileno=fds[0])
-                self.launch.setblocking(False)
-            case "ended":
-                self.ended = (news["serial"], news["status"])
-                self._empty(news["serial"], empty=news["empty"])
-            case "empty":
-                self._empty(news["serial"], empty=True)
-
-    def _empty(self, serial: int, *, empty: bool) -> None:
-        if empty:
-            self.empty_serial = serial
-
-    def _lost(self) -> None:
-        self.gone = True
-        self._disarm()
-
-    def _disarm(self) -> None:
-        if self.launch is not None:
-            self.launch.close()
-            self.launch = None
-
-    def order(self, op: str, serial: int, **fields: int) -> None:
-        """Tell the keeper to do something about command *serial*."""
-        with contextlib.suppress(OSError):  # it is gone, or its buffer is full of the same order
-            wire.send(self.sock, {"op": op, "serial": serial, **fields})
-
-    async def wait_news(self) -> None:
-        """Wait until the keeper said something, and take it in."""
-        await trio.lowlevel.wait_readable(self.sock)
-        self.read_news()
-
-    def shut(self) -> None:
-        """Say that there will be no more orders: the keeper ends its tree, and its end closes the socket."""
-        with contextlib.suppress(OSError):  # ENOTCONN: it is gone
-            self.sock.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        """Let go: the keeper ends whatever it still has, and itself."""
-        self._disarm()
-        self.sock.close()
-
-
 class SlotPool:
     """A session's slots. Keepers come from the init on request, one answer per request, in order."""
 
@@ -108,9 +33,9 @@ class SlotPool:
         """Borrow the init's socket; its first keeper comes unasked."""
         self._init_sock = init_sock
         self._init_gone = False
+        self._closed = False
         self._owed = 1  # keepers asked for that did not come yet
         self._waiting = 0  # tasks that wait for a slot
-        self._awaited: set[Slot] = set()  # the slots that one of them waits for: trio allows no second
         self._turn = trio.Lock()  # one task waits on the init's socket
         self._free: list[Slot] = []
         self._busy: set[Slot] = set()
@@ -123,6 +48,8 @@ class SlotPool:
         Raises:
             SpawnFailed: the init is gone or stuck, or the session holds too many daemons already.
         """
+        if (ready := self._take_nowait()) is not None:
+            return ready
         try:
             with trio.fail_after(TAKE_S):
                 return await self._take()
@@ -130,22 +57,19 @@ class SlotPool:
             raise SpawnFailed("keeper", f"no process was ready within {TAKE_S:.0f} s") from None
 
     async def _take(self) -> Slot:
-        self._refresh()
-        if (ready := self._take_nowait()) is not None:
-            return ready
         self._grow()
         self._waiting += 1
         try:
             while True:
                 await self._wait_any()
-                self._refresh()
                 if (ready := self._take_nowait()) is not None:
                     return ready
         finally:
             self._waiting -= 1
 
     def _take_nowait(self) -> Slot | None:
-        ready = next((slot for slot in self._free if slot.launch is not None), None)
+        self._refresh()
+        ready = next((slot for slot in self._free if slot.launch is not None and not slot.awaited), None)
         if ready is not None:
             self._free.remove(ready)
             self._busy.add(ready)
@@ -156,7 +80,7 @@ class SlotPool:
     def give_back(self, slot: Slot) -> None:
         """Return a slot after its command: free if the tree is gone or never was, lingering otherwise."""
         self._busy.discard(slot)
-        if slot.gone:
+        if slot.gone or self._closed:
             slot.close()
         elif slot.empty_serial < slot.serial and slot.launch is None:
             self._lingering.append(slot)
@@ -183,11 +107,11 @@ class SlotPool:
         for slot in slots:
             slot.shut()
         for slot in slots:
-            while not slot.gone:
-                await slot.wait_news()
+            await slot.wait_gone()
 
     def close(self) -> None:
         """Let go of every slot."""
+        self._closed = True
         for slot in (*self._free, *self._busy, *self._lingering):
             slot.close()
 
@@ -196,13 +120,16 @@ class SlotPool:
         return len(self._free) + len(self._busy) + self._owed
 
     def _refresh(self) -> None:
-        self._collect()
+        """Take in all news but those that a task waits for: reading them here would leave it waiting."""
+        if not self._turn.locked():
+            self._collect()
         for slot in (*self._free, *self._lingering):
-            slot.read_news()
+            if not slot.awaited:
+                slot.read_news()
         for slot in [slot for slot in self._lingering if slot.gone or slot.launch is not None]:
             self._lingering.remove(slot)
             self.give_back(slot)
-        for slot in [slot for slot in self._free if slot.gone]:
+        for slot in [slot for slot in self._free if slot.gone and not slot.awaited]:
             self._free.remove(slot)
             slot.close()
 
@@ -221,27 +148,29 @@ class SlotPool:
                     self._owed -= 1
         except BlockingIOError:
             return
+        except wire.WireBroken:
+            self._init_gone = True
 
     def _grow(self) -> None:
         """Nothing is ready. Have one on its way for us, and one to spare where a call outran a used slot."""
         coming = len(self._free) + self._owed - self._waiting
-        outrun = all(slot.serial for slot in self._free)
+        outrun = bool(self._free) and all(slot.serial for slot in self._free)
         if coming < 1 or (coming < 2 and outrun):
             self._need = max(self._need, self._live() + 1.0)
             if self._live() + len(self._lingering) < SLOTS_MAX:
                 self._ask()
 
     async def _wait_any(self) -> None:
-        """Wait for news of a slot that nobody else waits for."""
-        slot = next((slot for slot in self._free if slot not in self._awaited), None)
-        if slot is not None:
-            self._awaited.add(slot)
-            try:
-                await slot.wait_news()
-            finally:
-                self._awaited.discard(slot)
-        else:
+        """Wait for news of a slot that nobody else waits for, or for a further slot."""
+        slot = self._unclaimed()
+        if slot is None:
             await self._wait_keeper()
+            return
+        slot.awaited = True
+        try:
+            await slot.wait_news()
+        finally:
+            slot.awaited = False
 
     async def _wait_keeper(self) -> None:
         if not self._owed:  # somebody was faster, and took the one that came for us
@@ -249,9 +178,12 @@ class SlotPool:
                 raise SpawnFailed("keeper", f"{SLOTS_MAX} commands of this session run or left processes behind")
             self._ask()
         async with self._turn:
-            if self._owed and not self._init_gone:
+            if self._owed and self._unclaimed() is None:
                 await trio.lowlevel.wait_readable(self._init_sock)
                 self._collect()
+
+    def _unclaimed(self) -> Slot | None:
+        return next((slot for slot in self._free if not slot.awaited), None)
 
     def _ask(self) -> None:
         try:

@@ -24,8 +24,17 @@ DYNAMIC_NAME = "remote-broker"
 FALLBACK_HOME = Path("/var/lib/remote-broker/home")
 
 
-def choose_user(settings: SandboxSettings, data_dir: Path, capabilities: Capabilities) -> SessionUser:
+def choose_user(
+    settings: SandboxSettings,
+    data_dir: Path,
+    capabilities: Capabilities,
+    *,
+    fallback_home: Path = FALLBACK_HOME,
+) -> SessionUser:
     """Decide who commands run as, and see to it that this user has a home.
+
+    Where its own home will not do, it is `data_dir/home`; where that is out of a root-chosen user's reach (below
+    /root, say), it is *fallback_home*.
 
     Raises:
         UserUnavailable: there is nobody, or no place for a home.
@@ -39,7 +48,8 @@ def choose_user(settings: SandboxSettings, data_dir: Path, capabilities: Capabil
             "started as root without CAP_SETUID and CAP_SETGID: nothing may run as root, and no other user can "
             "be had; grant both capabilities or start the broker as a plain user"
         )
-    return _configured(wanted, data_dir) if wanted else _dynamic(data_dir)
+    homes = (data_dir / "home", fallback_home)
+    return _configured(wanted, homes) if wanted else _dynamic(homes)
 
 
 def _ourselves(wanted: str, data_dir: Path) -> SessionUser:
@@ -64,7 +74,7 @@ def _ourselves(wanted: str, data_dir: Path) -> SessionUser:
     )
 
 
-def _configured(name: str, data_dir: Path) -> SessionUser:
+def _configured(name: str, homes: tuple[Path, ...]) -> SessionUser:
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
@@ -78,13 +88,13 @@ def _configured(name: str, data_dir: Path) -> SessionUser:
     groups = tuple(gid for gid in os.getgrouplist(name, entry.pw_gid) if gid != 0)
     home = Path(entry.pw_dir)
     if not (_owned_directory(home, entry.pw_uid) and _reachable(home, entry.pw_uid, {*groups})):
-        home = _home_somewhere(data_dir, entry.pw_uid, entry.pw_gid)
+        home = _home_somewhere(homes, entry.pw_uid, entry.pw_gid)
     return SessionUser(uid=entry.pw_uid, gid=entry.pw_gid, groups=groups, name=name, home=str(home), dedicated=True)
 
 
-def _dynamic(data_dir: Path) -> SessionUser:
-    uid = _dynamic_uid((data_dir / "home", FALLBACK_HOME))
-    home = _home_somewhere(data_dir, uid, uid)
+def _dynamic(homes: tuple[Path, ...]) -> SessionUser:
+    uid = _dynamic_uid(homes)
+    home = _home_somewhere(homes, uid, uid)
     return SessionUser(uid=uid, gid=uid, groups=(), name=DYNAMIC_NAME, home=str(home), dedicated=True)
 
 
@@ -106,9 +116,9 @@ def _dynamic_uid(homes: tuple[Path, ...]) -> int:
     )
 
 
-def _home_somewhere(data_dir: Path, uid: int, gid: int) -> Path:
+def _home_somewhere(homes: tuple[Path, ...], uid: int, gid: int) -> Path:
     faults = []
-    for home in (data_dir / "home", FALLBACK_HOME):
+    for home in homes:
         if not _reachable(_existing(home), uid, {gid}):
             faults.append(f"{home}: uid {uid} cannot pass through the directories above it")
             continue

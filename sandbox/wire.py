@@ -42,7 +42,7 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
         BrokenPipeError, ConnectionResetError: the peer is gone.
     """
     # ASCII on purpose: a name that is no UTF-8 travels as the lone surrogate escapes Python reads it as.
-    payload = json.dumps(message, separators=(",", ":")).encode("ascii")
+    payload = json.dumps(message).encode("ascii")
     if len(payload) <= INLINE_BYTES - 1:
         _send(sock, b"J" + payload, fds)
         return
@@ -102,8 +102,8 @@ def _decode(data: bytes, fds: list[int], *, whole: bool) -> Message:
     elif data[:1] != b"J":
         raise WireBroken("a message of an unknown kind came")
     try:
-        message = json.loads(payload)
-    except ValueError as error:
+        message = json.loads(payload.decode("ascii"))
+    except (ValueError, RecursionError) as error:
         raise WireBroken("a message came that is no JSON") from error
     if not isinstance(message, dict):
         raise WireBroken("a message came that is no object")

@@ -27,10 +27,19 @@ from sandbox.programs import resolve_program
 from sandbox.users import choose_user
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 SETTINGS = SandboxSettings(unprivileged_user="", cgroup_base="data/cgroup", enable_cgroups=False, require=())
-PROGRAMS = ("/bin/sh", "/bin/true", "/bin/sleep", "/bin/cat", "/bin/ls", "/usr/bin/env", "/usr/bin/python3")
+PROGRAMS = (
+    "/bin/sh",
+    "/bin/true",
+    "/bin/sleep",
+    "/bin/cat",
+    "/bin/ls",
+    "/usr/bin/env",
+    "/usr/bin/setsid",
+    "/usr/bin/python3",
+)
 LIMITS = Limits(memory_max_bytes=1 << 30, pids_max=256, file_size_max_bytes=1 << 30, open_files_max=512)
 AS_ROOT = os.geteuid() == 0
 ABI = capabilities.probe().landlock_abi
@@ -52,7 +61,14 @@ class World:
     def home(self) -> Path:
         return Path(self.walls.home)
 
-    async def run(self, *argv: str, timeout_s: float = 10, grace_s: float = 0.2, **fields: Any) -> Ended:
+    async def run(
+        self,
+        *argv: str,
+        timeout_s: float = 10,
+        grace_s: float = 0.2,
+        on_started: Callable[[int], None] | None = None,
+        **fields: Any,
+    ) -> Ended:
         return await run_command(
             self.init,
             self.exec_plan(*argv, **fields),
@@ -60,6 +76,7 @@ class World:
             grace_s=grace_s,
             drain_s=0.3,
             output_bytes=1 << 20,
+            on_started=on_started,
         )
 
     def exec_plan(self, *argv: str, **fields: Any) -> ExecPlan:
@@ -139,6 +156,22 @@ def everything_below(init: Init) -> list[int]:
 
 def open_fds() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+def stray_fds(world: World) -> int:
+    """Count the descriptors that are not the slots': those come and go with the pool's size."""
+    pool = world.init.slots
+    slots = [*pool._free, *pool._busy, *pool._lingering]
+    return open_fds() - len(slots) - sum(slot.launch is not None for slot in slots)
+
+
+async def all_armed(world: World) -> None:
+    """Wait until every free slot has its leader ready, past its first steps as a copy of the keeper."""
+    for slot in world.init.slots._free:
+        while slot.launch is None:
+            await slot.wait_news()
+        while os.getsid(slot.leader_pid) != slot.leader_pid:
+            await trio.lowlevel.checkpoint()
 
 
 async def test_an_init_is_born_and_reports_every_layer() -> None:
@@ -265,6 +298,7 @@ async def test_the_end_of_an_init_leaves_no_process_and_no_descriptor() -> None:
     before = open_fds()
     async with open_world() as world:
         await world.run("/bin/true")
+        await all_armed(world)
         pids = everything_below(world.init)
         assert len(pids) >= 4
     assert open_fds() == before

@@ -1,0 +1,98 @@
+"""One keeper as the broker sees it: its socket, the leader it holds ready, what it said of the last one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+import attrs
+import trio
+
+from sandbox import wire
+
+
+@attrs.define(eq=False)
+class Slot:
+    """One keeper as the broker sees it. `serial` counts its commands; orders and news carry it."""
+
+    keeper_pid: int
+    sock: socket.socket
+    serial: int = 0
+    leader_pid: int = 0
+    launch: socket.socket | None = None  # to the leader that waits; None while there is none
+    ended: tuple[int, int] = (0, 0)  # serial and wait status of the last leader that ended
+    empty_serial: int = 0  # the last command whose whole tree is gone
+    gone: bool = False
+    awaited: bool = False  # by a task of the pool, whose the next news are
+
+    def read_news(self) -> None:
+        """Take in what the keeper said, without waiting."""
+        try:
+            while not self.gone:
+                received = wire.receive(self.sock)
+                if received is None:
+                    self._lost()
+                else:
+                    self._learn(*received)
+        except BlockingIOError:
+            return
+        except wire.WireBroken:
+            self._lost()
+
+    def _learn(self, news: wire.Message, fds: list[int]) -> None:
+        match news["op"]:
+            case "ready":
+                self.disarm()
+                self.serial, self.leader_pid = news["serial"], news["leader"]
+                self.launch = socket.socket(fileno=fds[0])
+                self.launch.setblocking(False)
+            case "ended":
+                self.ended = (news["serial"], news["status"])
+                self._empty(news["serial"], empty=news["empty"])
+            case "empty":
+                self._empty(news["serial"], empty=True)
+
+    def _empty(self, serial: int, *, empty: bool) -> None:
+        if empty:
+            self.empty_serial = serial
+
+    def _lost(self) -> None:
+        self.gone = True
+        self.disarm()
+
+    def disarm(self) -> None:
+        """Let go of the waiting leader, if there is one."""
+        if self.launch is not None:
+            self.launch.close()
+            self.launch = None
+
+    def order(self, op: str, serial: int, **fields: int) -> None:
+        """Tell the keeper to do something about command *serial*."""
+        with contextlib.suppress(OSError):  # it is gone, or its buffer is full of the same order
+            wire.send(self.sock, {"op": op, "serial": serial, **fields})
+
+    async def wait_news(self) -> None:
+        """Wait until the keeper said something, and take it in."""
+        await trio.lowlevel.wait_readable(self.sock)
+        self.read_news()
+
+    async def wait_gone(self) -> None:
+        """Wait until the keeper is gone, whoever else waits for its news."""
+        while not self.gone:
+            fd = os.dup(self.sock.fileno())  # trio lets one task wait per descriptor
+            try:
+                await trio.lowlevel.wait_readable(fd)
+            finally:
+                os.close(fd)
+            self.read_news()
+
+    def shut(self) -> None:
+        """Say that there will be no more orders: the keeper ends its tree, and its end closes the socket."""
+        with contextlib.suppress(OSError):  # ENOTCONN: it is gone
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Let go: the keeper ends whatever it still has, and itself."""
+        self._lost()
+        self.sock.close()

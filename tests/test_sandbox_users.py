@@ -1,0 +1,110 @@
+"""Who commands run as: oneself, a named user, a dynamic one. Never root, never without a home."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import pytest
+from test_sandbox_births import AS_ROOT, SETTINGS, needs_root
+
+from sandbox import capabilities
+from sandbox.faults import UserUnavailable
+from sandbox.plan import Limits, Refused, SessionUser, Walls
+from sandbox.users import DYNAMIC_UIDS, choose_user
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="sandbox-users-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name) / "data"
+
+
+@pytest.mark.skipif(AS_ROOT, reason="started as root, the broker does not run commands as itself")
+def test_a_plain_user_runs_as_itself(data_dir: Path) -> None:
+    user = choose_user(SETTINGS, data_dir, capabilities.probe())
+    assert (user.uid, user.gid, user.dedicated) == (os.getuid(), os.getgid(), False)
+    assert os.access(user.home, os.W_OK | os.X_OK)
+
+
+@pytest.mark.skipif(AS_ROOT, reason="root can become somebody else")
+def test_a_plain_user_cannot_become_somebody_else(data_dir: Path) -> None:
+    with pytest.raises(Refused, match="only root"):
+        choose_user(attrs.evolve(SETTINGS, unprivileged_user="root"), data_dir, capabilities.probe())
+
+
+@needs_root
+def test_root_runs_as_a_dynamic_user_with_a_private_home(data_dir: Path) -> None:
+    user = choose_user(SETTINGS, data_dir, capabilities.probe())
+    assert user.uid in DYNAMIC_UIDS
+    assert (user.gid, user.groups, user.dedicated) == (user.uid, (), True)
+    facts = os.stat(user.home)
+    assert (user.home, facts.st_uid, facts.st_mode & 0o7777) == (str(data_dir / "home"), user.uid, 0o700)
+    assert choose_user(SETTINGS, data_dir, capabilities.probe()) == user
+
+
+@needs_root
+def test_a_home_nobody_can_reach_is_replaced(tmp_path: Path, data_dir: Path) -> None:
+    tmp_path.chmod(0o700)
+    reachable, hidden = data_dir / "elsewhere", tmp_path / "elsewhere"
+    user = choose_user(SETTINGS, tmp_path / "data", capabilities.probe(), fallback_home=reachable)
+    assert user.home == str(reachable)
+    with pytest.raises(UserUnavailable, match="cannot pass through"):
+        choose_user(SETTINGS, tmp_path / "data", capabilities.probe(), fallback_home=hidden)
+
+
+@needs_root
+def test_a_home_that_is_a_link_is_not_taken_over(data_dir: Path) -> None:
+    data_dir.mkdir()
+    (data_dir / "home").symlink_to("/etc")
+    with pytest.raises(UserUnavailable):
+        choose_user(SETTINGS, data_dir, capabilities.probe(), fallback_home=data_dir / "home")
+    assert os.stat("/etc").st_uid == 0
+
+
+@needs_root
+def test_a_named_user_is_taken_with_groups_but_never_roots(data_dir: Path) -> None:
+    entry = pwd.getpwnam("nobody")
+    user = choose_user(attrs.evolve(SETTINGS, unprivileged_user="nobody"), data_dir, capabilities.probe())
+    assert (user.uid, user.gid, user.name) == (entry.pw_uid, entry.pw_gid, "nobody")
+    assert 0 not in user.groups
+    assert os.stat(user.home).st_uid == entry.pw_uid
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["root", "no-such-user"])
+def test_root_and_nobody_known_are_refused(data_dir: Path, name: str) -> None:
+    with pytest.raises(UserUnavailable, match=name):
+        choose_user(attrs.evolve(SETTINGS, unprivileged_user=name), data_dir, capabilities.probe())
+
+
+def test_root_without_the_right_to_switch_is_refused(data_dir: Path) -> None:
+    bound = attrs.evolve(capabilities.probe(), is_root=True, may_switch_user=False)
+    with pytest.raises(UserUnavailable, match="CAP_SETUID"):
+        choose_user(SETTINGS, data_dir, bound)
+
+
+def test_settings_and_walls_refuse_nonsense() -> None:
+    with pytest.raises(ValueError, match="unknown layers wall"):
+        attrs.evolve(SETTINGS, require=("wall",))
+    with pytest.raises(ValueError, match="at least 1"):
+        Limits(pids_max=0)
+    nobody = SessionUser(uid=1, gid=1, groups=(), name="n", home="/", dedicated=False)
+    with pytest.raises(ValueError, match="absolute"):
+        Walls(
+            user=nobody,
+            home="/",
+            working_dir="/",
+            read_paths=("relative",),
+            write_paths=(),
+            exec_paths=(),
+            limits=Limits(),
+        )
