@@ -1,0 +1,421 @@
+"""One row for each key of server.yaml: what it changes, seen from outside.
+
+Most rows ask two brokers, `usual` and `changed` (CHANGED_SERVER); a key that would disturb the others has brokers of
+its own. The table must be complete: see test_live_settings.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from live import (
+    Answer,
+    BrokerFailed,
+    LiveBroker,
+    call,
+    connect,
+    free_port,
+    new_session,
+    ok,
+    refused_start,
+    run,
+    running_broker,
+)
+from live_trees import tree
+from mcp.client.client import Client
+
+CHANGED_SERVER: Mapping[str, Any] = {
+    "allowed_hosts": ["broker.example:*"],
+    "allowed_origins": ["https://app.example"],
+    "max_body_bytes": 70_000,
+    "body_timeout_s": 0.3,
+    "max_calls_in_flight": 2,
+    "logging": {
+        "level": "ERROR",
+        "format": "text",
+        "max_size_mb": 0.01,
+        "backup_count": 2,
+        "audit_log": "elsewhere/trail.log",
+        "error_log": "elsewhere/trouble.log",
+    },
+    "sessions": {"max_concurrent": 3, "cleanup_interval": 0.1, "max_concurrent_commands": 1},
+    "timeouts": {
+        "command_default": 0.5,
+        "command_max": 5,
+        "kill_grace": 1.0,
+        "output_drain": 1.0,
+        "upload_idle": 0.1,
+    },
+    "output": {"inline_bytes": 4096},
+    "transfers": {"max_open": 2, "max_chunk_bytes": 1024},
+}
+SOON_S = 0.2
+CHUNK = base64.b64encode(b"x" * 100).decode()
+
+
+@attrs.frozen
+class Brokers:
+    """The two that rows compare."""
+
+    usual: LiveBroker
+    changed: LiveBroker
+
+
+Row = Callable[[Brokers], Awaitable[None]]
+
+
+def at_once(check: Callable[[Brokers], None]) -> Row:
+    """A row that needs no client."""
+
+    async def row(brokers: Brokers) -> None:
+        await trio.lowlevel.checkpoint()
+        check(brokers)
+
+    return row
+
+
+async def in_session(broker: LiveBroker, work: Callable[[Client, str], Awaitable[Answer]]) -> Answer:
+    """What *work* answers in a session of its own, which is gone afterwards."""
+    async with connect(broker) as client:
+        session_id = await new_session(client, working_dir=str(broker.workspace))
+        answer = await work(client, session_id)
+        await call(client, "kill_session", session_id=session_id, force=True)
+        return answer
+
+
+async def in_both(brokers: Brokers, work: Callable[[Client, str], Awaitable[Answer]]) -> tuple[Answer, Answer]:
+    """The answers of the usual and of the changed broker."""
+    return await in_session(brokers.usual, work), await in_session(brokers.changed, work)
+
+
+def host(_brokers: Brokers) -> None:
+    at = ("127.0.0.2", free_port())
+    with running_broker({"host": at[0], "port": at[1]}, at=at) as broker:
+        assert broker.healthy()
+        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", at[1])):
+            pass
+
+
+def port(_brokers: Brokers) -> None:
+    at = ("127.0.0.1", free_port())
+    with running_broker({"port": at[1]}, at=at) as broker:
+        assert broker.healthy()
+
+
+def allowed_hosts(brokers: Brokers) -> None:
+    for broker, status in ((brokers.usual, 421), (brokers.changed, 200)):
+        assert broker.request("GET", "/healthz", Host="broker.example:1234")[0] == status
+
+
+def allowed_origins(brokers: Brokers) -> None:
+    for broker, status in ((brokers.usual, 403), (brokers.changed, 200)):
+        assert broker.request("GET", "/healthz", Origin="https://app.example")[0] == status
+
+
+def max_body_bytes(brokers: Brokers) -> None:
+    assert brokers.usual.request("POST", "/mcp", b"x" * 80_000)[0] != 413
+    assert brokers.changed.request("POST", "/mcp", b"x" * 80_000)[0] == 413
+
+
+async def body_timeout_s(brokers: Brokers) -> None:
+    """The usual broker (30 s) has not given up when the changed one has."""
+    head = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n123"
+    async with (
+        await trio.open_tcp_stream("127.0.0.1", brokers.usual.port) as patient,
+        await trio.open_tcp_stream("127.0.0.1", brokers.changed.port) as hasty,
+    ):
+        await patient.send_all(head)
+        await hasty.send_all(head)
+        assert (await hasty.receive_some()).startswith(b"HTTP/1.1 408")
+        with trio.move_on_after(0):
+            raise AssertionError(await patient.receive_some())
+
+
+async def max_calls_in_flight(brokers: Brokers) -> None:
+    body = json.dumps(
+        {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "get_system_info"}}
+    ).encode()
+    headers = {"Content_Type": "application/json", "Accept": "application/json, text/event-stream"}
+    for broker, refused in ((brokers.usual, False), (brokers.changed, True)):
+        async with connect(broker) as client, trio.open_nursery() as nursery:
+            sessions = [await new_session(client, working_dir=str(broker.workspace)) for _ in range(2)]
+            async with tree("obeys SIGTERM", broker.workspace) as one, tree("obeys SIGTERM", broker.workspace) as two:
+                for session_id, shaped in zip(sessions, (one, two), strict=True):
+                    nursery.start_soon(partial(run, client, session_id, "sh", "-c", shaped.script, timeout_seconds=5))
+                    await shaped.wait_up()
+                ask = partial(broker.request, "POST", "/mcp", body, **headers)
+                assert ((await trio.to_thread.run_sync(ask))[0] == 503) is refused
+            nursery.cancel_scope.cancel()  # the client leaves, and its commands with it
+        await kill_all(broker, sessions)
+
+
+async def kill_all(broker: LiveBroker, sessions: list[str]) -> None:
+    async with connect(broker) as client:
+        for session_id in sessions:
+            await call(client, "kill_session", session_id=session_id, force=True)
+
+
+async def drain_s(_brokers: Brokers) -> None:
+    """With no time to drain, sessions are not waited for, and the broker says so."""
+    for seconds, waited in ((10, True), (0, False)):
+        with running_broker({"drain_s": seconds}) as broker:
+            async with connect(broker) as client, tree("setsid", broker.workspace) as shaped:
+                session_id = await new_session(client, working_dir=str(broker.workspace))
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(run, client, session_id, "sh", "-c", shaped.script)
+                    await shaped.wait_up()
+                    broker.process.terminate()
+                    assert await trio.to_thread.run_sync(broker.wait_ended) == 0
+                    nursery.cancel_scope.cancel()
+        assert ("still ending after" not in "\n".join(broker.printed.lines)) is waited
+
+
+def level(brokers: Brokers) -> None:
+    assert "layer landlock" in "\n".join(brokers.usual.printed.lines)
+    assert "layer landlock" not in "\n".join(brokers.changed.printed.lines)
+
+
+def log_format(_brokers: Brokers) -> None:
+    with running_broker({"logging": {"format": "json"}}) as broker:
+        assert [line for line in broker.printed.lines if line.startswith("{") and json.loads(line)["message"]]
+    with running_broker({"logging": {"format": "text"}}) as broker:
+        assert not [line for line in broker.printed.lines if line.startswith("{")]
+
+
+def audit_log(brokers: Brokers) -> None:
+    assert (brokers.changed.base / "elsewhere" / "trail.log").exists()
+    assert not (brokers.changed.base / "log" / "audit.log").exists()
+    assert (brokers.usual.base / "log" / "audit.log").exists()
+
+
+async def error_log(brokers: Brokers) -> None:
+    await in_both(brokers, lambda client, session_id: run(client, session_id, "curl"))
+    assert (brokers.changed.base / "elsewhere" / "trouble.log").stat().st_size > 0
+    assert (brokers.usual.base / "log" / "audit-errors.log").stat().st_size > 0, "beside the audit log by default"
+
+
+async def max_size_mb(brokers: Brokers) -> None:
+    """50 calls are more than 0.01 MB of records."""
+
+    async def fifty(client: Client, session_id: str) -> Answer:
+        for _call in range(49):
+            await run(client, session_id, "true")
+        return await run(client, session_id, "true")
+
+    await in_both(brokers, fifty)
+    assert (brokers.changed.base / "elsewhere" / "trail.log.1").stat().st_size <= 10_486
+    assert not (brokers.usual.base / "log" / "audit.log.1").exists()
+
+
+async def backup_count(brokers: Brokers) -> None:
+    await max_size_mb(brokers)
+    await max_size_mb(brokers)
+    kept = sorted(path.name for path in (brokers.changed.base / "elsewhere").glob("trail.log.*"))
+    assert kept == ["trail.log.1", "trail.log.2"]
+
+
+async def max_session_age(brokers: Brokers) -> None:
+    """The answer of create_session says it; that it is true is a test of its own in test_live_errors.py."""
+    with running_broker({"sessions": {"max_session_age": 123}}) as broker:
+        async with connect(broker) as client:
+            assert (await ok(client, "create_session"))["idle_timeout_seconds"] == 123
+
+
+async def max_concurrent(brokers: Brokers) -> None:
+    for broker, refused in ((brokers.usual, False), (brokers.changed, True)):
+        async with connect(broker) as client:
+            sessions = [await new_session(client) for _ in range(3)]
+            fourth = await call(client, "create_session")
+            assert fourth.is_error is refused
+            await kill_all(broker, [*sessions, fourth.data.get("session_id", "")])
+
+
+async def cleanup_interval(_brokers: Brokers) -> None:
+    """An upload that was given up is recorded as discarded when the sweep finds it."""
+    timeouts = {"upload_idle": 0.05}
+    often, seldom = {"cleanup_interval": 0.05}, {"cleanup_interval": 3600}
+    with (
+        running_broker({"timeouts": timeouts, "sessions": often}) as sweeping,
+        running_broker({"timeouts": timeouts, "sessions": seldom}) as waiting,
+    ):
+        async with connect(sweeping) as client, connect(waiting) as other:
+            await _begin_upload(waiting, other)
+            await _begin_upload(sweeping, client)
+            while not _discards(sweeping):
+                await ok(client, "get_system_info")
+            assert not _discards(waiting)
+
+
+async def _begin_upload(broker: LiveBroker, client: Client) -> None:
+    session_id = await new_session(client, working_dir=str(broker.workspace))
+    await ok(client, "upload_file", session_id=session_id, path="f", chunk_data=CHUNK)
+
+
+def _discards(broker: LiveBroker) -> list[dict[str, Any]]:
+    return [record for record in broker.audit() if "was discarded" in record.get("error", "")]
+
+
+async def max_concurrent_commands(brokers: Brokers) -> None:
+    for broker, refused in ((brokers.usual, False), (brokers.changed, True)):
+        async with connect(broker) as client, tree("obeys SIGTERM", broker.workspace) as shaped:
+            session_id = await new_session(client, working_dir=str(broker.workspace))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(run, client, session_id, "sh", "-c", shaped.script, timeout_seconds=5))
+                await shaped.wait_up()
+                assert (await run(client, session_id, "true")).is_error is refused
+                await ok(client, "kill_session", session_id=session_id, force=True)
+
+
+async def command_default(brokers: Brokers) -> None:
+    usual, changed = await in_both(brokers, lambda client, session_id: run(client, session_id, "sleep", "1"))
+    assert usual["exit_code"] == 0
+    assert changed.error[0] == "CMD_002"
+
+
+async def command_max(brokers: Brokers) -> None:
+    usual, changed = await in_both(
+        brokers, lambda client, session_id: run(client, session_id, "true", timeout_seconds=6)
+    )
+    assert usual["exit_code"] == 0
+    assert changed.error[0] == "POLICY_003"
+
+
+async def kill_grace(brokers: Brokers) -> None:
+    stubborn = "trap '' TERM; sleep 1000"
+    usual, changed = await in_both(
+        brokers, lambda client, session_id: run(client, session_id, "sh", "-c", stubborn, timeout_seconds=0.2)
+    )
+    assert changed["duration_ms"] >= 1150
+    assert usual["duration_ms"] < 1150
+
+
+async def output_drain(brokers: Brokers) -> None:
+    late = "echo a; (sleep 0.4; echo b) &"
+    usual, changed = await in_both(brokers, lambda client, session_id: run(client, session_id, "sh", "-c", late))
+    assert (usual["stdout"], changed["stdout"]) == ("a\n", "a\nb\n")
+
+
+async def upload_idle(brokers: Brokers) -> None:
+    """An upload is given up 0.1 s after its last chunk; by default it waits ten minutes."""
+
+    async def resume_later(client: Client, session_id: str) -> Answer:
+        begun = await ok(client, "upload_file", session_id=session_id, path="f", chunk_data=CHUNK)
+        await run(client, session_id, "sleep", str(SOON_S))
+        rest = {"transfer_id": begun["transfer_id"], "chunk_offset": 100, "is_last": True}
+        return await call(client, "upload_file", session_id=session_id, path="f", chunk_data=CHUNK, **rest)
+
+    usual, changed = await in_both(brokers, resume_later)
+    assert usual["is_complete"] is True
+    assert changed.error[0] == "TRANSFER_001"
+
+
+async def inline_bytes(brokers: Brokers) -> None:
+    usual, changed = await in_both(brokers, lambda client, session_id: run(client, session_id, "echo", "x" * 5000))
+    assert (len(usual["stdout"]), usual["stdout_truncated"]) == (5001, False)
+    assert (changed["stdout"], changed["stdout_truncated"]) == ("x" * 4096, True)
+
+
+async def max_open(brokers: Brokers) -> None:
+    async def three(client: Client, session_id: str) -> Answer:
+        for name in ("a", "b"):
+            await ok(client, "upload_file", session_id=session_id, path=name, chunk_data=CHUNK)
+        return await call(client, "upload_file", session_id=session_id, path="c", chunk_data=CHUNK)
+
+    # The changed broker also gives uploads up after 0.1 s: a third within that time is one too many.
+    with running_broker({"transfers": {"max_open": 2}}) as broker:
+        assert (await in_session(broker, three)).error[0] == "POLICY_003"
+    assert not (await in_session(brokers.usual, three)).is_error
+
+
+async def max_chunk_bytes(brokers: Brokers) -> None:
+    two_kb = base64.b64encode(b"x" * 2048).decode()
+    usual, changed = await in_both(
+        brokers,
+        lambda client, session_id: call(
+            client, "upload_file", session_id=session_id, path="f", chunk_data=two_kb, is_last=True
+        ),
+    )
+    assert usual["is_complete"] is True
+    assert changed.is_error
+
+
+async def unprivileged_user(_brokers: Brokers) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only a broker of root can run sessions as another user")
+    sandbox = {"unprivileged_user": "nobody"}
+    with running_broker({"sandbox": sandbox}) as broker:
+        written = await in_session(
+            broker, lambda client, session_id: ok(client, "write_file", session_id=session_id, path="f", content="x")
+        )
+        assert os.stat(written["path"]).st_uid == 65534
+
+
+def require(_brokers: Brokers) -> None:
+    with running_broker({"sandbox": {"require": ["no_new_privs"]}}) as broker:
+        assert broker.healthy()
+    assert "cannot start" in refused_start({"sandbox": {"require": ["cgroup"]}})
+
+
+async def enable_cgroups(_brokers: Brokers) -> None:
+    on, off = [await cgroup_detail({"enable_cgroups": value}) for value in (True, False)]
+    assert on != off
+
+
+async def cgroup_base(_brokers: Brokers) -> None:
+    one, two = [await cgroup_detail({"enable_cgroups": True, "cgroup_base": base}) for base in ("data/a", "data/b")]
+    assert one != two
+
+
+async def cgroup_detail(sandbox: Mapping[str, object]) -> str:
+    """What a broker says of its cgroup layer."""
+    try:
+        with running_broker({"sandbox": sandbox}) as broker:
+            async with connect(broker) as client:
+                layers = (await ok(client, "get_system_info"))["isolation"]
+    except BrokerFailed as failed:
+        return str(failed)
+    detail: str = next(each["detail"] for each in layers if each["name"] == "cgroup")
+    return detail
+
+
+ROWS: Mapping[str, Row] = {
+    "server.host": at_once(host),
+    "server.port": at_once(port),
+    "server.allowed_hosts": at_once(allowed_hosts),
+    "server.allowed_origins": at_once(allowed_origins),
+    "server.max_body_bytes": at_once(max_body_bytes),
+    "server.body_timeout_s": body_timeout_s,
+    "server.max_calls_in_flight": max_calls_in_flight,
+    "server.drain_s": drain_s,
+    "server.logging.level": at_once(level),
+    "server.logging.format": at_once(log_format),
+    "server.logging.audit_log": at_once(audit_log),
+    "server.logging.error_log": error_log,
+    "server.logging.max_size_mb": max_size_mb,
+    "server.logging.backup_count": backup_count,
+    "server.sessions.max_session_age": max_session_age,
+    "server.sessions.max_concurrent": max_concurrent,
+    "server.sessions.cleanup_interval": cleanup_interval,
+    "server.sessions.max_concurrent_commands": max_concurrent_commands,
+    "server.timeouts.command_default": command_default,
+    "server.timeouts.command_max": command_max,
+    "server.timeouts.kill_grace": kill_grace,
+    "server.timeouts.output_drain": output_drain,
+    "server.timeouts.upload_idle": upload_idle,
+    "server.output.inline_bytes": inline_bytes,
+    "server.transfers.max_open": max_open,
+    "server.transfers.max_chunk_bytes": max_chunk_bytes,
+    "server.sandbox.unprivileged_user": unprivileged_user,
+    "server.sandbox.cgroup_base": cgroup_base,
+    "server.sandbox.enable_cgroups": enable_cgroups,
+    "server.sandbox.require": at_once(require),
+}

@@ -1,0 +1,125 @@
+"""Long runs leave the broker as it was: memory, descriptors, threads, processes."""
+
+from __future__ import annotations
+
+import attrs
+import psutil
+import pytest
+import trio
+from live import LiveBroker, connect, new_session, ok, run, running_broker
+
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),  # the legacy client's, not ours
+]
+
+CLIENTS = 6
+COMMANDS = 10_000
+WARM_UP = 1_000
+OUTPUT_BYTES = 10_000_000
+OUTPUTS = 100  # of 10 MB each: a gigabyte
+SESSIONS = 100
+REST = 500
+SETTLE_S = 25  # a thread of trio ends when it was idle for 10 s
+MEMORY_SLACK_BYTES = 10 * 1024 * 1024
+
+
+@attrs.frozen
+class Held:
+    """What the broker holds: its own memory, descriptors, threads, and the processes beneath it."""
+
+    rss_bytes: int
+    descriptors: int
+    threads: int
+    processes: int
+
+    @classmethod
+    def by(cls, broker: LiveBroker) -> Held:
+        own = psutil.Process(broker.process.pid)
+        return cls(own.memory_info().rss, own.num_fds(), own.num_threads(), len(broker.family()))
+
+    def countable(self) -> tuple[int, int, int]:
+        """All but the memory."""
+        return self.descriptors, self.threads, self.processes
+
+
+async def settled(broker: LiveBroker, wanted: Held | None = None) -> Held:
+    """What it holds when no session lives; with *wanted*, when idle threads and closed connections are gone as well.
+
+    Waits while other calls pass, because nothing says when a thread has been idle for long enough.
+    """
+    held = Held.by(broker)
+    async with connect(broker) as client:
+        with trio.move_on_after(SETTLE_S):
+            while wanted is None or held.countable() != wanted.countable():
+                await ok(client, "get_system_info")
+                held = Held.by(broker)
+                if wanted is None and held.processes == 1:  # the spare
+                    break
+    return held
+
+
+async def many(broker: LiveBroker, count: int, *argv: str) -> None:
+    """*count* commands from several clients at once, in a session that ends with them; each must succeed."""
+    left = iter(range(count))
+
+    async def one_client(session_id: str) -> None:
+        async with connect(broker) as client:
+            for _number in left:
+                answer = await ok(client, "execute_command", session_id=session_id, argv=list(argv))
+                assert answer["exit_code"] == 0, answer.data
+
+    async with connect(broker) as client:
+        session_id = await new_session(client, working_dir=str(broker.workspace))
+        async with trio.open_nursery() as nursery:
+            for _client in range(CLIENTS):
+                nursery.start_soon(one_client, session_id)
+        await ok(client, "kill_session", session_id=session_id, force=True)
+
+
+def check_same(before: Held, after: Held) -> None:
+    assert after.countable() == before.countable(), (before, after)
+    assert after.rss_bytes - before.rss_bytes < MEMORY_SLACK_BYTES, (before, after)
+
+
+@pytest.mark.bounded(200)
+async def test_ten_thousand_commands_leave_everything_where_it_was() -> None:
+    with running_broker({"logging": {"max_size_mb": 1}}) as broker:
+        await many(broker, WARM_UP, "true")
+        before = await settled(broker)
+        await many(broker, COMMANDS, "true")
+        check_same(before, await settled(broker, before))
+
+
+@pytest.mark.bounded(120)
+async def test_a_gigabyte_of_output_leaves_everything_where_it_was() -> None:
+    with running_broker() as broker:
+        (broker.workspace / "big").write_bytes(b"all work and no play\n" * (OUTPUT_BYTES // 21))
+        await output_and_rest(broker, OUTPUTS // 2)
+        before = await settled(broker)
+        await output_and_rest(broker, OUTPUTS)
+        check_same(before, await settled(broker, before))
+
+
+async def output_and_rest(broker: LiveBroker, outputs: int) -> None:
+    """Large answers, then small ones: what several large ones needed at once is given back by and by."""
+    await many(broker, outputs, "cat", "big")
+    await many(broker, REST, "true")
+
+
+@pytest.mark.bounded(90)
+async def test_sessions_that_came_and_went_leave_everything_where_it_was() -> None:
+    with running_broker() as broker:
+        await come_and_go(broker, SESSIONS // 5)
+        before = await settled(broker)
+        await come_and_go(broker, SESSIONS)
+        check_same(before, await settled(broker, before))
+
+
+async def come_and_go(broker: LiveBroker, count: int) -> None:
+    """Sessions one after the other, each with a daemon that is left behind."""
+    async with connect(broker) as client:
+        for _number in range(count):
+            session_id = await new_session(client, working_dir=str(broker.workspace))
+            await run(client, session_id, "sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 &")
+            await ok(client, "kill_session", session_id=session_id, force=True)
