@@ -1,0 +1,123 @@
+"""What the broker and a session weigh, and that neither commands nor output make the broker grow."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import attrs
+import psutil
+import trio
+
+from bench.client import open_connection
+from bench.load import CLIENTS
+from bench.table import MB, Row, at_most_row, missing_row
+from tests.live import LiveBroker
+
+IDLE_MB = 90
+SESSION_MB = 10
+FLAT_MB = 5
+"""What "flat" means: less than this between a tenth of the calls and all of them."""
+SESSIONS = 5
+OUTPUT_BYTES = 10_000_000
+REST = 300
+
+
+@attrs.frozen(kw_only=True)
+class Held:
+    """What a process holds."""
+
+    rss_mb: float
+    descriptors: int
+    threads: int
+
+    @classmethod
+    def of(cls, pid: int) -> Held:
+        process = psutil.Process(pid)
+        return cls(rss_mb=process.memory_info().rss / MB, descriptors=process.num_fds(), threads=process.num_threads())
+
+
+def pss_bytes(pid: int) -> int:
+    """The proportional share of a process."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no Pss for {pid}")
+
+
+def family_mb(broker: LiveBroker) -> float:
+    """The proportional share of all processes beneath the broker."""
+    return sum(pss_bytes(member.pid) for member in broker.family()) / MB
+
+
+async def idle_row(broker: LiveBroker) -> Row:
+    """The broker's own process, when it has answered its first call."""
+    async with open_connection(broker.port) as connection:
+        await connection.ok("get_system_info")
+    return at_most_row("broker process, idle", Held.of(broker.process.pid).rss_mb, IDLE_MB, "MB RSS")
+
+
+async def session_row(broker: LiveBroker) -> Row:
+    """The share of one session: what several add, divided by their number."""
+    what = f"one session, mean of {SESSIONS}"
+    async with open_connection(broker.port) as connection:
+        try:
+            before = family_mb(broker)
+        except PermissionError:
+            return missing_row(what, "smaps_rollup of a non-dumpable process is root's to read")
+        sessions = [(await connection.ok("create_session"))["session_id"] for _ in range(SESSIONS)]
+        for session in sessions:  # one command each, so that every part of a session exists
+            await connection.ok("execute_command", session_id=session, argv=["true"])
+        share = (family_mb(broker) - before) / SESSIONS
+        for session in sessions:
+            await connection.ok("kill_session", session_id=session, force=True)
+    return at_most_row(what, share, SESSION_MB, "MB PSS")
+
+
+async def growth_rows(broker: LiveBroker, commands: int) -> list[Row]:
+    """Growth over *commands* calls, then over their proportion of a gigabyte of output."""
+    pid = broker.process.pid
+    await _many(broker, commands // 10, ["true"])
+    start = Held.of(pid)
+    await _many(broker, commands - commands // 10, ["true"])
+    after_calls = Held.of(pid)
+    big = broker.workspace / "big"
+    big.write_bytes(b"all work and no play\n" * (OUTPUT_BYTES // 21))
+    outputs = max(60, commands // 100)
+    await _output_and_rest(broker, 60, big)  # the first large answers need room, once
+    before_output = Held.of(pid)
+    await _output_and_rest(broker, outputs, big)
+    end = Held.of(pid)
+    by_output = end.rss_mb - before_output.rss_mb
+    note = f"{end.descriptors - start.descriptors:+} fds, {end.threads - start.threads:+} threads, {end.rss_mb:.0f} MB"
+    gigabytes = outputs * OUTPUT_BYTES / 1e9
+    return [
+        at_most_row(f"growth over {commands:,} commands", after_calls.rss_mb - start.rss_mb, FLAT_MB, "MB RSS"),
+        at_most_row(f"growth over {gigabytes:g} GB of output", by_output, 2 * FLAT_MB, "MB RSS", note),
+    ]
+
+
+async def _output_and_rest(broker: LiveBroker, outputs: int, big: Path) -> None:
+    """Large answers, then small ones: what several large ones needed at once is given back by and by."""
+    await _many(broker, outputs, ["cat", str(big)])
+    await _many(broker, REST, ["true"])
+
+
+async def _many(broker: LiveBroker, commands: int, argv: list[str]) -> None:
+    """Run so many commands from several clients at once."""
+    left = commands
+
+    async def one_client(session: str) -> None:
+        nonlocal left
+        async with open_connection(broker.port) as connection:
+            while left > 0:
+                left -= 1
+                await connection.ok("execute_command", session_id=session, argv=argv)
+
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(open_connection(broker.port))
+        session = (await first.ok("create_session"))["session_id"]
+        async with trio.open_nursery() as nursery:
+            for _client in range(CLIENTS):
+                nursery.start_soon(one_client, session)
+        await first.ok("kill_session", session_id=session, force=True)
