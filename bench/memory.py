@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import attrs
@@ -114,10 +113,10 @@ async def _many(broker: LiveBroker, commands: int, argv: list[str]) -> None:
                 left -= 1
                 await connection.ok("execute_command", session_id=session, argv=argv)
 
-    async with AsyncExitStack() as stack:
-        first = await stack.enter_async_context(open_connection(broker.port))
+    async with open_connection(broker.port) as first:
         session = (await first.ok("create_session"))["session_id"]
-        async with trio.open_nursery() as nursery:
-            for _client in range(CLIENTS):
-                nursery.start_soon(one_client, session)
-        await first.ok("kill_session", session_id=session, force=True)
+    async with trio.open_nursery() as nursery:
+        for _client in range(CLIENTS):
+            nursery.start_soon(one_client, session)
+    async with open_connection(broker.port) as last:  # the first would have been closed as idle by now
+        await last.ok("kill_session", session_id=session, force=True)

@@ -14,11 +14,11 @@ import errno
 import os
 import stat
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Self
+    from typing import Any, Self
 
 SYS_OPENAT2 = 437  # the same number on x86-64 and aarch64
 RESOLVE_NO_MAGICLINKS = 0x02

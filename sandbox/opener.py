@@ -12,15 +12,16 @@ import errno
 import heapq
 import os
 import stat
-from typing import TYPE_CHECKING, Any
 
 from sandbox import wire
 from sandbox.openat import KINDS, Held, Refused, facts_of, open_path, real_path, reopen
 from sandbox.parts import Parts, pin_existing
 
+TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
+    from typing import Any
 
     Fds = list[int]
     Reply = tuple[dict[str, Any], Fds]

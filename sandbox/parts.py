@@ -14,10 +14,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from sandbox.openat import Held, Refused, kind_of, open_path, real_path
 
+TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self

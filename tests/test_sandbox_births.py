@@ -170,8 +170,10 @@ async def all_armed(world: World) -> None:
     for slot in world.init.slots._free:
         while slot.launch is None:
             await slot.wait_news()
-        while os.getsid(slot.leader_pid) != slot.leader_pid:
+        while True:
             await trio.lowlevel.checkpoint()
+            if os.getsid(slot.leader_pid) == slot.leader_pid:
+                break
 
 
 async def test_an_init_is_born_and_reports_every_layer() -> None:
