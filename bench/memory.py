@@ -44,9 +44,11 @@ def pss_bytes(pid: int) -> int:
     raise RuntimeError(f"no Pss for {pid}")
 
 
-def family_mb(broker: LiveBroker) -> float:
-    """The proportional share of all processes beneath the broker."""
-    return sum(pss_bytes(member.pid) for member in broker.family()) / MB
+def sessions_mb(broker: LiveBroker) -> float:
+    """The proportional share of all sessions' processes; the spare, which has no children, is none."""
+    inits = [child for child in psutil.Process(broker.process.pid).children() if child.children()]
+    members = [member for init in inits for member in (init, *init.children(recursive=True))]
+    return sum(pss_bytes(member.pid) for member in members) / MB
 
 
 async def idle_row(broker: LiveBroker) -> Row:
@@ -57,17 +59,16 @@ async def idle_row(broker: LiveBroker) -> Row:
 
 
 async def session_row(broker: LiveBroker) -> Row:
-    """The share of one session: what several add, divided by their number."""
+    """The share of one session: that of several, divided by their number."""
     what = f"one session, mean of {SESSIONS}"
     async with open_connection(broker.port) as connection:
-        try:
-            before = family_mb(broker)
-        except PermissionError:
-            return missing_row(what, "smaps_rollup of a non-dumpable process is root's to read")
         sessions = [(await connection.ok("create_session"))["session_id"] for _ in range(SESSIONS)]
         for session in sessions:  # one command each, so that every part of a session exists
             await connection.ok("execute_command", session_id=session, argv=["true"])
-        share = (family_mb(broker) - before) / SESSIONS
+        try:
+            share = sessions_mb(broker) / SESSIONS
+        except PermissionError:
+            return missing_row(what, "smaps_rollup of a non-dumpable process is root's to read")
         for session in sessions:
             await connection.ok("kill_session", session_id=session, force=True)
     return at_most_row(what, share, SESSION_MB, "MB PSS")

@@ -20,6 +20,7 @@ from typing import Any
 
 import trio
 from mcp.client.client import Client
+from mcp.client.stdio import StdioServerParameters
 
 START_BOUND_S = 60
 STOP_BOUND_S = 30
@@ -33,6 +34,7 @@ def main() -> int:
     try:
         for name in ("oc-broker", "-m broker"):
             _try(name, state)
+        trio.run(_use, _stdio(state))
     finally:
         shutil.rmtree(state)
     sys.stdout.write("smoke: ok\n")
@@ -41,8 +43,7 @@ def main() -> int:
 
 def _try(name: str, state: Path) -> None:
     """Start it by the console script or as a module, without any configuration."""
-    script = Path(sys.executable).parent / name
-    command = [sys.executable, *name.split()] if name.startswith("-") else [str(script)]
+    command = [sys.executable, *name.split()] if name.startswith("-") else [_script(name)]
     process = subprocess.Popen(
         [*command, "--port", "0"],
         stdin=subprocess.DEVNULL,
@@ -64,6 +65,15 @@ def _try(name: str, state: Path) -> None:
         raise RuntimeError(f"{name} stopped with status {status}")
 
 
+def _script(name: str) -> str:
+    return str(Path(sys.executable).parent / name)
+
+
+def _stdio(state: Path) -> StdioServerParameters:
+    """How a client starts it that has a command in its configuration and no address."""
+    return StdioServerParameters(command=_script("remote-mcp-exec-gateway"), env={"XDG_STATE_HOME": str(state)})
+
+
 def _collect(process: subprocess.Popen[str], lines: queue.SimpleQueue[str]) -> None:
     assert process.stdout is not None
     with process.stdout as pipe:
@@ -81,9 +91,9 @@ def _url(lines: queue.SimpleQueue[str]) -> str:
     raise RuntimeError("it ended before it listened")
 
 
-async def _use(url: str) -> None:
+async def _use(server: str | StdioServerParameters) -> None:
     with trio.fail_after(STEP_BOUND_S):
-        async with Client(url) as client:
+        async with Client(server) as client:
             session = await _call(client, "create_session")
             mine = {"session_id": session["session_id"]}
             folder = session["working_dir"]
