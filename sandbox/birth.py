@@ -1,8 +1,8 @@
 """The stages in which a session init confines itself, and the probes that say what came of it. Child side.
 
 Each stage is fatal and has a name. The order is load-bearing: limits while they can still be set, the user before
-no_new_privs and the death signal (a change of credentials clears those), Landlock last of what is here. Namespaces
-and mounts belong in front of `user`, a seccomp filter behind `landlock`.
+no_new_privs and the death signal (a change of credentials clears those), Landlock, and the system call filter last,
+because it refuses what the others do. Namespaces and mounts belong in front of `user`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 
-from sandbox import landlock, prctl, rlimits, trees
+from sandbox import landlock, prctl, rlimits, seccomp, syscalls, trees
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     Layer = dict[str, str]
 
+# The network is no layer of this version, and memory files cannot be kept from being executed by anything else.
+FILTER = seccomp.Options(internet=True)
 CANARY = "/"  # listing it is granted by no rule of ours, and every user may do it outside
 
 
@@ -84,6 +86,14 @@ def _landlock(spec: Message) -> None:
     )
 
 
+def _seccomp(spec: Message) -> None:
+    if spec["seccomp"]:
+        try:
+            seccomp.enforce(FILTER)
+        except syscalls.UnknownMachine as error:
+            raise StageFailed("seccomp", str(error)) from error
+
+
 STAGES: tuple[tuple[str, Callable[[Message], None]], ...] = (
     ("process_tree", _process_tree),
     ("rlimits", _rlimits),
@@ -92,6 +102,7 @@ STAGES: tuple[tuple[str, Callable[[Message], None]], ...] = (
     ("not_dumpable", _not_dumpable),
     ("death_signal", _death_signal),
     ("landlock", _landlock),
+    ("seccomp", _seccomp),
 )
 
 
@@ -103,6 +114,7 @@ def report(spec: Message) -> list[Layer]:
         _landlock_layer(spec),
         _process_tree_layer(spec),
         _rlimits_layer(spec),
+        _seccomp_layer(spec),
     ]
 
 
@@ -172,3 +184,11 @@ def _rlimits_layer(spec: Message) -> Layer:
     if resource.getrlimit(resource.RLIMIT_CORE) != (0, 0):
         raise StageFailed("rlimits", "core files are not switched off")
     return _layer("rlimits", "partial", spec["details"]["rlimits"])
+
+
+def _seccomp_layer(spec: Message) -> Layer:
+    if not spec["seccomp"]:
+        return _layer("seccomp", "unavailable", spec["details"]["seccomp"])
+    if weak := seccomp.weak_points(FILTER):
+        raise StageFailed("seccomp", f"these calls are not refused: {', '.join(weak)}")
+    return _layer("seccomp", "enforced", spec["details"]["seccomp"])

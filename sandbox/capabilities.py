@@ -11,7 +11,7 @@ from pathlib import Path
 
 import attrs
 
-from sandbox import landlock
+from sandbox import landlock, syscalls
 
 CAP_SETGID_BIT = 6
 CAP_SETUID_BIT = 7
@@ -61,6 +61,10 @@ def _may_switch_user() -> bool:
 
 
 def _seccomp() -> Feature:
+    try:
+        syscalls.this_machine()
+    except syscalls.UnknownMachine as error:
+        return Feature(present=False, detail=str(error))
     actions = _read("/proc/sys/kernel/seccomp/actions_avail")
     if "errno" in actions.split():
         return Feature(present=True, detail="filters")

@@ -192,6 +192,7 @@ def birth_spec(plan: Plan, walls: Walls) -> wire.Message:
         "broker_pid": os.getpid(),
         "abi": plan.landlock_abi,
         "switch_user": plan.switch_user,
+        "seccomp": plan.seccomp,
         "uid": user.uid,
         "gid": user.gid,
         "groups": user.groups,

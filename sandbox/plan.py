@@ -131,6 +131,7 @@ class Plan:
     landlock_abi: int
     signal_scope: bool
     switch_user: bool
+    seccomp: bool
     require: tuple[str, ...]
     layers: tuple[LayerReport, ...]  # what is expected; an Init carries what was found
 
@@ -151,6 +152,7 @@ def make_plan(capabilities: Capabilities, settings: SandboxSettings) -> Plan:
         landlock_abi=capabilities.landlock_abi,
         signal_scope=capabilities.landlock_abi >= SIGNAL_SCOPE_ABI,
         switch_user=capabilities.is_root,
+        seccomp=capabilities.seccomp.present,
         require=settings.require,
         layers=tuple(expected[name] for name in LAYERS),
     )
@@ -173,9 +175,17 @@ def _expected(capabilities: Capabilities, settings: SandboxSettings) -> tuple[La
             detail="enforced for the file tools; commands can reach them inside an allowed root, "
             "which only a mount namespace could prevent",
         ),
+        _seccomp(capabilities),
         *(LayerReport(name=name, state="unavailable", detail=why) for name, why in _NOT_USED),
         LayerReport(name="cgroup", state="unavailable", detail=_cgroup(settings)),
     )
+
+
+def _seccomp(capabilities: Capabilities) -> LayerReport:
+    if not capabilities.seccomp.present:
+        return LayerReport(name="seccomp", state="unavailable", detail=capabilities.seccomp.detail)
+    detail = "refuses tracing, mounts, namespaces, kernel modules, io_uring, raw sockets, executable memory files, ..."
+    return LayerReport(name="seccomp", state="enforced", detail=detail)
 
 
 def _cgroup(settings: SandboxSettings) -> str:
@@ -185,7 +195,6 @@ def _cgroup(settings: SandboxSettings) -> str:
 
 
 _NOT_USED = (
-    ("seccomp", "this version does not filter system calls"),
     ("pid_namespace", "this version does not use pid namespaces; commands see the ids of all processes"),
     ("mount_namespace", "this version does not use mount namespaces; /tmp is the machine's own"),
     ("network", "this version does not restrict the network"),

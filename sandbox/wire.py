@@ -7,10 +7,12 @@ BlockingIOError instead of waiting. A payload too long for one packet travels as
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import socket
 
+MFD_NOEXEC_SEAL = 0x8  # Python knows the name from 3.13 on
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +48,7 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
     if len(payload) <= INLINE_BYTES - 1:
         _send(sock, b"J" + payload, fds)
         return
-    memfd = os.memfd_create("message", os.MFD_CLOEXEC)
+    memfd = _open_memfd()
     try:
         with open(memfd, "wb", closefd=False) as file:
             file.write(payload)
@@ -108,6 +110,16 @@ def _decode(data: bytes, fds: list[int], *, whole: bool) -> Message:
     if not isinstance(message, dict):
         raise WireBroken("a message came that is no object")
     return message
+
+
+def _open_memfd() -> int:
+    """Open a memory file that can never be executed: the session's filter refuses any other kind."""
+    try:
+        return os.memfd_create("message", os.MFD_CLOEXEC | MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.memfd_create("message", os.MFD_CLOEXEC)  # before Linux 6.3, which does not know the flag
 
 
 def _read_memfd(memfd: int) -> bytes:
