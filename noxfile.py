@@ -20,7 +20,7 @@ SLOW = "conformance or soak"
 
 
 def _open_pyenv_shims(minors: list[str]) -> None:
-    """pyenv's shims answer only for versions that PYENV_VERSION names: name every installed one of the matrix."""
+    """Pyenv's shims answer only for versions that PYENV_VERSION names: name every installed one of the matrix."""
     if (pyenv := shutil.which("pyenv")) is None:
         return
     listed = subprocess.run([pyenv, "versions", "--bare"], capture_output=True, text=True, check=False).stdout.split()
@@ -77,11 +77,15 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff (rules and format) and flake8-async."""
+    """Ruff (rules and format) and flake8-async."""
     session.install("-q", *nox.project.dependency_groups(PROJECT, "lint"))
     session.run("ruff", "check", *CODE)
     session.run("ruff", "format", "--check", *CODE)
-    session.run("flake8-async", "--startable-in-context-manager=serve_http", *PACKAGES)
+    files = [str(file) for package in PACKAGES for file in sorted(Path(package).glob("*.py"))]
+    # ASYNC128 does not see a task_status that is handed on; ASYNC9xx want a checkpoint in every function, also where
+    # nothing may block (they are off by default, and naming any rule to disable would turn them on).
+    startable = "--startable-in-context-manager=serve_http,run,_live,_supervise"
+    session.run("flake8-async", "--disable=ASYNC128,ASYNC9", startable, *files)
 
 
 @nox.session

@@ -26,10 +26,19 @@ SHOWN_PATTERNS = 20  # of the allowed ones in a refusal
 
 @attrs.frozen(kw_only=True)
 class Pattern:
-    """A compiled pattern, and how the file spells it."""
+    """A compiled pattern, and how the file spells it.
+
+    `needs` are its components without wildcards: a path that lacks one of them cannot match, which settles most
+    patterns at the price of a look at a set.
+    """
 
     text: str
     parts: tuple[str, ...]
+    needs: frozenset[str] = attrs.field(init=False)
+
+    @needs.default
+    def _literal_components(self) -> frozenset[str]:
+        return frozenset(part for part in self.parts if not is_glob(part))
 
 
 @attrs.frozen(kw_only=True)
@@ -117,8 +126,9 @@ def decide_path(rules: PathRules, path: str | bytes, purpose: Purpose) -> PathDe
     denial = _blocked(rules, text, parts)
     if denial:
         return denial
+    names = frozenset(parts)
     for pattern in rules.allowed:
-        if len(parts) in matched_depths(pattern.parts, parts):
+        if pattern.needs <= names and len(parts) in matched_depths(pattern.parts, parts):
             return _extension_denial(rules, text, parts, purpose) or Allow(
                 rule="allowed_paths", reason=f"{shown(text)} matches {shown(pattern.text)}.", subject=text
             )
@@ -136,7 +146,10 @@ def _malformed(path: str) -> str | None:
 
 
 def _blocked(rules: PathRules, path: str, parts: tuple[str, ...]) -> Deny | None:
+    names = frozenset(parts)
     for pattern in rules.blocked:
+        if not pattern.needs <= names:
+            continue
         for depth in matched_depths(pattern.parts, parts):
             where = "" if depth == len(parts) else f", since {shown('/' + '/'.join(parts[:depth]))} is"
             return Deny(
