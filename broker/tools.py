@@ -41,7 +41,7 @@ from broker.results import (
     MemoryInfo,
     ProcessInfo,
 )
-from broker.session import EndReason, Session
+from broker.session import EndReason, Session, SessionClosed
 from broker.wire import encode
 from policy.decision import Run
 from policy.environment import build_environment
@@ -152,6 +152,9 @@ async def perform_execute_command(scope: Scope, request: ExecuteCommand, run: Ru
             drain_s=limits.drain_s,
             output_bytes=limits.output_bytes,
         )
+    if scope.named_session.closed:
+        # kill_session asked everything to end first, and this obeyed: its caller must not take that for an end.
+        raise SessionClosed(scope.named_session.id, scope.named_session.ended)
     result = _command_result(ended)
     if isinstance(ended.how, TimedOut):
         raise BrokerError(
