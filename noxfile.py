@@ -72,7 +72,8 @@ def conformance(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """Ten thousand commands and a gigabyte of output leave everything where it was."""
     install(session, "test")
-    session.run("python", "-m", "pytest", "-q", "-m", "soak", *session.posargs)
+    long = ["-o", "faulthandler_timeout=420"]  # these tests are long by design; each has a bound of its own
+    session.run("python", "-m", "pytest", "-q", *long, "-m", "soak", *session.posargs)
 
 
 @nox.session

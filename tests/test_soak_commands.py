@@ -18,8 +18,9 @@ COMMANDS = 10_000
 WARM_UP = 1_000
 OUTPUT_BYTES = 10_000_000
 OUTPUTS = 100  # of 10 MB each: a gigabyte
+ROUNDS = 10
 SESSIONS = 100
-REST = 500
+REST = 200
 SETTLE_S = 25  # a thread of trio ends when it was idle for 10 s
 MEMORY_SLACK_BYTES = 10 * 1024 * 1024
 
@@ -77,12 +78,16 @@ async def many(broker: LiveBroker, count: int, *argv: str) -> None:
         await ok(client, "kill_session", session_id=session_id, force=True)
 
 
-def check_same(before: Held, after: Held) -> None:
+def check_countable(before: Held, after: Held) -> None:
     assert after.countable() == before.countable(), (before, after)
+
+
+def check_same(before: Held, after: Held) -> None:
+    check_countable(before, after)
     assert after.rss_bytes - before.rss_bytes < MEMORY_SLACK_BYTES, (before, after)
 
 
-@pytest.mark.bounded(200)
+@pytest.mark.bounded(400)
 async def test_ten_thousand_commands_leave_everything_where_it_was() -> None:
     with running_broker({"logging": {"max_size_mb": 1}}) as broker:
         await many(broker, WARM_UP, "true")
@@ -91,20 +96,23 @@ async def test_ten_thousand_commands_leave_everything_where_it_was() -> None:
         check_same(before, await settled(broker, before))
 
 
-@pytest.mark.bounded(120)
+@pytest.mark.bounded(400)
 async def test_a_gigabyte_of_output_leaves_everything_where_it_was() -> None:
+    """How many large answers are in memory at once is chance, so single levels swing; their lowest must not rise."""
     with running_broker() as broker:
         (broker.workspace / "big").write_bytes(b"all work and no play\n" * (OUTPUT_BYTES // 21))
-        await output_and_rest(broker, OUTPUTS // 2)
-        before = await settled(broker)
-        await output_and_rest(broker, OUTPUTS)
-        check_same(before, await settled(broker, before))
+        before = [await output_and_rest(broker, OUTPUTS // ROUNDS) for _ in range(ROUNDS // 2)]
+        after = [await output_and_rest(broker, OUTPUTS // ROUNDS) for _ in range(ROUNDS)]
+        lowest_before, lowest_after = (min(levels, key=lambda held: held.rss_bytes) for levels in (before, after))
+        assert lowest_after.rss_bytes - lowest_before.rss_bytes < MEMORY_SLACK_BYTES, (before, after)
+        check_countable(before[0], await settled(broker, before[0]))
 
 
-async def output_and_rest(broker: LiveBroker, outputs: int) -> None:
+async def output_and_rest(broker: LiveBroker, outputs: int) -> Held:
     """Large answers, then small ones: what several large ones needed at once is given back by and by."""
     await many(broker, outputs, "cat", "big")
     await many(broker, REST, "true")
+    return await settled(broker)
 
 
 @pytest.mark.bounded(90)
