@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PACKAGES = ["broker", "config", "policy", "sandbox", "transfers"]
 CODE = [*PACKAGES, "tests", "bench", "docs", "noxfile.py"]
-SLOW = "conformance or soak"
+SLOW = "conformance or soak or guest"
 
 
 def _open_pyenv_shims(minors: list[str]) -> None:
@@ -41,6 +41,7 @@ def _answers(python: str) -> bool:
     return found is not None and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
+GUEST_TESTS = ["tests/test_walls_cgroup_guest.py"]  # named, because collecting everything is slow in a guest
 PYTHONS = installed_pythons()
 
 nox.needs_version = ">=2025.5.1"
@@ -74,6 +75,25 @@ def soak(session: nox.Session) -> None:
     install(session, "test")
     long = ["-o", "faulthandler_timeout=420"]  # these tests are long by design; each has a bound of its own
     session.run("python", "-m", "pytest", "-q", *long, "-m", "soak", *session.posargs)
+
+
+@nox.session
+def guest(session: nox.Session) -> None:
+    """The tests that need a kernel of their own: in a guest, as root and as a user with a delegated cgroup."""
+    install(session, "test")
+    for who in ([], ["--user"]):
+        job = [
+            "python",
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "guest",
+            *(session.posargs or GUEST_TESTS),
+        ]
+        session.run("python", "-m", "tests.guest", *who, "--timeout", "900", "--", *job)
 
 
 @nox.session
