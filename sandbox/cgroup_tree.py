@@ -1,0 +1,202 @@
+"""Where our control groups live: the delegated subtree found or named, the broker's tree, sessions, commands.
+
+    base                          delegated to us: our own cgroup, one above it, or `sandbox.cgroup_base`
+      remote-broker-<token>       this broker's, locked as long as it lives
+        broker                    the broker itself, when base is where it was: a group with members controls nothing
+        session-1                 the limits of a session
+          init                    the session's own processes
+          command-1, command-2    one command each, with limits of its own
+
+A tree whose lock can be had belonged to a broker that is gone; the next one kills and removes it. Broker side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+import trio
+
+from sandbox import trees
+from sandbox.cgroup import CgroupFault
+from sandbox.cgroup_base import REQUIRED, NoCgroup
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sandbox.cgroup import Group
+    from sandbox.cgroup_values import GroupLimits
+
+PREFIX = "remote-broker-"
+CONTROLLERS = REQUIRED | frozenset({"cpu", "io"})
+HOME = "broker"
+END_S = 5.0
+
+
+class Tree:
+    """This broker's part of the hierarchy."""
+
+    def __init__(self, top: Group, controllers: frozenset[str]) -> None:
+        """Use *top*, which `open_tree` owns."""
+        self.path = top.path
+        self.controllers = controllers
+        self._top = top
+        self._numbers = itertools.count(1)
+
+    @contextlib.asynccontextmanager
+    async def open_session(self, limits: GroupLimits) -> AsyncIterator[SessionGroup]:
+        """Make a session's group; everything in it is killed at the end of this block.
+
+        Raises:
+            CgroupFault: it cannot be made, or a limit does not hold.
+        """
+        group = self._top.create(f"session-{next(self._numbers)}")
+        try:
+            absent = group.limit(limits)
+            yield SessionGroup(group, absent)
+        finally:
+            with trio.move_on_after(END_S, shield=True):
+                await _end(group)
+
+
+class SessionGroup:
+    """One session's group. First `join`, then the init may make a cgroup namespace, then `settle`, then commands."""
+
+    def __init__(self, group: Group, unlimited: tuple[str, ...]) -> None:
+        """Use *group*; *unlimited* are the limits this kernel has no file for."""
+        self.group = group
+        self.unlimited = unlimited
+        self._numbers = itertools.count(1)
+
+    async def join(self, pid: int) -> None:
+        """Put the session's first process in, before it is told anything."""
+        await trio.to_thread.run_sync(self.group.join, pid)
+
+    async def settle(self) -> None:
+        """Move what lives here into a leaf, so that commands can have limits of their own beside it."""
+        await trio.to_thread.run_sync(self._settle)
+
+    def _settle(self) -> None:
+        _vacate(self.group, self.group.create("init"))
+        self.group.enable(CONTROLLERS & self.group.controllers())
+
+    @contextlib.asynccontextmanager
+    async def open_command(self, limits: GroupLimits) -> AsyncIterator[Group]:
+        """Make one command's group; what lives in it when the block ends stays until the session does."""
+        group = self.group.create(f"command-{next(self._numbers)}")
+        try:
+            group.limit(limits)
+            yield group
+        finally:
+            with contextlib.suppress(CgroupFault):  # daemons it left behind; the session's end removes it
+                group.remove()
+
+
+async def _end(group: Group) -> None:
+    """Kill everything in *group* and remove it. The caller bounds it."""
+    group.kill()
+    await group.wait_empty()
+    with contextlib.suppress(CgroupFault):  # a process that hangs in the kernel; the next broker tries again
+        group.remove()
+
+
+async def sweep(base: Group) -> list[str]:
+    """Kill and remove the trees below *base* whose brokers are gone; return them. Live ones hold their lock."""
+    swept = []
+    for group in base.children():
+        if os.path.basename(group.path).startswith(PREFIX) and (lock := _lock(group.path)) is not None:
+            try:
+                with trio.move_on_after(END_S):
+                    await _end(group)
+                    swept.append(group.path)
+            finally:
+                os.close(lock)
+    return swept
+
+
+def _lock(path: str) -> int | None:
+    """Lock a group's directory for as long as the descriptor is open; None: somebody has it, or it is gone."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), os.stat(path)):
+            return fd
+    except (BlockingIOError, FileNotFoundError):  # locked, or removed between the two
+        pass  # what both mean is said by the return below
+    os.close(fd)
+    return None
+
+
+@contextlib.asynccontextmanager
+async def open_tree(base: Group) -> AsyncIterator[Tree]:
+    """Make this broker's tree below *base*, after removing those of brokers that are gone.
+
+    Raises:
+        CgroupFault: it cannot be made, or *base* has members that are not ours to move.
+    """
+    await sweep(base)
+    top, lock = _make_top(base)
+    controllers = CONTROLLERS & base.controllers()
+    added = controllers - base.enabled()
+    try:
+        _enable(base, top, added)
+        top.enable(controllers)
+        yield Tree(top, controllers)
+    finally:
+        with trio.move_on_after(END_S, shield=True):
+            for child in top.children():
+                if os.path.basename(child.path) != HOME:
+                    await _end(child)
+        with contextlib.suppress(CgroupFault):  # what cannot be undone now is swept by the next broker
+            _dismantle(base, top, added)
+        os.close(lock)
+
+
+def _make_top(base: Group) -> tuple[Group, int]:
+    """Make our tree's first group and lock it; another broker's sweep may be faster than the lock."""
+    while True:
+        top = base.create(PREFIX + secrets.token_hex(4))
+        if (lock := _lock(top.path)) is not None:
+            return top, lock
+
+
+def _enable(base: Group, top: Group, names: frozenset[str]) -> None:
+    """Control *names* below *base*; if its own members are in the way, they are us, and move into our tree."""
+    try:
+        base.enable(names)
+    except CgroupFault as fault:
+        if not isinstance(fault.__cause__, OSError) or fault.__cause__.errno != errno.EBUSY:
+            raise
+        ours = {os.getpid(), *(entry.pid for entry in trees.descendants(os.getpid()))}
+        if strangers := sorted(set(base.pids()) - ours):
+            raise NoCgroup(
+                base.path, f"{len(strangers)} processes that are not the broker's live here too, such as {strangers[0]}"
+            ) from fault
+        _vacate(base, top.create(HOME))
+        base.enable(names)
+
+
+def _vacate(group: Group, to: Group) -> None:
+    """Move every member, and whoever it forks meanwhile."""
+    while pids := group.pids():
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # it ended
+                to.join(pid)
+
+
+def _dismantle(base: Group, top: Group, added: frozenset[str]) -> None:
+    """Undo what `open_tree` did; what lived in *base* goes back there once it controls nothing any more."""
+    homes = [child for child in top.children() if os.path.basename(child.path) == HOME]
+    top.enable(top.enabled(), sign="-")
+    base.enable(added, sign="-")
+    for home in homes:
+        _vacate(home, base)
+    top.remove()
