@@ -7,6 +7,7 @@ The folder is beneath /tmp and may be entered by everybody, because a broker of 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -354,3 +355,20 @@ def marked(mark: str) -> list[int]:
         if mark.encode() in words:  # a zombie has no arguments any more
             found.append(pid)
     return found
+
+
+def marked_processes(mark: str) -> list[psutil.Process]:
+    """The processes that carry *mark*, without those that end while we look."""
+    found = []
+    for pid in marked(mark):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(pid))
+    return found
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it runs and is no zombie."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -26,7 +26,9 @@ from live import (
     broker_in,
     connect,
     live_folder,
+    lives,
     marked,
+    marked_processes,
     new_session,
     ok,
     run,
@@ -181,7 +183,7 @@ async def test_a_client_that_leaves_takes_its_command_with_it(broker: LiveBroker
         async with connect(broker, MODERN) as leaver, trio.open_nursery() as nursery:
             nursery.start_soon(run, leaver, session_id, "sh", "-c", shaped.script)
             await shaped.wait_up()
-            doomed = [psutil.Process(pid) for pid in marked(shaped.mark)]
+            doomed = marked_processes(shaped.mark)
             nursery.cancel_scope.cancel()
         await trio.to_thread.run_sync(psutil.wait_procs, doomed, GRACE_S + SURVIVAL_S)
         assert marked(shaped.mark) == []
@@ -222,10 +224,10 @@ async def _sigkill_and_look(broker: LiveBroker, shape: str) -> None:
     async with tree(shape, broker.workspace) as shaped, trio.open_nursery() as nursery:
         nursery.start_soon(_run_until_lost, broker, shaped)
         await shaped.wait_up()
-        family = [*broker.family(), *(psutil.Process(pid) for pid in marked(shaped.mark))]
+        family = [*broker.family(), *marked_processes(shaped.mark)]
         os.kill(broker.process.pid, signal.SIGKILL)
         await trio.to_thread.run_sync(psutil.wait_procs, family, SURVIVAL_S)
-        left = [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+        left = [each for each in family if lives(each)]
         assert left == []
         assert marked(shaped.mark) == []
         nursery.cancel_scope.cancel()
