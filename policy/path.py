@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from policy.rules import Policy
 
-Purpose = Literal["read", "list", "enter", "write"]  # enter: as a working directory
+Purpose = Literal["read", "list", "enter", "write", "make", "remove"]
+# enter: as a working directory; write: a file of this name; make: a directory; remove: delete or move away
 
 SHOWN_PATTERNS = 20  # of the allowed ones in a refusal
 

@@ -1,0 +1,87 @@
+"""The path rules as regular expressions, for whoever walks a tree and meets a hundred thousand paths.
+
+`decide_path` gives the reason and is what counts where one path is decided. Here is the same decision as data: it
+can be handed to a process that holds nothing of ours, and takes microseconds. A test holds the two together.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import attrs
+
+from policy.pattern import ANY_DEPTH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from policy.path import PathRules
+
+NEVER = "(?!)"
+_ANY_COMPONENTS = "(?:/[^/]+)*"
+_END_OF_COMPONENT = r"(?=/|\Z)"
+
+
+@attrs.frozen(kw_only=True)
+class TreeFilter:
+    """Expressions over an absolute, normal path; the root directory is the empty text.
+
+    A path is permitted when `allowed` matches all of it, `blocked_from_root` does not match its beginning and
+    `blocked_anywhere` is found nowhere in it. It may be written when, moreover, no part of its last name after a
+    dot is one of `blocked_extensions` (lower case).
+    """
+
+    allowed: str
+    blocked_from_root: str
+    blocked_anywhere: str
+    blocked_extensions: tuple[str, ...]
+
+
+def tree_filter(rules: PathRules) -> TreeFilter:
+    """Return *rules* as expressions."""
+    blocked = [_stem(pattern.parts) for pattern in rules.blocked]
+    return TreeFilter(
+        allowed=_any_of(_whole(pattern.parts) for pattern in rules.allowed),
+        blocked_from_root=_beginning(parts for parts in blocked if parts[:1] != (ANY_DEPTH,)),
+        blocked_anywhere=_beginning(parts[1:] for parts in blocked if parts[:1] == (ANY_DEPTH,)),
+        blocked_extensions=tuple(sorted(rules.blocked_extensions)),
+    )
+
+
+def _stem(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """The pattern without the `**` at its end: what is beneath a blocked path is blocked anyway."""
+    while parts and parts[-1] == ANY_DEPTH:
+        parts = parts[:-1]
+    return parts
+
+
+def _whole(parts: tuple[str, ...]) -> str:
+    stem = _stem(parts)
+    return _components(stem) + (r"(?:/[\s\S]*)?" if stem != parts else "")
+
+
+def _beginning(patterns: Iterable[tuple[str, ...]]) -> str:
+    expressions = [_components(parts) for parts in patterns]
+    if "" in expressions:
+        return ""  # `/**` or `**`: everything
+    # All begin with the same slash, which lets the search skip from slash to slash.
+    return f"{_any_of(expressions)}{_END_OF_COMPONENT}" if expressions else NEVER
+
+
+def _any_of(expressions: Iterable[str]) -> str:
+    return f"(?:{'|'.join(expressions) or NEVER})"
+
+
+def _components(parts: tuple[str, ...]) -> str:
+    pieces: list[str] = []
+    for part in parts:
+        piece = _ANY_COMPONENTS if part == ANY_DEPTH else f"/{_name(part)}"
+        if piece != _ANY_COMPONENTS or pieces[-1:] != [piece]:  # two in a row say no more than one
+            pieces.append(piece)
+    return "".join(pieces)
+
+
+def _name(part: str) -> str:
+    """One component: `*` is any characters, `?` is one."""
+    return "".join({"*": "[^/]*", "?": "[^/]"}.get(c, re.escape(c)) for c in re.sub(r"\*+", "*", part))
