@@ -42,6 +42,9 @@ class ErrorCode(Enum):
     FILE_TOO_LARGE = ("FILE_003", False, "Work in parts: read_file with limit, download_file, or upload_file.")
     FILE_WRITE_ERROR = ("FILE_004", True, "Read error_message (disk full?); nothing was replaced unless it says so.")
     FILE_CHANGED = ("FILE_005", False, "Someone else changed it meanwhile: look at it, then start again.")
+    FILE_EXISTS = ("FILE_006", False, "Choose another path, or say overwrite: true where a file may be replaced.")
+    FILE_EDIT_MISMATCH = ("FILE_007", False, "Read the file again; old_text must occur exactly expected_count times.")
+    FILE_TIMEOUT = ("FILE_008", True, "Read error_message for what was done; raise timeout_seconds or work on a part.")
     TRANSFER_NOT_FOUND = ("TRANSFER_001", False, "Start again: the first chunk with an empty transfer_id.")
     TRANSFER_OFFSET_MISMATCH = ("TRANSFER_002", False, "Send the chunk that begins at the expected offset.")
     PROC_NOT_FOUND = ("PROC_001", False, "Look with get_process_list; the process may have ended.")
@@ -118,6 +121,11 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
         file_errors.NoSpace: ErrorCode.FILE_WRITE_ERROR,
         file_errors.TooLarge: ErrorCode.FILE_TOO_LARGE,
         file_errors.Changed: ErrorCode.FILE_CHANGED,
+        file_errors.Exists: ErrorCode.FILE_EXISTS,
+        file_errors.NotEmpty: ErrorCode.FILE_ACCESS_DENIED,
+        file_errors.HoldsClosedPaths: ErrorCode.POLICY_PATH_VIOLATION,
+        file_errors.BadPattern: ErrorCode.INVALID_ARGUMENTS,
+        file_errors.TookTooLong: ErrorCode.FILE_TIMEOUT,
         file_errors.WriteFailed: ErrorCode.FILE_WRITE_ERROR,
         file_errors.Unanswered: ErrorCode.FILE_WRITE_ERROR,
         file_errors.OpenerGone: ErrorCode.SESSION_CLOSED,

@@ -48,7 +48,12 @@ class BadPath(FileError):
 
 
 class NoSpace(FileError):
-    """The disk, the quota or the table of inodes is full. The destination is as it was."""
+    """The disk, the quota or the table of inodes is full. The destination is as it was.
+
+    `needed_bytes` is what was to be written, where whoever tried knows it.
+    """
+
+    needed_bytes: int | None = None
 
 
 class TooLarge(FileError):
@@ -57,6 +62,26 @@ class TooLarge(FileError):
 
 class Changed(FileError):
     """The file was changed, moved or replaced by someone else in the middle of the work."""
+
+
+class Exists(FileError):
+    """Something has the name already. It is as it was."""
+
+
+class NotEmpty(FileError):
+    """The directory holds something. It is as it was."""
+
+
+class HoldsClosedPaths(FileError):
+    """The tree holds paths that the policy keeps closed, so that it is not touched as a whole."""
+
+
+class BadPattern(FileError):
+    """A glob or a regular expression has no meaning."""
+
+
+class TookTooLong(FileError):
+    """The work on a tree was stopped at its deadline; what its text says was done stays done."""
 
 
 class WriteFailed(FileError):
@@ -74,16 +99,27 @@ class Unanswered(FileError):
 _REASONS: Mapping[type[FileError], tuple[int, ...]] = MappingProxyType(
     {
         NotFound: (errno.ENOENT, errno.ENOTDIR),
-        AccessDenied: (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY),
+        AccessDenied: (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY, errno.EBUSY),
         WrongKind: (errno.EISDIR, errno.ENXIO),
         BadPath: (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
         NoSpace: (errno.ENOSPC, errno.EDQUOT, errno.EMLINK),
         TooLarge: (errno.EFBIG,),
-        Changed: (errno.EEXIST, errno.ESTALE),
+        Changed: (errno.ESTALE,),
+        Exists: (errno.EEXIST,),
+        NotEmpty: (errno.ENOTEMPTY,),
     }
 )
 _BY_ERRNO = MappingProxyType({number: kind for kind, numbers in _REASONS.items() for number in numbers})
-_BY_REFUSAL = MappingProxyType({"wrong_kind": WrongKind, "changed": Changed})
+_BY_REFUSAL = MappingProxyType(
+    {
+        "wrong_kind": WrongKind,
+        "changed": Changed,
+        "blocked": HoldsClosedPaths,
+        "pattern": BadPattern,
+        "too_large": TooLarge,
+        "no_space": NoSpace,
+    }
+)
 
 
 def from_errno(path: str, number: int) -> FileError:

@@ -18,15 +18,29 @@ import attrs
 
 from sandbox.descriptors import Disk, append_durably
 from sandbox.exchange import Exchange, checked_path, open_exchange
-from sandbox.file_errors import Changed, shown
+from sandbox.file_errors import Changed, Exists, shown
+from sandbox.namework import EntryPlace, NameWork
 from sandbox.part_file import Part
 from sandbox.pinned import FileFacts, Place, Resolved
+from sandbox.treework import TreeWork, Work
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator
 
-__all__ = ["Entry", "FileFacts", "Files", "Listing", "Part", "Place", "Resolved", "open_files"]
+__all__ = [
+    "Entry",
+    "EntryPlace",
+    "FileFacts",
+    "Files",
+    "Listing",
+    "Part",
+    "Place",
+    "Resolved",
+    "TreeWork",
+    "Work",
+    "open_files",
+]
 
 ANSWER_S = 30.0
 
@@ -38,15 +52,17 @@ class Entry:
     name: str
     kind: str
     size_bytes: int
+    mtime_ns: int
 
 
 @attrs.frozen(kw_only=True)
 class Listing:
-    """The first names of a directory in order, and how many there are (at least, if not `counted_all`)."""
+    """Names of a directory in order, whether there are more, how many in all (at least, if not `counted_all`)."""
 
     entries: tuple[Entry, ...]
     total_count: int
     counted_all: bool
+    more: bool
 
 
 class Files:
@@ -55,6 +71,8 @@ class Files:
     def __init__(self, exchange: Exchange, disk: Disk) -> None:
         self._exchange = exchange
         self._disk = disk
+        self.names = NameWork(exchange, disk)
+        self.trees = TreeWork(exchange)
 
     async def resolve(self, path: str, *, read: bool = False) -> Resolved:
         """Follow *path* to its end and pin what is there; with *read*, open it for reading as well.
@@ -78,14 +96,16 @@ class Files:
         """
         return await self._disk.read(resolved.asked, resolved.file(), offset, length)
 
-    async def list_directory(self, resolved: Resolved, *, limit: int, include_hidden: bool = False) -> Listing:
-        """Return the first *limit* names of a directory resolved with `read=True`, in code point order.
+    async def list_directory(
+        self, resolved: Resolved, *, limit: int, include_hidden: bool = False, after: str = ""
+    ) -> Listing:
+        """Return *limit* names of a directory resolved with `read=True`, in code point order, those after *after*.
 
         Raises: WrongKind, AccessDenied, OpenerGone, Unanswered.
         """
-        fields = {"limit": limit, "hidden": include_hidden}
+        fields = {"limit": limit, "hidden": include_hidden, "after": after}
         answer = await self._exchange.ask("list", resolved.asked, fields, (resolved.directory(),))
-        entries = tuple(Entry(name=name, kind=kind, size_bytes=size) for name, kind, size in answer.pieces)
+        entries = tuple(Entry(name=n, kind=kind, size_bytes=size, mtime_ns=at) for n, kind, size, at in answer.pieces)
         return Listing(entries=entries, **answer.body)
 
     async def place(self, path: str) -> Place:
@@ -135,7 +155,12 @@ class Files:
         """
         place.check()
         if place.existing is None:
-            await self.overwrite(place, data, replace=False)
+            try:
+                await self.overwrite(place, data, replace=False)
+            except Exists as taken:
+                raise Changed(
+                    place.asked, f"{shown(place.asked)}: it appeared meanwhile; try again", "EEXIST"
+                ) from taken
             return
         answer = await self._exchange.ask("append", place.asked, {"name": place.name}, (place.fd,))
         try:

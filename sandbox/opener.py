@@ -11,9 +11,11 @@ from __future__ import annotations
 import errno
 import heapq
 import os
+import signal
 import stat
 
-from sandbox import wire
+from sandbox import leftovers, wire
+from sandbox.nameops import NameOps
 from sandbox.openat import KINDS, Held, Refused, facts_of, open_path, real_path, reopen
 from sandbox.parts import Parts, pin_existing
 
@@ -28,12 +30,14 @@ if TYPE_CHECKING:
 
 MAX_LINKS = 40  # as the kernel
 MAX_NAMES = 1_000_000  # a bigger directory is counted this far, so that others need not wait for ever
+MAX_PARTS = 64  # leftovers looked at in one listing
 MESSAGE_BUDGET_BYTES = 48 * 1024  # of one piece of a listing; the socket takes about four times that
 
 
 def serve(sock: socket.socket) -> None:
     """Answer requests until the broker closes *sock*; part files with a name are removed at the end."""
     sock.setblocking(True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # workers are reaped by the kernel; their ends are seen elsewhere
     with Parts() as parts:
         opener = Opener(sock, parts)
         try:
@@ -43,7 +47,7 @@ def serve(sock: socket.socket) -> None:
             return  # the broker died, or what it says can no longer be understood: both end here
 
 
-class Opener:
+class Opener(NameOps):
     """Performs requests. Each `do_` method takes the request and its descriptors and returns its reply."""
 
     def __init__(self, sock: socket.socket, parts: Parts) -> None:
@@ -127,6 +131,7 @@ class Opener:
     def do_commit(self, request: dict[str, Any], fds: Fds) -> Reply:
         """Give the part file its name; answer with the directory, open for fsync, where it can be read."""
         part, parent = fds
+        _require_unchanged(parent, request["name"], request.get("expect"))
         self._parts.commit(part, parent, request["name"], hidden=request["hidden"], replace=request["replace"])
         try:
             return {}, [reopen(parent, os.O_RDONLY | os.O_DIRECTORY)]
@@ -139,25 +144,44 @@ class Opener:
         return {}, []
 
     def do_list(self, request: dict[str, Any], fds: Fds) -> Reply:
-        """List a directory: pieces go out on their own; the reply counts all names."""
-        total, counted_all = 0, True
+        """List a directory after the name `after`: pieces go out on their own; the reply counts all names."""
+        total, later, counted_all, parts = 0, 0, True, []
 
         def visible() -> Iterator[str]:
-            nonlocal total, counted_all
+            nonlocal total, later, counted_all
             with os.scandir(fds[0]) as entries:
                 for seen, entry in enumerate(entries):
                     if seen >= MAX_NAMES:
                         counted_all = False
                         return
+                    if leftovers.is_part(entry.name):
+                        parts.append(entry.name)
                     if request["hidden"] or not entry.name.startswith("."):
                         total += 1
-                        yield entry.name
+                        if entry.name > request["after"]:
+                            later += 1
+                            yield entry.name
 
         # Memory follows the limit, not the directory.
         names = heapq.nsmallest(request["limit"], visible())
+        for name in parts[:MAX_PARTS]:
+            leftovers.was_reclaimed(fds[0], name, trees=False)
         for piece in _pieces(fds[0], names):
             wire.send(self._sock, {"n": request["n"], "piece": piece})
-        return {"total_count": total, "counted_all": counted_all}, []
+        return {"total_count": total, "counted_all": counted_all, "more": later > len(names)}, []
+
+
+def _require_unchanged(parent: int, name: str, expect: dict[str, int] | None) -> None:
+    """Refuse to replace another file than the one that the new content was made from, or a changed one.
+
+    Requests are served one by one, so two edits of one session cannot both pass here.
+    """
+    if expect is None:
+        return
+    status = _lstat(parent, name)
+    now = status and {"dev": status.st_dev, "ino": status.st_ino, "size": status.st_size, "mtime": status.st_mtime_ns}
+    if now != expect:
+        raise Refused("changed", errno.ESTALE, "it was changed meanwhile; read it again")
 
 
 def _placed(parent: int, name: str) -> dict[str, Any]:
@@ -169,7 +193,7 @@ def _placed(parent: int, name: str) -> dict[str, Any]:
         return {"parent": facts, "name": name, "existing": facts_of(existing)}
 
 
-def _pieces(directory: int, names: list[str]) -> Iterator[list[tuple[str, str, int]]]:
+def _pieces(directory: int, names: list[str]) -> Iterator[list[tuple[str, str, int, int]]]:
     piece, weight_bytes = [], 0
     for name in names:
         entry = _entry(directory, name)
@@ -184,14 +208,14 @@ def _pieces(directory: int, names: list[str]) -> Iterator[list[tuple[str, str, i
         yield piece
 
 
-def _entry(directory: int, name: str) -> tuple[str, str, int] | None:
+def _entry(directory: int, name: str) -> tuple[str, str, int, int] | None:
     try:
         status = os.lstat(name, dir_fd=directory)
     except FileNotFoundError:
         return None  # removed since its name was read
     except PermissionError:
-        return name, "unknown", 0  # a directory that may be read but not searched shows names only
-    return name, KINDS.get(stat.S_IFMT(status.st_mode), "device"), status.st_size
+        return name, "unknown", 0, 0  # a directory that may be read but not searched shows names only
+    return name, KINDS.get(stat.S_IFMT(status.st_mode), "device"), status.st_size, status.st_mtime_ns
 
 
 def _lstat(parent: int, name: str) -> os.stat_result | None:

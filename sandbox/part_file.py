@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sandbox.descriptors import Disk
     from sandbox.exchange import Exchange
-    from sandbox.pinned import Place
+    from sandbox.pinned import FileFacts, Place
 
 
 class Part(Owner):
@@ -40,15 +40,16 @@ class Part(Owner):
         """Write *data* at *offset*. Raises: NoSpace, TooLarge, WriteFailed."""
         await self._disk.run(self.asked, write_fully, self.fd, offset, data)
 
-    async def commit(self, *, replace: bool = True) -> None:
+    async def commit(self, *, replace: bool = True, expect: FileFacts | None = None) -> None:
         """Flush the content and give it its name, durably and in one step; a file there keeps its mode.
 
+        With *expect*, only if the file there is still that one, unchanged: else it raises Changed.
         Raises: FileError, and the destination is as it was (after Unanswered and OpenerGone: old or new).
-            Changed when *replace* is false and the name is taken.
+            Exists when *replace* is false and the name is taken.
         Cancellation: not between the naming and its flush; both are bounded.
         """
         await self._disk.run(self.asked, os.fsync, self.fd)
-        fields = {"name": self._name, "hidden": self._hidden, "replace": replace}
+        fields = {"name": self._name, "hidden": self._hidden, "replace": replace, "expect": _unchanged(expect)}
         with trio.CancelScope(shield=True):  # bounded by the exchange's own deadline
             answer = await self._exchange.ask("commit", self.asked, fields, (self.fd, self._parent.fd))
             self._hidden = ""
@@ -84,3 +85,9 @@ class Part(Owner):
     ) -> None:
         with trio.move_on_after(self._exchange.answer_s, shield=True):
             await self.discard()
+
+
+def _unchanged(expect: FileFacts | None) -> dict[str, int] | None:
+    if expect is None:
+        return None
+    return {"dev": expect.dev, "ino": expect.ino, "size": expect.size_bytes, "mtime": expect.mtime_ns}

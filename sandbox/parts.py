@@ -3,7 +3,8 @@
 Owns the making, naming and removing of part files. An `O_TMPFILE` has no name until it is committed, so
 nothing is left of it whoever dies (but for the microseconds in which an existing file is replaced). Where
 the file system has none, the part is a hidden file of a random name, remembered here and removed when the
-opener ends; only SIGKILL of the opener leaves such a one behind.
+opener ends; only SIGKILL of the opener leaves such a one behind. A part is locked as long as somebody owns it,
+which is how `leftovers.py` knows those from the others.
 
 A file that is replaced passes on its mode, and its group where the session's user is in it; the new file
 belongs to that user. Its other names (hard links), its ACL and its extended attributes stay behind.
@@ -15,6 +16,7 @@ import errno
 import os
 import stat
 
+from sandbox import leftovers
 from sandbox.openat import Held, Refused, kind_of, open_path, real_path
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-HIDDEN_PREFIX = ".remote-broker-part-"
 NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT)  # what file systems without it say
+NEW_MODE = 0o666
 PLAIN_MODE = 0o777  # set-user-id, set-group-id and sticky are never given to new content
 
 
@@ -44,12 +46,13 @@ class Parts:
         for hidden in tuple(self._named):
             self.discard(hidden)
 
-    def start(self, parent: int, name: str) -> tuple[int, str]:
+    def start(self, parent: int, name: str, mode: int = NEW_MODE) -> tuple[int, str]:
         """Open a part file for *name* of the directory; return it and its hidden name, "" if it has none.
 
-        Raises: Refused when something other than a regular file has the name, OSError.
+        *mode* is what a new file gets, less the umask. Raises: Refused when something other than a regular file
+        has the name, OSError.
         """
-        look = self._look_of(parent, name)
+        look = self._look_of(parent, name, mode)
         fd, hidden = self._open(parent)
         with Held(fd) as part:
             _give_look(fd, *look)  # it is ours: this fails only with the disk
@@ -58,32 +61,37 @@ class Parts:
     def _open(self, parent: int) -> tuple[int, str]:
         flags = os.O_RDWR | os.O_CLOEXEC
         try:
-            return os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=parent), ""
+            fd = os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=parent)
         except OSError as fault:
             if fault.errno not in NO_TMPFILE:
                 raise
-        return self._open_named(parent, flags)
+            return self._open_named(parent, flags)
+        leftovers.own(fd, named=False)  # for the moment in which it replaces a file it has a name
+        return fd, ""
 
     def _open_named(self, parent: int, flags: int) -> tuple[int, str]:
-        hidden = _hidden_name()
-        fd = os.open(hidden, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=parent)
-        self._named[hidden] = os.dup(parent)
-        return fd, hidden
+        while True:
+            hidden = leftovers.hidden_name()
+            fd = os.open(hidden, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=parent)
+            if leftovers.own(fd, named=True):
+                self._named[hidden] = os.dup(parent)
+                return fd, hidden
+            os.close(fd)
 
-    def _look_of(self, parent: int, name: str) -> tuple[int, int]:
+    def _look_of(self, parent: int, name: str, mode: int) -> tuple[int, int]:
         """Return mode and group of the file that is there now, or the mode of a new file and -1."""
         existing = pin_existing(parent, name)
         if existing is None:
-            return 0o666 & ~self._umask, -1
+            return mode & PLAIN_MODE & ~self._umask, -1
         with Held(existing):
-            return _replaceable(existing)
+            return replaceable(existing)
 
-    def commit(self, part: int, parent: int, name: str, *, hidden: str, replace: bool) -> None:
+    def commit(self, part: int, parent: int, name: str, *, hidden: str, replace: bool, mode: int = NEW_MODE) -> None:
         """Give the part its name in one step: a reader finds the old file or the new one, always one of both.
 
         Raises: FileExistsError unless *replace*, Refused, OSError; the destination is then untouched.
         """
-        _give_look(part, *self._look_of(parent, name))  # it may have changed while we wrote
+        _give_look(part, *self._look_of(parent, name, mode))  # it may have changed while we wrote
         if hidden:
             self._name_hidden(parent, name, hidden, replace=replace)
             return
@@ -121,7 +129,7 @@ def _link(part: int, parent: int, name: str) -> None:
 
 def _link_over(part: int, parent: int, name: str) -> None:
     """Replace *name*: link(2) cannot, so the part has a hidden name for the microseconds until the rename."""
-    staged = _hidden_name()
+    staged = leftovers.hidden_name()
     _link(part, parent, staged)
     try:
         os.replace(staged, name, src_dir_fd=parent, dst_dir_fd=parent)
@@ -158,7 +166,7 @@ def _give_look(part: int, mode: int, group: int) -> None:
         os.fchmod(part, mode)
 
 
-def _replaceable(existing: int) -> tuple[int, int]:
+def replaceable(existing: int) -> tuple[int, int]:
     """Return mode and group of a file that may be written over."""
     status = os.fstat(existing)
     kind = kind_of(existing, status)
@@ -168,7 +176,3 @@ def _replaceable(existing: int) -> tuple[int, int]:
     if not os.access(f"/proc/self/fd/{existing}", os.W_OK, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return stat.S_IMODE(status.st_mode) & PLAIN_MODE, status.st_gid
-
-
-def _hidden_name() -> str:
-    return HIDDEN_PREFIX + os.urandom(12).hex()

@@ -18,7 +18,7 @@ import trio
 import trio.testing
 from door import OTHER_UID, ROOT, descriptors, needs_landlock, needs_root, open_door, reachable, read
 
-from sandbox.file_errors import AccessDenied, Changed, NoSpace, OpenerGone, TooLarge, WrongKind
+from sandbox.file_errors import AccessDenied, Changed, Exists, NoSpace, OpenerGone, TooLarge, WrongKind
 from sandbox.files import Files
 
 both_ways = pytest.mark.parametrize("tmpfile", [True, False], ids=["O_TMPFILE", "hidden name"])
@@ -254,7 +254,7 @@ async def test_an_upload_that_is_not_committed_leaves_nothing(tmp_path: Path, *,
                 await part.write(0, b"new")
                 scope.cancel()
                 await trio.lowlevel.checkpoint()
-        with await door.files.place(str(file)) as place, pytest.raises(Changed):
+        with await door.files.place(str(file)) as place, pytest.raises(Exists):
             await door.files.overwrite(place, b"new", replace=False)
         assert descriptors() == before
         assert file.read_text() == "old"

@@ -1,0 +1,175 @@
+"""Copy and remove, one file or whole trees (child side, stdlib only).
+
+A copy comes into being under a hidden name and gets its own in one step, flushed to the disk: whoever looks sees
+nothing or all of it. A removal looks at the whole tree first and begins only when nothing in it is in the way; it
+cannot be undone, so what it has removed is counted as it goes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from sandbox import leftovers, renaming
+from sandbox.copying import Copier, copy_content
+from sandbox.openat import Refused, real_path
+from sandbox.parts import PLAIN_MODE, Parts
+from sandbox.treelook import survey_tree
+from sandbox.walk import MAX_DEPTH, OPEN_DIRECTORY, Rules, open_directory
+
+TYPE_CHECKING = False  # importing typing costs each session half a megabyte
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sandbox.job import Job
+
+
+def remove(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    """Remove the directory `name` of the pinned parent, with all it holds."""
+    parent, name, rules = fds[0], spec["name"], Rules(spec["rules"])
+    fd = open_directory(name, parent)
+    try:
+        _require_same(fd, spec["identity"])
+        _require_free_of(survey_tree(job, rules, fd, ""))
+        _Remover(job, rules).empty(fd, 0)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=parent)
+    job.count("removed")
+    _flush(parent)
+    return {}
+
+
+def _require_same(fd: int, identity: list[int]) -> None:
+    status = os.fstat(fd)
+    if [status.st_dev, status.st_ino] != identity:
+        raise Refused("changed", errno.ESTALE, "it was replaced meanwhile; try again")
+
+
+def _require_free_of(obstacles: dict[str, Any]) -> None:
+    if obstacles["blocked"]:
+        names = ", ".join(map(repr, obstacles["blocked"]))
+        raise Refused("blocked", errno.EACCES, f"it holds paths that the policy keeps closed: {names}")
+    if obstacles["mounted"]:
+        names = ", ".join(map(repr, obstacles["mounted"]))
+        raise Refused("wrong_kind", errno.EXDEV, f"another file system is mounted in it: {names}")
+
+
+class _Remover:
+    def __init__(self, job: Job, rules: Rules) -> None:
+        self._job = job
+        self._rules = rules
+
+    def empty(self, fd: int, depth: int) -> None:
+        """Remove what the directory holds, and check every name once more: the survey was a moment ago."""
+        if depth > MAX_DEPTH:
+            raise Refused("too_large", errno.ELOOP, f"it is deeper than {MAX_DEPTH} directories")
+        path = real_path(fd)
+        for name in os.listdir(fd):
+            self._job.tick()
+            if not self._rules.permit(f"{path}/{name}"):
+                raise Refused("blocked", errno.EACCES, f"a closed path appeared in it: {name!r}")
+            try:
+                self._remove(fd, name, depth)
+            except FileNotFoundError:
+                continue  # somebody removed it first, which is what is wanted
+            self._job.count("removed")
+
+    def _remove(self, parent: int, name: str, depth: int) -> None:
+        status = os.lstat(name, dir_fd=parent)
+        if not stat.S_ISDIR(status.st_mode):
+            os.unlink(name, dir_fd=parent)
+            return
+        fd = open_directory(name, parent)
+        try:
+            if os.fstat(fd).st_dev != os.fstat(parent).st_dev:
+                raise Refused("wrong_kind", errno.EXDEV, f"another file system is mounted in it: {name!r}")
+            self.empty(fd, depth + 1)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=parent)
+
+
+def copy_file(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    """Copy the open file to `name` of the pinned directory, replacing a file there when `replace` says so."""
+    source, parent = fds
+    name, status = spec["name"], os.fstat(source)
+    mode = status.st_mode & PLAIN_MODE
+    job.count("needed", status.st_size)
+    _require_room(parent, status.st_size, spec["max_file_bytes"])
+    with Parts() as parts:
+        part, hidden = parts.start(parent, name, mode)
+        try:
+            copied = copy_content(job, source, part, spec["max_file_bytes"])
+            if spec["keep_times"]:
+                os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.fsync(part)
+            parts.commit(part, parent, name, hidden=hidden, replace=spec["replace"], mode=mode)
+        finally:
+            os.close(part)
+    _flush(parent)
+    return {"bytes": copied, "files": 1}
+
+
+def copy_tree(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    """Copy the open directory to the free name `name` of the pinned directory.
+
+    With `strict` everything must be copied, as for a move; otherwise what cannot be is passed over and reported.
+    """
+    source, parent = fds
+    rules = Rules(spec["rules"])
+    obstacles = survey_tree(job, rules, source, spec["new_path"])
+    if spec["strict"]:
+        _require_free_of(obstacles)
+    needed = job.counts.get("bytes", 0)
+    job.counts = {"needed": needed}  # what was only looked at does not count as copied
+    _require_room(parent, needed, 1 << 62)
+    hidden, top = _stage(parent)
+    try:
+        copier = Copier(job, rules, spec)
+        copier.copy(source, top, 0)
+        os.fchmod(top, os.fstat(source).st_mode & PLAIN_MODE)
+        renaming.flush_file_system(top)
+        renaming.rename_to_free_name(parent, hidden, parent, spec["name"])
+    except BaseException:
+        leftovers.empty(top)
+        os.rmdir(hidden, dir_fd=parent)
+        raise
+    finally:
+        os.close(top)
+    _flush(parent)
+    return {"skipped": copier.skipped}
+
+
+def _stage(parent: int) -> tuple[str, int]:
+    """Make the hidden directory in which a copy grows, locked so that nobody takes it for a leftover."""
+    while True:
+        hidden = leftovers.hidden_name()
+        os.mkdir(hidden, 0o700, dir_fd=parent)
+        fd = os.open(hidden, OPEN_DIRECTORY, dir_fd=parent)
+        if leftovers.own(fd, named=True):
+            return hidden, fd
+        os.close(fd)
+
+
+def _require_room(parent: int, needed: int, limit: int) -> None:
+    """Refuse early what cannot end well. Raises: Refused with the numbers."""
+    if needed > limit:
+        raise Refused("too_large", errno.EFBIG, f"it has {needed} bytes and file_limits.max_write_size is {limit}")
+    room = os.fstatvfs(parent)
+    free = room.f_bavail * room.f_frsize
+    if needed > free:
+        raise Refused("no_space", errno.ENOSPC, f"it has {needed} bytes and {free} are free there")
+
+
+def _flush(parent: int) -> None:
+    """Make names in the directory last; where it may not be read they reach the disk with the journal."""
+    try:
+        fd = os.open(f"/proc/self/fd/{parent}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

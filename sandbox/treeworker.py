@@ -1,0 +1,55 @@
+"""The life of a worker: take one job, do it, say how it ended (child side, stdlib only)."""
+
+from __future__ import annotations
+
+import errno
+from types import MappingProxyType
+
+from sandbox import treechange, treelook, treesearch, wire
+from sandbox.job import Job, Stop, limit_worker
+from sandbox.openat import Refused
+
+TYPE_CHECKING = False  # importing typing costs each session half a megabyte
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    Operation = Callable[[Job, dict[str, Any], list[int]], dict[str, Any]]
+
+OPERATIONS: Mapping[str, Operation] = MappingProxyType(
+    {
+        "search": treesearch.search,
+        "find": treelook.find,
+        "list": treelook.listing,
+        "survey": treelook.survey,
+        "remove": treechange.remove,
+        "copy_file": treechange.copy_file,
+        "copy_tree": treechange.copy_tree,
+        "sweep": treelook.sweep,
+    }
+)
+
+
+def serve(sock: socket.socket) -> None:
+    """Do the one job that *sock* brings."""
+    message = wire.receive(sock)
+    if message is None:
+        return
+    spec, fds = message
+    limit_worker(spec["timeout_s"], spec["grace_s"])
+    job = Job(sock, spec)
+    job.finish(_outcome(job, spec, fds))
+
+
+def _outcome(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    try:
+        return {"done": OPERATIONS[spec["op"]](job, spec, fds), "stopped": ""}
+    except Stop as stop:
+        return {"done": {}, "stopped": stop.why}
+    except Refused as refusal:
+        return {"refused": refusal.kind, "errno": refusal.number, "why": refusal.why}
+    except OSError as fault:
+        return {"refused": "", "errno": fault.errno or errno.EIO, "why": ""}
+    except (MemoryError, RecursionError, OverflowError):
+        return {"refused": "too_large", "errno": errno.ENOMEM, "why": "it needs more memory than a search may take"}
