@@ -56,3 +56,39 @@ def _whole_until(data: bytes, limit: int) -> int:
 
 def _continues(byte: int) -> bool:
     return byte & 0b1100_0000 == 0b1000_0000
+
+
+class NotInEncoding(Exception):
+    """The bytes are no text in the encoding they were declared to be in; `at` is the first wrong byte."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(at)
+        self.at = at
+
+
+def decode_text(data: bytes, limit: int, encoding: str, *, ends_file: bool) -> TextPart:
+    """The characters in the first *limit* bytes of *data*, which begins with a whole one; at least one if any.
+
+    Raises:
+        NotInEncoding: see there.
+    """
+    for end in range(limit, limit + MAX_CHARACTER_BYTES):
+        last = end >= len(data)
+        decoder = codecs.getincrementaldecoder(encoding)("strict")
+        try:
+            text = decoder.decode(data[:end], final=last and ends_file)
+        except UnicodeDecodeError as error:
+            raise NotInEncoding(error.start) from error
+        used = min(end, len(data)) - len(decoder.getstate()[0])
+        if used or last:
+            return TextPart(text, used)
+    raise NotInEncoding(0)
+
+
+def encoding_at(encoding: str, head: bytes, offset: int) -> str:
+    """The encoding in the middle of a file, where no byte order mark is: that of the mark at its *head*."""
+    if offset == 0 or encoding not in ("utf-16", "utf-8-sig"):
+        return encoding
+    if encoding == "utf-8-sig":
+        return "utf-8"
+    return "utf-16-be" if head.startswith(codecs.BOM_UTF16_BE) else "utf-16-le"
