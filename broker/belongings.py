@@ -8,19 +8,21 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import attrs
 import trio
 
 from sandbox.file_errors import FileError
-from sandbox.files import Files, Part, open_files
+from sandbox.files import Files, Part, Resolved, open_files
 from sandbox.launcher import Init, Launcher
 from sandbox.plan import Walls
 from transfers.part import Discarded
 from transfers.settings import TransferSettings
 from transfers.store import Transfers, open_transfers
 
+SWEPT_NAMES = 10_000
+SWEEP_S = 5.0
 DISK_THREADS = 4
 """Of one session's transfers: its slow disk must not take the threads of the others."""
 
@@ -122,6 +124,14 @@ async def _sweep(own: Belongings) -> None:
     while True:
         await trio.sleep(own.sweep_s)
         await own.transfers.sweep()
+
+
+async def sweep_leftovers(files: Files, directory: Resolved) -> None:
+    """Remove what a crashed broker left where a session begins; see docs/files.md."""
+    with suppress(FileError):  # whatever stands against it, the session can begin
+        if await files.names.sweep(directory):
+            fds = (directory.directory(),)
+            await files.trees.run("sweep", directory.asked, {"limit": SWEPT_NAMES}, fds, timeout_s=SWEEP_S)
 
 
 class PartDestination:

@@ -1,4 +1,4 @@
-"""The tool table: what each of the eleven tools is called, takes, answers and promises, for people, agents and code.
+"""The tool table: what each tool is called, takes, answers and promises, for people, agents and code.
 
 One source, three uses: the request and result classes give the schemas that are announced, the decoding that is
 enforced and the documentation. Knows nothing of MCP's own types; `broker/endpoint.py` translates.
@@ -32,6 +32,7 @@ FAILURE_PROPERTIES: Mapping[str, Any] = MappingProxyType(
         "retryable": {"type": "boolean", "description": "The same call, unchanged, may succeed later."},
     }
 )
+ODD_NAMES = "A byte of a name that is no UTF-8 is shown as \\xff; every path argument takes it so."
 HINTS = ("readOnly", "destructive", "idempotent", "openWorld")
 
 
@@ -108,8 +109,9 @@ _ROWS = (
     _tool(
         "read_file",
         "Read file",
-        "Read up to limit bytes of a file from offset (bytes). Text ends at a character boundary; a binary file "
-        "comes as base64 with is_binary true. If truncated, go on at next_offset. Use download_file for large files.",
+        "Read up to limit bytes of a file from offset (bytes), or line_count lines from start_line (-20: the last "
+        "20). Text ends at a character boundary; a binary file comes as base64 with is_binary true. If truncated, go "
+        "on at next_offset. Use download_file for large files.",
         "readOnly",
         "idempotent",
     ),
@@ -123,8 +125,9 @@ _ROWS = (
     _tool(
         "list_directory",
         "List directory",
-        "List a directory: name, type and size_bytes of each entry. Hidden names only with include_hidden. "
-        "If truncated, total_count says how many there are.",
+        "List a directory, or its tree to a depth: name, type, size_bytes and modified_at of each entry. Hidden names "
+        "only with include_hidden. If truncated, call again with cursor = next_cursor; total_count says how many "
+        "there are. " + ODD_NAMES,
         "readOnly",
         "idempotent",
     ),
@@ -170,10 +173,74 @@ _ROWS = (
         "session started; find pids with get_process_list.",
         "destructive",
     ),
+    _tool(
+        "edit_file",
+        "Edit file",
+        "Replace old_text, which must occur exactly expected_count times (default once), by new_text; the file is "
+        "replaced at once or left as it was. Returns a unified diff and the sha256 of the file now. With "
+        "expected_sha256 it edits only the file you know. After FILE_EDIT_MISMATCH read the file again: blanks and "
+        "line ends count.",
+        "destructive",
+    ),
+    _tool(
+        "search_files",
+        "Search in files",
+        "Find the lines of text files that match a regular expression (Python's) or, with literal, a plain text, in "
+        "a directory tree or one file. Narrow it by include globs such as *.py. Hidden and binary files are passed "
+        "over; symbolic links are not followed. If truncated, stopped_by names the limit: narrow the search or raise "
+        "it. Paths can be passed to the other tools as they are.",
+        "readOnly",
+        "idempotent",
+    ),
+    _tool(
+        "find_files",
+        "Find files",
+        "Find files and directories of a tree by a glob: *.py at any depth, src/**/test_*.py from the directory "
+        "searched. Symbolic links are not followed. Gives type, size_bytes and modified_at. " + ODD_NAMES,
+        "readOnly",
+        "idempotent",
+    ),
+    _tool(
+        "stat_path",
+        "Path information",
+        "Type, size_bytes, modified_at, mode, owner and number of hard links of a path; with checksum the SHA-256 of "
+        "a file, which edit_file takes as expected_sha256. follow_symlinks: false tells about a link itself.",
+        "readOnly",
+        "idempotent",
+    ),
+    _tool(
+        "make_directory",
+        "Make directory",
+        "Make a directory; with parents also those it is in, and then it is no error that it exists (created false).",
+        "idempotent",
+    ),
+    _tool(
+        "move_path",
+        "Move or rename",
+        "Give a file, link or directory a new path: destination is the new path itself. A file there is replaced only "
+        "with overwrite. A directory that holds paths the policy keeps closed is not moved.",
+        "destructive",
+    ),
+    _tool(
+        "copy_path",
+        "Copy",
+        "Copy a file, or with recursive a directory, to destination, which is the new path itself. The copy appears "
+        "at once when it is complete. Links in a tree are copied as links; what the policy keeps closed is left out "
+        "and listed in skipped.",
+        "destructive",
+    ),
+    _tool(
+        "delete_path",
+        "Delete",
+        "Delete a file, a link (not what it leads to) or an empty directory; with recursive a directory and all it "
+        "holds, which needs confirm: true (else POLICY_CONFIRMATION_REQUIRED). A directory that holds paths the "
+        "policy keeps closed is not deleted.",
+        "destructive",
+    ),
 )
 
 TOOLS: Mapping[str, Tool] = MappingProxyType({tool.name: tool for tool in _ROWS})
-"""The eleven, by name, in the order in which they are announced."""
+"""All of them, by name, in the order in which they are announced: the customer's eleven first."""
 
 
 def find_tool(name: str) -> Tool:

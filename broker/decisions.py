@@ -6,11 +6,16 @@ the real path of the descriptor that was opened, which is the one that counts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TypeAlias
+
+import attrs
 
 from broker.belongings import Belongings
 from broker.errors import BrokerError, ErrorCode
 from broker.host import Host
+from broker.names import real_name
 from broker.requests import (
     CreateSession,
     DownloadFile,
@@ -22,19 +27,56 @@ from broker.requests import (
     WriteFile,
 )
 from broker.session import Session
+from broker.treerequests import (
+    CopyPath,
+    DeletePath,
+    EditFile,
+    FindFiles,
+    MakeDirectory,
+    MovePath,
+    SearchFiles,
+    StatPath,
+)
 from policy.command import decide_command
-from policy.decision import Allow, Confirm, Deny, Run
+from policy.decision import Allow, Confirm, Deny, Run, shown
 from policy.environment import decide_environment
 from policy.path import Purpose, decide_path, lexical_path
 
-Subject: TypeAlias = Run | str | None
-"""What was decided about: the command to run, the lexical absolute path, or nothing."""
+
+@attrs.frozen
+class TwoPaths:
+    """What a move or a copy is about: two lexical absolute paths."""
+
+    source: str
+    destination: str
+
+
+Subject: TypeAlias = Run | str | TwoPaths | None
+"""What was decided about: the command to run, the lexical absolute path or paths, or nothing."""
+
+
+PURPOSES: Mapping[type, Purpose] = MappingProxyType(
+    {
+        ReadFile: "read",
+        DownloadFile: "read",
+        WriteFile: "write",
+        UploadFile: "write",
+        EditFile: "write",
+        ListDirectory: "list",
+        SearchFiles: "read",
+        FindFiles: "list",
+        StatPath: "read",
+        MakeDirectory: "make",
+        DeletePath: "remove",
+    }
+)
+"""What each tool with one path wants of it."""
 
 
 class Denied(BrokerError):
     """The policy does not allow it; `rule` is the key in policy.yaml that says so."""
 
-    def __init__(self, code: ErrorCode, decision: Deny | Confirm[Run]) -> None:
+    def __init__(self, code: ErrorCode, decision: Deny | Confirm[Run] | Confirm[str]) -> None:
         super().__init__(code, decision.reason, rule=decision.rule)
         self.rule = decision.rule
 
@@ -51,12 +93,15 @@ def decide(host: Host, session: Session[Belongings] | None, request: Request) ->
             return _of_command(host, argv, confirm=confirm)
         case CreateSession():
             return _of_session(host, request)
-        case ReadFile() | DownloadFile():
-            return _of_path(host, session, request.path, "read")
-        case WriteFile() | UploadFile():
-            return _of_path(host, session, request.path, "write")
-        case ListDirectory():
-            return _of_path(host, session, request.path, "list")
+        case MovePath(source=source, destination=destination):
+            return _of_two_paths(host, session, (source, "remove"), (destination, "write"))
+        case CopyPath(source=source, destination=destination):
+            return _of_two_paths(host, session, (source, "read"), (destination, "write"))
+        case DeletePath(recursive=True, confirm=False):
+            raise _unconfirmed(_of_path(host, session, request.path, "remove"))
+        case _ if purpose := PURPOSES.get(type(request)):
+            path: str = getattr(request, "path")  # noqa: B009  every class of the table has one
+            return _of_path(host, session, path, purpose)
         case _:
             return Allow(rule="tools", reason="The tool needs no further permission.", subject=None)
 
@@ -95,11 +140,33 @@ def _of_session(host: Host, request: CreateSession) -> Allow[Subject]:
     if denial is not None:
         raise Denied(ErrorCode.POLICY_COMMAND_BLOCKED, denial)
     home = host.user.home
-    allow = require_path(host, lexical_path(home, request.working_dir or "~", home), "enter")
+    allow = require_path(host, lexical_path(home, real_name(request.working_dir or "~"), home), "enter")
     return Allow(rule=allow.rule, reason=allow.reason, subject=allow.subject)
 
 
 def _of_path(host: Host, session: Session[Belongings] | None, path: str, purpose: Purpose) -> Allow[Subject]:
-    cwd = session.own.working_dir if session is not None else host.user.home
-    allow = require_path(host, lexical_path(cwd, path, host.user.home), purpose)
+    allow = require_path(host, _lexical(host, session, path), purpose)
     return Allow(rule=allow.rule, reason=allow.reason, subject=allow.subject)
+
+
+def _of_two_paths(
+    host: Host, session: Session[Belongings] | None, source: tuple[str, Purpose], destination: tuple[str, Purpose]
+) -> Allow[Subject]:
+    first, second = (require_path(host, _lexical(host, session, path), why) for path, why in (source, destination))
+    return Allow(rule=second.rule, reason=second.reason, subject=TwoPaths(first.subject, second.subject))
+
+
+def _lexical(host: Host, session: Session[Belongings] | None, path: str) -> str:
+    """The absolute path that a client means, in the bytes of its name."""
+    cwd = session.own.working_dir if session is not None else host.user.home
+    return lexical_path(cwd, real_name(path), host.user.home)
+
+
+def _unconfirmed(allow: Allow[Subject]) -> Denied:
+    asked = Confirm(
+        rule="delete_path.recursive",
+        reason=f"Deleting {shown(str(allow.subject))} with all it holds cannot be undone: look at it with "
+        "list_directory, then say confirm: true.",
+        subject=str(allow.subject),
+    )
+    return Denied(ErrorCode.POLICY_CONFIRMATION_REQUIRED, asked)

@@ -32,6 +32,14 @@ class EventType(Enum):
     FILE_LIST = "FILE_LIST"
     FILE_DOWNLOAD = "FILE_DOWNLOAD"
     FILE_UPLOAD = "FILE_UPLOAD"
+    FILE_EDIT = "FILE_EDIT"
+    FILE_SEARCH = "FILE_SEARCH"
+    FILE_FIND = "FILE_FIND"
+    FILE_STAT = "FILE_STAT"
+    FILE_MAKE_DIRECTORY = "FILE_MAKE_DIRECTORY"
+    FILE_MOVE = "FILE_MOVE"
+    FILE_COPY = "FILE_COPY"
+    FILE_DELETE = "FILE_DELETE"
     FILE_FAILED = "FILE_FAILED"
     PROCESS_KILLED = "PROCESS_KILLED"
     TOOL_CALLED = "TOOL_CALLED"
@@ -61,6 +69,14 @@ _EVENTS: Mapping[str, ToolEvents] = MappingProxyType(
         "list_directory": ToolEvents(EventType.FILE_LIST, EventType.FILE_FAILED),
         "download_file": ToolEvents(EventType.FILE_DOWNLOAD, EventType.FILE_FAILED),
         "upload_file": ToolEvents(EventType.FILE_UPLOAD, EventType.FILE_FAILED),
+        "edit_file": ToolEvents(EventType.FILE_EDIT, EventType.FILE_FAILED),
+        "search_files": ToolEvents(EventType.FILE_SEARCH, EventType.FILE_FAILED),
+        "find_files": ToolEvents(EventType.FILE_FIND, EventType.FILE_FAILED),
+        "stat_path": ToolEvents(EventType.FILE_STAT, EventType.FILE_FAILED),
+        "make_directory": ToolEvents(EventType.FILE_MAKE_DIRECTORY, EventType.FILE_FAILED),
+        "move_path": ToolEvents(EventType.FILE_MOVE, EventType.FILE_FAILED),
+        "copy_path": ToolEvents(EventType.FILE_COPY, EventType.FILE_FAILED),
+        "delete_path": ToolEvents(EventType.FILE_DELETE, EventType.FILE_FAILED),
         "kill_process": ToolEvents(EventType.PROCESS_KILLED, EventType.TOOL_FAILED),
     }
 )

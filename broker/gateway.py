@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import attrs
 
-from broker import filetools, tools
+from broker import changetools, filetools, tools, treetools
 from broker.audit import Audit, Event, EventType, ToolEvents, events_of
 from broker.belongings import Belongings
 from broker.calls import Answer, Call
@@ -27,7 +27,9 @@ from broker.session import Session
 from broker.tools import Step
 from broker.wire import encode
 
-STEPS: Mapping[type, Step] = MappingProxyType({**tools.STEPS, **filetools.STEPS})
+STEPS: Mapping[type, Step] = MappingProxyType(
+    {**tools.STEPS, **filetools.STEPS, **treetools.STEPS, **changetools.STEPS}
+)
 
 
 class _CallFailed(Exception):
@@ -141,6 +143,7 @@ _RECORDED = MappingProxyType(
         "session_id": "session_id",
         "bytes_written": "data_bytes",
         "bytes_received": "data_bytes",
+        "bytes_copied": "data_bytes",
         "chunk_size": "data_bytes",
     }
 )

@@ -46,6 +46,8 @@ def _shapes() -> Mapping[str, type | tuple[type, ...]]:
 
 SHOWN_ARGUMENTS = _shapes()
 """The scalar arguments that are shown, with what they must be; argv and environment are shown item by item."""
+SHOWN_LISTS = frozenset({"include", "exclude"})
+"""The lists of globs, shown item by item as argv is."""
 DIGESTED_ARGUMENTS = frozenset({"content"})
 """Not stdin_input: a digest of a short password is as good as the password."""
 
@@ -105,7 +107,7 @@ def redact_arguments(arguments: object) -> Redacted:
 
 def _argument(name: str, value: object, secrets: list[str]) -> object:
     match value:
-        case list() if name == "argv":
+        case list() if name == "argv" or name in SHOWN_LISTS:
             return list(_argv(value, secrets))
         case Mapping() if name == "environment":
             return dict(_environment(value, secrets))

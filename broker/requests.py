@@ -12,35 +12,50 @@ from typing import Annotated, Literal, TypeAlias
 
 import attrs
 
+from broker.fields import MAX_OFFSET, Argument, Path, SessionId
 from broker.schema import About
+from broker.treerequests import (
+    CopyPath,
+    DeletePath,
+    EditFile,
+    FindFiles,
+    MakeDirectory,
+    MovePath,
+    SearchFiles,
+    StatPath,
+)
 
 MAX_ARGUMENTS = 1000
-MAX_STRING_BYTES = 131_071
-"""MAX_ARG_STRLEN of execve(2), 128 KiB, without its NUL: the kernel refuses a longer argument or variable."""
-MAX_PATH_BYTES = 4095
-"""PATH_MAX without its NUL."""
-MAX_OFFSET = 2**63 - 1
-"""off_t."""
 MAX_TIMEOUT_S = 31_536_000
 """A year: keeps the number a clock can hold; the operator's timeouts.command_max is the limit that counts."""
 MAX_PID = 2**22
 """PID_MAX_LIMIT of the kernel."""
 DEFAULT_CHUNK_BYTES = 1_048_576
+MAX_LISTED_ENTRIES = 10_000
+MAX_LISTED_DEPTH = 64
 
-SessionId: TypeAlias = Annotated[
-    str,
-    About(description="The session_id that create_session returned.", pattern="^[A-Za-z0-9._-]{1,64}$"),
+Encoding: TypeAlias = Literal[
+    "binary",
+    "utf-8",
+    "utf-8-sig",
+    "utf-16",
+    "utf-16-le",
+    "utf-16-be",
+    "ascii",
+    "latin-1",
+    "iso-8859-2",
+    "iso-8859-15",
+    "windows-1250",
+    "windows-1251",
+    "windows-1252",
+    "koi8-r",
+    "gb18030",
+    "big5",
+    "shift_jis",
+    "euc-jp",
+    "euc-kr",
 ]
-Path: TypeAlias = Annotated[
-    str,
-    About(
-        description="Absolute, ~/..., or relative to the session's working directory.",
-        min_length=1,
-        max_length=MAX_PATH_BYTES,
-        max_bytes=MAX_PATH_BYTES,
-    ),
-]
-Argument: TypeAlias = Annotated[str, About(max_length=MAX_STRING_BYTES, max_bytes=MAX_STRING_BYTES)]
+"""Encodings that a file may be declared to be in."""
 
 
 @attrs.frozen(kw_only=True)
@@ -118,6 +133,26 @@ class ReadFile:
             maximum=MAX_OFFSET,
         ),
     ] = None
+    start_line: Annotated[
+        int | None,
+        About(
+            description="First line to read, counted from 1; negative: from the end, -20 is the last 20 lines. "
+            "Instead of offset.",
+            minimum=-MAX_OFFSET,
+            maximum=MAX_OFFSET,
+        ),
+    ] = None
+    line_count: Annotated[
+        int | None,
+        About(description="Most lines to read, from start_line (default 1).", minimum=1, maximum=MAX_OFFSET),
+    ] = None
+    encoding: Annotated[
+        Encoding | None,
+        About(
+            description="How the file's text is written; binary gives base64 whatever it holds. Left out: UTF-8, or "
+            "base64 where it is none."
+        ),
+    ] = None
 
 
 @attrs.frozen(kw_only=True)
@@ -140,6 +175,21 @@ class ListDirectory:
     session_id: SessionId
     path: Path = "."
     include_hidden: Annotated[bool, About(description="true: names that begin with a dot as well.")] = False
+    depth: Annotated[
+        int,
+        About(
+            description="1: this directory only; more: so many levels, names relative to it, links not followed.",
+            minimum=1,
+            maximum=MAX_LISTED_DEPTH,
+        ),
+    ] = 1
+    max_entries: Annotated[
+        int, About(description="Most entries in one answer.", minimum=1, maximum=MAX_LISTED_ENTRIES)
+    ] = MAX_LISTED_ENTRIES
+    cursor: Annotated[
+        str | None,
+        About(description="next_cursor of the answer before, for the entries that follow.", max_length=8192),
+    ] = None
 
 
 @attrs.frozen(kw_only=True)
@@ -229,4 +279,12 @@ Request: TypeAlias = (
     | GetSystemInfo
     | GetProcessList
     | KillProcess
+    | EditFile
+    | SearchFiles
+    | FindFiles
+    | StatPath
+    | MakeDirectory
+    | MovePath
+    | CopyPath
+    | DeletePath
 )

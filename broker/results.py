@@ -10,13 +10,18 @@ from typing import Annotated, Literal, TypeAlias
 
 import attrs
 
+from broker.fields import Sha256, Success, TransferId
 from broker.schema import About
-
-Success: TypeAlias = Annotated[bool, About(description="The tool did what it was asked.")]
-Sha256: TypeAlias = Annotated[
-    str | None, About(description="SHA-256 of the whole file, hexadecimal; with the last chunk, else null.")
-]
-TransferId: TypeAlias = Annotated[str, About(description="Names this transfer; it belongs to the session and path.")]
+from broker.treeresults import (
+    CopyPathResult,
+    DeletePathResult,
+    EditFileResult,
+    FindFilesResult,
+    MakeDirectoryResult,
+    MovePathResult,
+    SearchFilesResult,
+    StatPathResult,
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -85,6 +90,11 @@ class ReadFileResult:
     is_binary: bool
     truncated: Annotated[bool, About(description="The file goes on after this part.")]
     next_offset: Annotated[int | None, About(description="Offset of the next part, in bytes; null at the end.")]
+    encoding: Annotated[str | None, About(description="What the text was decoded from; null for base64.")] = None
+    start_line: Annotated[
+        int | None, About(description="Number of the first line in content, when lines were asked for.")
+    ] = None
+    line_count: Annotated[int | None, About(description="Lines in content, when lines were asked for.")] = None
 
 
 @attrs.frozen(kw_only=True)
@@ -103,6 +113,7 @@ class DirectoryEntry:
     name: str
     type: Literal["file", "directory", "symlink", "other"]
     size_bytes: Annotated[int | None, About(description="Of a file; else null.")]
+    modified_at: Annotated[str | None, About(description="UTC, ISO 8601, ends in Z.")] = None
 
 
 @attrs.frozen(kw_only=True)
@@ -114,6 +125,7 @@ class ListDirectoryResult:
     entries: tuple[DirectoryEntry, ...]
     total_count: Annotated[int, About(description="Entries in the directory, also those cut from the list.")]
     truncated: Annotated[bool, About(description="There are more entries than listed.")]
+    next_cursor: Annotated[str | None, About(description="Pass it as cursor for the next entries; else null.")] = None
 
 
 @attrs.frozen(kw_only=True)
@@ -231,4 +243,12 @@ Result: TypeAlias = (
     | GetSystemInfoResult
     | GetProcessListResult
     | KillProcessResult
+    | EditFileResult
+    | SearchFilesResult
+    | FindFilesResult
+    | StatPathResult
+    | MakeDirectoryResult
+    | MovePathResult
+    | CopyPathResult
+    | DeletePathResult
 )

@@ -106,6 +106,8 @@ def _default_of(field: attrs.Attribute[Any]) -> dict[str, Any]:
         return {}
     if isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]
         return {"default": {}}  # mappings are the only factories
+    if isinstance(field.default, tuple):
+        return {"default": list(field.default)}
     return {"default": field.default}
 
 

@@ -16,10 +16,11 @@ from typing import Any
 import attrs
 import trio
 
-from broker.belongings import Belongings, open_belongings
+from broker.belongings import Belongings, open_belongings, sweep_leftovers
 from broker.decisions import Subject, require_path
 from broker.errors import BrokerError, ErrorCode
 from broker.host import Host, Scope
+from broker.names import shown_path
 from broker.requests import (
     CreateSession,
     ExecuteCommand,
@@ -89,7 +90,7 @@ async def perform_create_session(scope: Scope, request: CreateSession, working_d
     await _enter(host, session)
     return CreateSessionResult(
         session_id=session.id,
-        working_dir=session.own.working_dir,
+        working_dir=shown_path(session.own.working_dir),
         created_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         idle_timeout_seconds=session.idle_s,
         isolation=_isolation(session.own.init.layers),
@@ -114,6 +115,7 @@ async def _enter_directory(host: Host, own: Belongings) -> None:
         require_path(host, found.path, "enter")
         found.directory()
         own.working_dir = found.path
+        await sweep_leftovers(own.files, found)
 
 
 async def perform_kill_session(scope: Scope, request: KillSession, _: Subject) -> KillSessionResult:

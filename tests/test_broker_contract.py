@@ -27,27 +27,52 @@ DESIGN = {
     "create_session": "id working_dir environment",
     "kill_session": "session_id force",
     "execute_command": "session_id argv timeout_seconds stdin_input confirm",
-    "read_file": "session_id path offset limit",
+    "read_file": "session_id path offset limit start_line line_count encoding",
     "write_file": "session_id path content mode",
-    "list_directory": "session_id path include_hidden",
+    "list_directory": "session_id path include_hidden depth max_entries cursor",
     "download_file": "session_id path chunk_size offset",
     "upload_file": "session_id path chunk_data transfer_id chunk_offset is_last",
     "get_system_info": "",
     "get_process_list": "session_id",
     "kill_process": "session_id pid signal",
+    "edit_file": "session_id path old_text new_text expected_count expected_sha256",
+    "search_files": "session_id pattern path literal case_sensitive include exclude include_hidden context_lines "
+    "max_matches max_bytes timeout_seconds",
+    "find_files": "session_id pattern path type exclude include_hidden max_matches timeout_seconds",
+    "stat_path": "session_id path follow_symlinks checksum",
+    "make_directory": "session_id path parents",
+    "move_path": "session_id source destination overwrite timeout_seconds",
+    "copy_path": "session_id source destination recursive overwrite timeout_seconds",
+    "delete_path": "session_id path recursive confirm timeout_seconds",
 }
 RESULTS = {
     "create_session": "session_id working_dir created_at idle_timeout_seconds isolation",
     "kill_session": "session_id processes_ended",
     "execute_command": "exit_code signal stdout stderr duration_ms pid stdout_truncated stderr_truncated timed_out",
-    "read_file": "content size_bytes mime_type is_binary truncated next_offset",
+    "read_file": "content size_bytes mime_type is_binary truncated next_offset encoding start_line line_count",
     "write_file": "path bytes_written",
-    "list_directory": "path entries total_count truncated",
+    "list_directory": "path entries total_count truncated next_cursor",
     "download_file": "transfer_id filename mime_type total_size chunk_data chunk_offset chunk_size is_complete sha256",
     "upload_file": "transfer_id path bytes_received is_complete sha256",
     "get_system_info": "hostname platform cpu memory disks uptime_seconds isolation",
     "get_process_list": "processes total_count session_id",
     "kill_process": "pid signal_sent was_running",
+    "edit_file": "path replacements diff diff_truncated size_bytes sha256",
+    "search_files": "path matches truncated stopped_by files_searched files_with_matches bytes_searched "
+    "skipped_binary skipped_closed skipped_unreadable skipped_hard_links",
+    "find_files": "path entries truncated stopped_by entries_searched skipped_closed skipped_unreadable",
+    "stat_path": "path type size_bytes modified_at mode owner_uid link_count link_target sha256",
+    "make_directory": "path created",
+    "move_path": "path moved_from",
+    "copy_path": "path files_copied bytes_copied skipped_count skipped",
+    "delete_path": "path entries_deleted",
+}
+# The customer's own, in the document: what is added to them is optional and stands behind.
+CUSTOMERS = {
+    "create_session": ("", "session_id"),
+    "execute_command": ("session_id argv", "exit_code signal stdout stderr duration_ms pid"),
+    "read_file": ("session_id path offset limit", "content size_bytes mime_type is_binary truncated next_offset"),
+    "list_directory": ("session_id path include_hidden", "path entries total_count truncated"),
 }
 HUGE = 10**5000  # more digits than Python would print
 COMMAND = TOOLS["execute_command"]
@@ -57,7 +82,16 @@ every_tool = pytest.mark.parametrize("tool", TOOLS.values(), ids=list(TOOLS))
 # --- the table
 
 
-def test_eleven_tools_have_the_customers_names_arguments_and_results() -> None:
+def test_what_is_added_to_the_customers_tools_is_optional_and_stands_behind() -> None:
+    assert list(TOOLS)[:11] == list(DESIGN)[:11]
+    for name, (arguments, fields) in CUSTOMERS.items():
+        tool = TOOLS[name]
+        assert " ".join(hints_of(tool.request)).startswith(arguments)
+        assert " ".join(hints_of(tool.result)).startswith(f"success {fields}")
+        assert set(tool.input_schema.get("required", ())) <= {"session_id", "path", "argv"}
+
+
+def test_the_tools_have_the_names_arguments_and_results_of_the_design() -> None:
     assert list(TOOLS) == list(DESIGN)
     for name, tool in TOOLS.items():
         assert " ".join(hints_of(tool.request)) == DESIGN[name]
@@ -72,7 +106,7 @@ def test_system_facts_keep_their_nested_names() -> None:
     assert "total_bytes" in properties["memory"]["properties"]
     assert "mount_point" in properties["disks"]["items"]["properties"]
     entry = TOOLS["list_directory"].output_schema["properties"]["entries"]["items"]
-    assert list(entry["properties"]) == ["name", "type", "size_bytes"]
+    assert list(entry["properties"]) == ["name", "type", "size_bytes", "modified_at"]
 
 
 @every_tool
@@ -420,7 +454,9 @@ def test_bytes_are_base64_and_odd_names_are_replaced_on_the_wire() -> None:
     entry = results.DirectoryEntry(name="caf\udce9\udcff.txt", type="file", size_bytes=1)
     listing = results.ListDirectoryResult(path="/t\udce9", entries=(entry,), total_count=1, truncated=False)
     assert encode(listing)["path"] == "/t\ufffd"
-    assert encode(listing)["entries"] == [{"name": "caf\ufffd\ufffd.txt", "type": "file", "size_bytes": 1}]
+    assert encode(listing)["entries"] == [
+        {"name": "caf\ufffd\ufffd.txt", "type": "file", "size_bytes": 1, "modified_at": None}
+    ]
     binary = results.ReadFileResult(
         content=b"\x00\xff", size_bytes=2, mime_type="x/y", is_binary=True, truncated=False, next_offset=None
     )

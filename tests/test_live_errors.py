@@ -199,6 +199,22 @@ async def wrong_types(broker: LiveBroker, client: Client, mine: str) -> Answer:
     return await call(client, "execute_command", session_id=mine, argv="ls", timeout_seconds="1", colour="red")
 
 
+async def a_taken_name(broker: LiveBroker, client: Client, mine: str) -> Answer:
+    await ok(client, "make_directory", session_id=mine, path="taken", parents=True)
+    return await call(client, "make_directory", session_id=mine, path="taken")
+
+
+async def an_edit_of_something_else(broker: LiveBroker, client: Client, mine: str) -> Answer:
+    await ok(client, "write_file", session_id=mine, path="edited", content="one two two")
+    return await call(client, "edit_file", session_id=mine, path="edited", old_text="two", new_text="three")
+
+
+async def a_deletion_without_time(broker: LiveBroker, client: Client, mine: str) -> Answer:
+    await ok(client, "make_directory", session_id=mine, path="whole/tree", parents=True)
+    arguments = {"path": "whole", "recursive": True, "confirm": True, "timeout_seconds": 1e-9}
+    return await call(client, "delete_path", session_id=mine, **arguments)
+
+
 PROVOCATIONS: dict[Provoke, str] = {
     unknown_session: "SESSION_NOT_FOUND",
     taken_id: "SESSION_CREATION_FAILED",
@@ -217,6 +233,9 @@ PROVOCATIONS: dict[Provoke, str] = {
     too_large_to_write: "FILE_TOO_LARGE",
     too_large_to_upload: "FILE_TOO_LARGE",
     changed_underneath: "FILE_CHANGED",
+    a_taken_name: "FILE_EXISTS",
+    an_edit_of_something_else: "FILE_EDIT_MISMATCH",
+    a_deletion_without_time: "FILE_TIMEOUT",
     unknown_transfer: "TRANSFER_NOT_FOUND",
     a_gap: "TRANSFER_OFFSET_MISMATCH",
     a_folder_that_went: "FILE_WRITE_ERROR",

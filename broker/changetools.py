@@ -1,0 +1,257 @@
+"""Arranging files: make_directory, move_path, copy_path, delete_path.
+
+Names are changed in directories that were pinned and decided on; a link in the last place is the thing itself and
+never followed, so that no change reaches where it leads. What is in a tree is decided on path by path, by the worker
+that walks it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+from contextlib import ExitStack
+from types import MappingProxyType
+from typing import Any
+
+from broker.decisions import TwoPaths, require_path
+from broker.errors import BrokerError, ErrorCode
+from broker.filerules import (
+    bounded_s,
+    full_disk_told,
+    require_existing,
+    require_file,
+    require_finished,
+    require_not_own,
+    tree_spec,
+)
+from broker.hardlinks import require_no_blocked_link
+from broker.host import Host, Scope
+from broker.names import shown_path
+from broker.tools import Step
+from broker.treerequests import CopyPath, DeletePath, MakeDirectory, MovePath
+from broker.treeresults import CopyPathResult, DeletePathResult, MakeDirectoryResult, MovePathResult, Skipped
+from sandbox.file_errors import Changed, Exists, FileError, HoldsClosedPaths, NotEmpty, NotFound, WrongKind
+from sandbox.files import EntryPlace, FileFacts, Files, Resolved, Work
+
+
+async def perform_make_directory(scope: Scope, request: MakeDirectory, path: str) -> MakeDirectoryResult:
+    """Make a directory and, where asked, those it is in; each is decided on by its real path."""
+    host, files = scope.host, scope.own.files
+    found, missing = await _nearest(files, path, parents=request.parents)
+    with ExitStack() as pinned:
+        pinned.enter_context(found)
+        created = False
+        for name in missing:
+            require_path(host, f"{found.path.rstrip('/')}/{name}", "make")
+            found, created = await files.names.make(found, name)
+            pinned.enter_context(found)
+        require_path(host, found.path, "make")
+        if found.facts.kind != "directory" or (missing and not created and not request.parents):
+            raise Exists(path, f"{path}: something has this name already", "EEXIST")
+        return MakeDirectoryResult(path=shown_path(found.path), created=created)
+
+
+async def _nearest(files: Files, path: str, *, parents: bool) -> tuple[Resolved, tuple[str, ...]]:
+    """What there is of a path, and the names that are missing below it; without *parents* the last is one."""
+    missing: tuple[str, ...] = ()
+    if not parents and path != "/":
+        path, missing = posixpath.dirname(path), (posixpath.basename(path),)
+    while True:
+        try:
+            return await files.resolve(path), missing
+        except NotFound:
+            if not parents or path == "/":
+                raise
+            path, missing = posixpath.dirname(path), (posixpath.basename(path), *missing)
+
+
+async def perform_delete_path(scope: Scope, request: DeletePath, path: str) -> DeletePathResult:
+    """Delete one name, or a tree that holds nothing that is closed."""
+    host, files = scope.host, scope.own.files
+    with await files.names.entry(path) as entry:
+        require_path(host, entry.path, "remove")
+        facts = require_existing(entry, "be deleted")
+        require_not_own(scope, entry.path)
+        deleted = 1
+        if facts.kind == "directory" and request.recursive:
+            work = await _remove_tree(scope, entry, facts, request.timeout_seconds)
+            deleted = work.counts.get("removed", 0)
+            require_finished(work, path, f"{deleted} entries are deleted, the rest is as it was")
+        else:
+            await _remove_one(files, entry)
+        return DeletePathResult(path=shown_path(entry.path), entries_deleted=deleted)
+
+
+async def _remove_one(files: Files, entry: EntryPlace) -> None:
+    try:
+        await files.names.remove(entry)
+    except NotEmpty as full:
+        raise NotEmpty(
+            entry.asked, f"{entry.asked}: it is not empty; say recursive: true to delete all it holds", "ENOTEMPTY"
+        ) from full
+
+
+async def _remove_tree(scope: Scope, entry: EntryPlace, facts: FileFacts, timeout_s: float) -> Work:
+    spec = {**tree_spec(scope.host, entry.path), "name": entry.name, "identity": [*facts.identity]}
+    return await scope.own.files.trees.run(
+        "remove", entry.asked, spec, (entry.fd,), timeout_s=bounded_s(scope.host, timeout_s), changes=True
+    )
+
+
+async def perform_move_path(scope: Scope, request: MovePath, paths: TwoPaths) -> MovePathResult:
+    """Rename, in one step; to another file system by a copy that must be complete before the source goes."""
+    host, files = scope.host, scope.own.files
+    with (
+        await files.names.entry(paths.source) as source,
+        await files.names.entry(paths.destination) as target,
+    ):
+        require_path(host, source.path, "remove")
+        require_path(host, target.path, "write")
+        facts = require_existing(source, "be moved")
+        require_not_own(scope, source.path)
+        await _require_free(host, target, overwrite=request.overwrite and facts.kind != "directory")
+        if facts.kind == "directory":
+            _require_outside(source.path, target.path)
+            await _require_open_tree(scope, source, facts, target, request.timeout_seconds)
+        try:
+            await files.names.rename(source, target, replace=request.overwrite and facts.kind != "directory")
+        except FileError as fault:
+            if fault.errno_name != "EXDEV":
+                raise
+            await _move_by_copy(scope, request, source, target)
+        return MovePathResult(path=shown_path(target.path), moved_from=shown_path(source.path))
+
+
+async def _require_free(host: Host, target: EntryPlace, *, overwrite: bool) -> None:
+    """Refuse a destination that is taken, unless by a file that may be replaced."""
+    if target.existing is None:
+        return
+    if target.existing.kind != "file" or not overwrite:
+        raise Exists(target.asked, f"{target.asked}: a {target.existing.kind} has this name already", "EEXIST")
+    await require_no_blocked_link(host, target.existing)
+
+
+def _require_outside(source: str, target: str) -> None:
+    if target == source or target.startswith(f"{source}/"):
+        raise BrokerError(ErrorCode.INVALID_ARGUMENTS, "destination is inside of source: choose a place beside it")
+
+
+async def _require_open_tree(
+    scope: Scope, source: EntryPlace, facts: FileFacts, target: EntryPlace, timeout_s: float
+) -> None:
+    """Refuse to move a tree that holds a closed path, or would hold one at its new place."""
+    with await _same_directory(scope.own.files, source, facts) as found:
+        spec = {**tree_spec(scope.host, source.path), "new_path": target.path}
+        work = await scope.own.files.trees.run(
+            "survey", source.asked, spec, (found.directory(),), timeout_s=bounded_s(scope.host, timeout_s)
+        )
+    require_finished(work, source.asked, "nothing was moved")
+    if work.done["blocked"]:
+        names = ", ".join(shown_path(name) for name in work.done["blocked"])
+        raise HoldsClosedPaths(source.asked, f"{source.asked}: it holds paths that the policy keeps closed: {names}")
+
+
+async def _same_directory(files: Files, entry: EntryPlace, facts: FileFacts) -> Resolved:
+    """The directory that was decided on, open for reading. Ownership: the caller closes it."""
+    found = await files.resolve(entry.path, read=True)
+    if found.facts.identity != facts.identity:
+        found.close()
+        raise Changed(entry.asked, f"{entry.asked}: it was replaced meanwhile; try again", "ESTALE")
+    return found
+
+
+async def _move_by_copy(scope: Scope, request: MovePath, source: EntryPlace, target: EntryPlace) -> None:
+    facts = require_existing(source, "be moved")
+    if facts.kind not in ("file", "directory"):
+        raise WrongKind(source.asked, f"{source.asked}: only files and directories move to another file system")
+    with await _same_directory(scope.own.files, source, facts) as found:
+        if facts.kind == "file":
+            await require_file(scope.host, found, "read")
+            await _copy_file(scope, found, target, request, keep_times=True)
+        else:
+            await _copy_tree(scope, found, target, request.timeout_seconds, strict=True)
+    if facts.kind == "file":
+        await scope.own.files.names.remove(source)
+        return
+    removed = await _remove_tree(scope, source, facts, request.timeout_seconds)
+    require_finished(removed, source.asked, "the copy is complete, the source is only partly deleted")
+
+
+async def perform_copy_path(scope: Scope, request: CopyPath, paths: TwoPaths) -> CopyPathResult:
+    """Copy a file, or a tree; the copy has its name only when it is complete and on the disk."""
+    host, files = scope.host, scope.own.files
+    with (
+        await files.resolve(paths.source, read=True) as source,
+        await files.names.entry(paths.destination) as target,
+    ):
+        require_path(host, source.path, "read")
+        require_path(host, target.path, "write")
+        is_tree = source.facts.kind == "directory"
+        if is_tree and not request.recursive:
+            raise WrongKind(paths.source, f"{paths.source} is a directory; say recursive: true to copy all it holds")
+        if is_tree:
+            source.directory()
+        else:
+            await require_file(host, source, "read")
+        await _require_free(host, target, overwrite=request.overwrite and not is_tree)
+        if is_tree:
+            _require_outside(source.path, target.path)
+            work = await _copy_tree(scope, source, target, request.timeout_seconds, strict=False)
+        else:
+            work = await _copy_file(scope, source, target, request, keep_times=False)
+    return _copied(work, target)
+
+
+async def _copy_file(
+    scope: Scope, source: Resolved, target: EntryPlace, request: CopyPath | MovePath, *, keep_times: bool
+) -> Work:
+    spec = {
+        "name": target.name,
+        "replace": request.overwrite,
+        "keep_times": keep_times,
+        "max_file_bytes": scope.host.policy.file_limits.max_write_size,
+    }
+    fds = (source.file(), target.fd)
+    async with full_disk_told(target.fd):
+        work = await scope.own.files.trees.run(
+            "copy_file", target.asked, spec, fds, timeout_s=bounded_s(scope.host, request.timeout_seconds), changes=True
+        )
+    require_finished(work, target.asked, "nothing was copied")
+    return work
+
+
+async def _copy_tree(scope: Scope, source: Resolved, target: EntryPlace, timeout_s: float, *, strict: bool) -> Work:
+    spec: dict[str, Any] = {
+        **tree_spec(scope.host, source.path),
+        "name": target.name,
+        "new_path": target.path,
+        "strict": strict,
+        "max_file_bytes": scope.host.policy.file_limits.max_write_size,
+    }
+    fds = (source.directory(), target.fd)
+    async with full_disk_told(target.fd):
+        work = await scope.own.files.trees.run(
+            "copy_tree", target.asked, spec, fds, timeout_s=bounded_s(scope.host, timeout_s), changes=True
+        )
+    require_finished(work, target.asked, "nothing was copied")
+    return work
+
+
+def _copied(work: Work, target: EntryPlace) -> CopyPathResult:
+    return CopyPathResult(
+        path=shown_path(target.path),
+        files_copied=work.done.get("files", work.counts.get("files", 0)),
+        bytes_copied=work.done.get("bytes", work.counts.get("bytes", 0)),
+        skipped_count=work.counts.get("skipped", 0),
+        skipped=tuple(Skipped(path=shown_path(p), reason=why) for p, why in work.done.get("skipped", ())),
+    )
+
+
+STEPS: Mapping[type, Step] = MappingProxyType(
+    {
+        MakeDirectory: Step(perform_make_directory, inside=True),
+        MovePath: Step(perform_move_path, inside=True),
+        CopyPath: Step(perform_copy_path, inside=True),
+        DeletePath: Step(perform_delete_path, inside=True),
+    }
+)

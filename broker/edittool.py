@@ -1,0 +1,103 @@
+"""edit_file: replace a text that is exactly there, exactly as often as expected, at once or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+
+import attrs
+import trio
+
+from broker.errors import BrokerError, ErrorCode
+from broker.filerules import full_disk_told, require_place, require_size
+from broker.host import Scope
+from broker.names import shown_path
+from broker.textedit import SHOWN_LINES, Edited, lines_of, occurrences, replace_exactly
+from broker.treerequests import EditFile
+from broker.treeresults import EditFileResult
+from sandbox.file_errors import Changed, NotFound
+from sandbox.files import FileFacts, Files
+
+
+@attrs.frozen(kw_only=True)
+class _Outcome:
+    edited: Edited
+    count: int
+    sha256: str
+
+
+async def perform_edit_file(scope: Scope, request: EditFile, path: str) -> EditFileResult:
+    """Edit the file that was decided on; what is there when the edit is put in place must still be that."""
+    host, files = scope.host, scope.own.files
+    with await files.place(path) as place:
+        await require_place(host, place)
+        existing = place.existing
+        if existing is None:
+            raise NotFound(path, f"{path}: No such file or directory", "ENOENT")
+        require_size(host, existing.size_bytes, "the file")
+        data = await _read_all(files, path, existing)
+        # Several megabytes to look through and to hash: not in the thread that serves everybody.
+        outcome = await trio.to_thread.run_sync(_edit, request, data, place.name)
+        size_bytes = len(outcome.edited.data)
+        require_size(host, size_bytes, "the edited file")
+        async with full_disk_told(place.fd, size_bytes), await files.part(place) as part:
+            await part.write(0, outcome.edited.data)
+            await part.commit(expect=existing)
+        return EditFileResult(
+            path=shown_path(place.path),
+            replacements=outcome.count,
+            diff=outcome.edited.diff,
+            diff_truncated=outcome.edited.diff_truncated,
+            size_bytes=size_bytes,
+            sha256=outcome.sha256,
+        )
+
+
+async def _read_all(files: Files, path: str, decided: FileFacts) -> bytes:
+    """The content of the very file that was decided on."""
+    with await files.resolve(decided.path, read=True) as found:
+        data = await files.read(found, 0, decided.size_bytes)
+        if found.facts.identity != decided.identity or len(data) != decided.size_bytes:
+            raise Changed(path, f"{path}: it was changed meanwhile; read it again", "ESTALE")
+        return data
+
+
+def _edit(request: EditFile, data: bytes, name: str) -> _Outcome:
+    """Check what the client expects and replace; for a thread."""
+    if request.expected_sha256 is not None:
+        _require_digest(data, request.expected_sha256.lower())
+    old, new = request.old_text.encode(), request.new_text.encode()
+    if old == new:
+        raise BrokerError(ErrorCode.INVALID_ARGUMENTS, "old_text and new_text are the same: nothing to edit")
+    places = occurrences(data, old)
+    if len(places) != request.expected_count:
+        raise _mismatch(data, request, places)
+    edited = replace_exactly(data, old, new, places, shown_path(name))
+    return _Outcome(edited=edited, count=len(places), sha256=hashlib.sha256(edited.data).hexdigest())
+
+
+def _require_digest(data: bytes, expected: str) -> None:
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != expected:
+        raise BrokerError(
+            ErrorCode.FILE_CHANGED,
+            f"the file has SHA-256 {actual}, not the expected {expected}: read it again",
+            sha256=actual,
+        )
+
+
+def _mismatch(data: bytes, request: EditFile, places: tuple[int, ...]) -> BrokerError:
+    lines = lines_of(data, places)
+    if lines:
+        more = ", ..." if len(places) > SHOWN_LINES else ""
+        where = f" (lines {', '.join(map(str, lines))}{more}); take more of the text around the right place"
+    elif "\n" in request.old_text and b"\r\n" in data:
+        where = "; the lines of this file end in CRLF"
+    else:
+        where = "; read the file again, blanks and line ends count"
+    return BrokerError(
+        ErrorCode.FILE_EDIT_MISMATCH,
+        f"old_text occurs {len(places)} times, not {request.expected_count}{where}",
+        occurrences=len(places),
+        expected_count=request.expected_count,
+        lines=lines,
+    )

@@ -1,0 +1,136 @@
+"""What must hold before a file tool uses what was pinned, and what each of them tells of it.
+
+One place for the order of design section 5: the real path, the kind, the other names; and for the limits of
+`file_limits` and a full disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import attrs
+import trio
+
+from broker.decisions import Denied, require_path
+from broker.errors import BrokerError, ErrorCode
+from broker.hardlinks import require_no_blocked_link
+from broker.host import Host, Scope
+from broker.treeresults import Kind
+from policy.decision import Deny, shown
+from policy.path import Purpose
+from policy.treefilter import tree_filter
+from sandbox.file_errors import NoSpace, NotFound, TookTooLong
+from sandbox.files import EntryPlace, FileFacts, Place, Resolved, Work
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+async def require_file(host: Host, found: Resolved, purpose: Purpose) -> None:
+    """Decide on the file that was pinned: its real path, its kind, its other names."""
+    require_path(host, found.path, purpose)
+    found.file()
+    await require_no_blocked_link(host, found.facts)
+
+
+async def require_place(host: Host, place: Place) -> None:
+    """Decide on where a file is to be written."""
+    require_path(host, place.path, "write")
+    place.check()
+    if place.existing is not None:
+        await require_no_blocked_link(host, place.existing)
+
+
+def require_existing(entry: EntryPlace, purpose: str) -> FileFacts:
+    """What has the name. Raises: NotFound; Denied for what only the kernel makes."""
+    if entry.existing is None:
+        raise NotFound(entry.asked, f"{entry.asked}: No such file or directory", "ENOENT")
+    if entry.existing.kind in ("kernel", "device"):
+        reason = f"{shown(entry.path)} is a device or part of the kernel's own tree: it is not to {purpose}."
+        raise Denied(ErrorCode.POLICY_PATH_VIOLATION, Deny(rule="path", reason=reason))
+    return entry.existing
+
+
+def require_not_own(scope: Scope, path: str) -> None:
+    """Refuse to take the ground from under the session: its home, its working directory, what they are in."""
+    for own in (scope.host.user.home, scope.own.working_dir):
+        if own == path or own.startswith(f"{path.rstrip('/')}/"):
+            reason = f"{shown(path)} holds the session's own directory {shown(own)}: choose what is in it instead."
+            raise Denied(ErrorCode.POLICY_PATH_VIOLATION, Deny(rule="path", reason=reason))
+
+
+def require_size(host: Host, size_bytes: int, what: str = "content") -> None:
+    """Refuse what is larger than file_limits.max_write_size."""
+    limit = host.policy.file_limits.max_write_size
+    if size_bytes > limit:
+        raise BrokerError(
+            ErrorCode.FILE_TOO_LARGE,
+            f"{what} has {size_bytes} bytes and file_limits.max_write_size is {limit}; write less, or use upload_file",
+            size_bytes=size_bytes,
+            limit_bytes=limit,
+        )
+
+
+def tree_spec(host: Host, root: str) -> dict[str, Any]:
+    """The policy as data for a worker that walks the tree of *root*, and where it looks for other names of files."""
+    rules = attrs.asdict(tree_filter(host.paths))
+    return {"rules": rules, "link_roots": [root, host.user.home, *host.grants.write_paths]}
+
+
+def bounded_s(host: Host, asked_s: float) -> float:
+    """The seconds that work on a tree may take: as asked, at most timeouts.command_max, as any work may."""
+    return min(asked_s, host.commands.max_s)
+
+
+def require_finished(work: Work, asked: str, done: str) -> None:
+    """Raise TookTooLong for work that was stopped; *done* says what that leaves."""
+    if work.stopped:
+        raise TookTooLong(asked, f"{asked}: it was not done in timeout_seconds; {done}", "ETIMEDOUT")
+
+
+@asynccontextmanager
+async def full_disk_told(directory_fd: int, needed_bytes: int = 0) -> AsyncIterator[None]:
+    """Let what fails for want of room say how much is needed, if a worker knows no better, and how much there is."""
+    full = None
+    try:
+        yield
+    except NoSpace as error:
+        full = error
+    if full is not None:
+        room = await trio.to_thread.run_sync(os.fstatvfs, directory_fd)
+        free_bytes = room.f_bavail * room.f_frsize
+        needed = needed_bytes if full.needed_bytes is None else full.needed_bytes
+        raise BrokerError(
+            ErrorCode.FILE_WRITE_ERROR,
+            f"{full.sentence}; {needed} bytes are to be written, its file system has {free_bytes} bytes and "
+            f"{room.f_favail} file entries free. The destination is as it was",
+            needed_bytes=needed,
+            free_bytes=free_bytes,
+            free_files=room.f_favail,
+        ) from full
+
+
+def kind_shown(kind: str) -> Kind:
+    """The type of an entry as results name it."""
+    match kind:
+        case "file" | "directory" | "symlink":
+            return kind
+        case _:
+            return "other"
+
+
+def size_shown(kind: str, size_bytes: int) -> int | None:
+    """The size of an entry where it means something."""
+    return size_bytes if kind == "file" else None
+
+
+def timestamp(mtime_ns: int) -> str | None:
+    """A file's time in UTC with milliseconds; None for one that no calendar has."""
+    try:
+        moment = EPOCH + timedelta(microseconds=mtime_ns // 1000)
+    except OverflowError:
+        return None
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
