@@ -1,4 +1,4 @@
-"""The tool table: what each of the eleven tools is called, takes, answers and promises, for people, agents and code.
+"""The tool table: what each tool is called, takes, answers and promises, for people, agents and code.
 
 One source, three uses: the request and result classes give the schemas that are announced, the decoding that is
 enforced and the documentation. Knows nothing of MCP's own types; `broker/endpoint.py` translates.
@@ -97,10 +97,11 @@ _ROWS = (
     _tool(
         "execute_command",
         "Execute command",
-        "Run one allowed command and wait for it. argv is the program and its arguments, one string each (at most "
-        "1000, each up to 128 KiB); there is no shell. A non-zero exit_code is an answer (success false), not an "
-        "error. Long output is cut (stdout_truncated). After CMD_TIMEOUT the output so far is in the error: call "
-        "again with a larger timeout_seconds. After POLICY_COMMAND_BLOCKED read error_message and change argv. After "
+        "Run one allowed command. argv is the program and its arguments (no shell). A non-zero exit_code is an answer "
+        "(success false), not an error. Long output shows its beginning and end; read_output has the rest. For "
+        "anything long use wait_seconds (or background) and a large timeout_seconds: the answer comes with running "
+        "true, and read_output, wait_command, write_stdin, signal_command go on from there. After CMD_TIMEOUT the "
+        "output so far is in the error. After POLICY_COMMAND_BLOCKED read error_message and change argv. After "
         "POLICY_CONFIRMATION_REQUIRED call again with confirm: true if you really mean it.",
         "destructive",
         "openWorld",
@@ -170,10 +171,64 @@ _ROWS = (
         "session started; find pids with get_process_list.",
         "destructive",
     ),
+    _tool(
+        "read_output",
+        "Read output",
+        "Read what a command said from cursor on, while it runs or after: go on with next_cursor. With wait_seconds it "
+        "answers as soon as there is more. It is over when running is false and next_cursor is total_bytes. "
+        "evicted_bytes and dropped_bytes say exactly what is missing.",
+        "readOnly",
+        "idempotent",
+    ),
+    _tool(
+        "write_stdin",
+        "Write to a command",
+        "Answer a prompt: write text to the standard input of a running command (started with background, wait_seconds "
+        "or terminal). Lines need their newline. close true ends the input.",
+        "destructive",
+        "openWorld",
+    ),
+    _tool(
+        "list_commands",
+        "List commands",
+        "List the commands of a session, running and ended, with their command_id, state and how much they said. For "
+        "when you have lost track of what you started.",
+        "readOnly",
+        "idempotent",
+    ),
+    _tool(
+        "wait_command",
+        "Wait for a command",
+        "Wait until a command is done, at most wait_seconds, and answer what execute_command would have: with running "
+        "true if it goes on.",
+        "readOnly",
+        "idempotent",
+    ),
+    _tool(
+        "signal_command",
+        "Signal a command",
+        "End a command and all it started (END), or send it a signal by name: SIGINT as Ctrl-C does, SIGKILL to end "
+        "it at once. Then read what it said last with read_output.",
+        "destructive",
+    ),
+    _tool(
+        "search_output",
+        "Search output",
+        "Find the lines of a command's output that match a regular expression, with lines of context: the way to find "
+        "the error in a long log. Each match has the cursor of its line for read_output of that stream.",
+        "readOnly",
+        "idempotent",
+    ),
+    _tool(
+        "resize_terminal",
+        "Resize terminal",
+        "Give the terminal of a command another size; its program is told. Only for a command started with terminal.",
+        "idempotent",
+    ),
 )
 
 TOOLS: Mapping[str, Tool] = MappingProxyType({tool.name: tool for tool in _ROWS})
-"""The eleven, by name, in the order in which they are announced."""
+"""By name, in the order in which they are announced: the customer's eleven first."""
 
 
 def find_tool(name: str) -> Tool:

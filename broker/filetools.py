@@ -18,7 +18,7 @@ from broker.belongings import PartDestination
 from broker.decisions import require_path
 from broker.errors import BrokerError, ErrorCode
 from broker.hardlinks import require_no_blocked_link
-from broker.host import Host, Scope
+from broker.host import Host, Scope, Step
 from broker.requests import DownloadFile, ListDirectory, ReadFile, UploadFile, WriteFile
 from broker.results import (
     DirectoryEntry,
@@ -29,7 +29,6 @@ from broker.results import (
     WriteFileResult,
 )
 from broker.textpart import MAX_CHARACTER_BYTES, cut_text
-from broker.tools import Step
 from policy.path import Purpose
 from sandbox.files import Entry, FileFacts, Place, Resolved
 from transfers.media import HEAD_BYTES

@@ -12,35 +12,43 @@ from typing import Annotated, Literal, TypeAlias
 
 import attrs
 
+from broker.fields import MAX_OFFSET, MAX_PID, Argument, Path, SessionId
+from broker.jobrequests import (
+    ExecuteCommand,
+    JobRequest,
+    ListCommands,
+    ReadOutput,
+    ResizeTerminal,
+    SearchOutput,
+    SignalCommand,
+    WaitCommand,
+    WriteStdin,
+)
 from broker.schema import About
 
-MAX_ARGUMENTS = 1000
-MAX_STRING_BYTES = 131_071
-"""MAX_ARG_STRLEN of execve(2), 128 KiB, without its NUL: the kernel refuses a longer argument or variable."""
-MAX_PATH_BYTES = 4095
-"""PATH_MAX without its NUL."""
-MAX_OFFSET = 2**63 - 1
-"""off_t."""
-MAX_TIMEOUT_S = 31_536_000
-"""A year: keeps the number a clock can hold; the operator's timeouts.command_max is the limit that counts."""
-MAX_PID = 2**22
-"""PID_MAX_LIMIT of the kernel."""
-DEFAULT_CHUNK_BYTES = 1_048_576
+__all__ = [
+    "CreateSession",
+    "DownloadFile",
+    "ExecuteCommand",
+    "GetProcessList",
+    "GetSystemInfo",
+    "KillProcess",
+    "KillSession",
+    "ListCommands",
+    "ListDirectory",
+    "ReadFile",
+    "ReadOutput",
+    "Request",
+    "ResizeTerminal",
+    "SearchOutput",
+    "SignalCommand",
+    "UploadFile",
+    "WaitCommand",
+    "WriteFile",
+    "WriteStdin",
+]
 
-SessionId: TypeAlias = Annotated[
-    str,
-    About(description="The session_id that create_session returned.", pattern="^[A-Za-z0-9._-]{1,64}$"),
-]
-Path: TypeAlias = Annotated[
-    str,
-    About(
-        description="Absolute, ~/..., or relative to the session's working directory.",
-        min_length=1,
-        max_length=MAX_PATH_BYTES,
-        max_bytes=MAX_PATH_BYTES,
-    ),
-]
-Argument: TypeAlias = Annotated[str, About(max_length=MAX_STRING_BYTES, max_bytes=MAX_STRING_BYTES)]
+DEFAULT_CHUNK_BYTES = 1_048_576
 
 
 @attrs.frozen(kw_only=True)
@@ -69,38 +77,6 @@ class KillSession:
 
     session_id: SessionId
     force: Annotated[bool, About(description="true: SIGKILL at once, without the grace after SIGTERM.")] = False
-
-
-@attrs.frozen(kw_only=True)
-class ExecuteCommand:
-    """execute_command."""
-
-    session_id: SessionId
-    argv: Annotated[
-        tuple[Argument, ...],
-        About(
-            description="The command and its arguments, one string each. No shell: pipes, redirects, globs and "
-            "$VARIABLES are plain text.",
-            min_items=1,
-            max_items=MAX_ARGUMENTS,
-        ),
-    ]
-    timeout_seconds: Annotated[
-        float | None,
-        About(
-            description="Seconds until the command and all it started are ended. Default: timeouts.command_default of "
-            "the server.",
-            above=0,
-            maximum=MAX_TIMEOUT_S,
-        ),
-    ] = None
-    stdin_input: Annotated[
-        str | None, About(description="Text for standard input. Left out: standard input is empty.", secret=True)
-    ] = None
-    confirm: Annotated[
-        bool,
-        About(description="true: you confirm a command that the policy runs only when confirmed."),
-    ] = False
 
 
 @attrs.frozen(kw_only=True)
@@ -220,7 +196,6 @@ class KillProcess:
 Request: TypeAlias = (
     CreateSession
     | KillSession
-    | ExecuteCommand
     | ReadFile
     | WriteFile
     | ListDirectory
@@ -229,4 +204,5 @@ Request: TypeAlias = (
     | GetSystemInfo
     | GetProcessList
     | KillProcess
+    | JobRequest
 )

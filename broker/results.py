@@ -10,9 +10,48 @@ from typing import Annotated, Literal, TypeAlias
 
 import attrs
 
+from broker.fields import Success
+from broker.jobresults import (
+    ExecuteCommandResult,
+    JobResult,
+    ListCommandsResult,
+    ReadOutputResult,
+    ResizeTerminalResult,
+    SearchOutputResult,
+    SignalCommandResult,
+    WaitCommandResult,
+    WriteStdinResult,
+)
 from broker.schema import About
 
-Success: TypeAlias = Annotated[bool, About(description="The tool did what it was asked.")]
+__all__ = [
+    "CpuInfo",
+    "CreateSessionResult",
+    "DirectoryEntry",
+    "DiskInfo",
+    "DownloadFileResult",
+    "ExecuteCommandResult",
+    "GetProcessListResult",
+    "GetSystemInfoResult",
+    "IsolationLayer",
+    "KillProcessResult",
+    "KillSessionResult",
+    "ListCommandsResult",
+    "ListDirectoryResult",
+    "MemoryInfo",
+    "ProcessInfo",
+    "ReadFileResult",
+    "ReadOutputResult",
+    "ResizeTerminalResult",
+    "Result",
+    "SearchOutputResult",
+    "SignalCommandResult",
+    "UploadFileResult",
+    "WaitCommandResult",
+    "WriteFileResult",
+    "WriteStdinResult",
+]
+
 Sha256: TypeAlias = Annotated[
     str | None, About(description="SHA-256 of the whole file, hexadecimal; with the last chunk, else null.")
 ]
@@ -54,24 +93,7 @@ class KillSessionResult:
     success: Success = True
     session_id: str
     processes_ended: Annotated[int, About(description="Processes of the session that were running and are gone.")]
-
-
-@attrs.frozen(kw_only=True)
-class ExecuteCommandResult:
-    """execute_command; `success` is false when the exit code is not 0, which is not an error."""
-
-    success: Annotated[bool, About(description="The command ended by itself with exit code 0.")]
-    exit_code: Annotated[int | None, About(description="null when a signal ended the command.")]
-    signal: Annotated[int | None, About(description="Number of the signal that ended the command, else null.")]
-    stdout: str
-    stderr: str
-    duration_ms: int
-    pid: int
-    stdout_truncated: Annotated[bool, About(description="There was more output than the server keeps.")] = False
-    stderr_truncated: Annotated[bool, About(description="There was more output than the server keeps.")] = False
-    timed_out: Annotated[bool, About(description="The command was ended at its timeout; the output is partial.")] = (
-        False
-    )
+    commands_ended: Annotated[tuple[str, ...], About(description="The command_id of each command that was running.")]
 
 
 @attrs.frozen(kw_only=True)
@@ -222,7 +244,6 @@ class KillProcessResult:
 Result: TypeAlias = (
     CreateSessionResult
     | KillSessionResult
-    | ExecuteCommandResult
     | ReadFileResult
     | WriteFileResult
     | ListDirectoryResult
@@ -231,4 +252,5 @@ Result: TypeAlias = (
     | GetSystemInfoResult
     | GetProcessListResult
     | KillProcessResult
+    | JobResult
 )
