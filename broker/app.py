@@ -19,7 +19,7 @@ import trio
 from broker.audit import Audit, AuditUnavailable, Event, EventType, open_audit
 from broker.belongings import Belongings, tend
 from broker.contract import TOOLS
-from broker.endpoint import build_server
+from broker.endpoint import McpServer, build_server
 from broker.gateway import Gateway
 from broker.listener import serve_http
 from broker.records import Records
@@ -61,7 +61,7 @@ async def run_http(config: Config, foundation: Foundation, announce: Callable[[s
 
         async def serve(*, task_status: trio.TaskStatus[tuple[str, ...]]) -> None:
             settings = http_settings(config.server)
-            server = build_server(broker.gateway, TOOLS, version=program_version(), instructions=INSTRUCTIONS)
+            server = build_mcp(broker)
             await serve_http(settings, server, stop=broker.stop, end_work=broker.end_work, task_status=task_status)
             nursery.cancel_scope.cancel(reason="the server has stopped")
 
@@ -78,7 +78,7 @@ async def run_stdio(config: Config, foundation: Foundation) -> None:
         nursery.start_soon(_mind_signals, broker, nursery.cancel_scope)
         broker.note(EventType.SERVER_START, transport="stdio")
         await serve_stdio(
-            build_server(broker.gateway, TOOLS, version=program_version(), instructions=INSTRUCTIONS),
+            build_mcp(broker),
             stop=broker.stop,
             end_work=broker.end_work,
             max_line_bytes=config.server.max_body_bytes,
@@ -106,6 +106,12 @@ class Broker:
     def note(self, event_type: EventType, **details: object) -> None:
         """Record something of the broker itself."""
         self.audit.end(Event(event_type=event_type, details=details))
+
+
+def build_mcp(broker: Broker) -> McpServer:
+    """The MCP server in front of the gateway."""
+    gateway = broker.gateway
+    return build_server(gateway, TOOLS, version=program_version(), instructions=INSTRUCTIONS, outputs=gateway)
 
 
 @asynccontextmanager
