@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from types import MappingProxyType
 
 import attrs
 import trio
@@ -20,13 +19,13 @@ import trio
 from broker.audit import Audit, AuditUnavailable, Event, EventType, open_audit
 from broker.belongings import Belongings, tend
 from broker.contract import TOOLS
-from broker.endpoint import build_server
+from broker.endpoint import McpServer, build_server
 from broker.gateway import Gateway
 from broker.listener import serve_http
-from broker.session import EndReason
+from broker.records import Records
 from broker.sockets import ListenFailed
 from broker.stdio import serve_stdio
-from broker.supervisor import SessionEnd, Supervisor, SupervisorSettings, open_supervisor
+from broker.supervisor import Supervisor, SupervisorSettings, open_supervisor
 from broker.wiring import Foundation, audit_settings, build_host, http_settings
 from config.load import Config
 from sandbox.launcher import open_launcher
@@ -42,14 +41,6 @@ INSTRUCTIONS = (
 
 CANNOT_SERVE = (ListenFailed, AuditUnavailable)
 """What `run_http` and `run_stdio` raise when the address or the logs cannot be had; the text is for the operator."""
-
-_ENDS = MappingProxyType(
-    {
-        EndReason.EXPIRED: EventType.SESSION_EXPIRED,
-        EndReason.FAILED: EventType.SESSION_FAILED,
-        EndReason.LOST: EventType.SESSION_FAILED,
-    }
-)
 
 
 def program_version() -> str:
@@ -70,7 +61,7 @@ async def run_http(config: Config, foundation: Foundation, announce: Callable[[s
 
         async def serve(*, task_status: trio.TaskStatus[tuple[str, ...]]) -> None:
             settings = http_settings(config.server)
-            server = build_server(broker.gateway, TOOLS, version=program_version(), instructions=INSTRUCTIONS)
+            server = build_mcp(broker)
             await serve_http(settings, server, stop=broker.stop, end_work=broker.end_work, task_status=task_status)
             nursery.cancel_scope.cancel(reason="the server has stopped")
 
@@ -87,7 +78,7 @@ async def run_stdio(config: Config, foundation: Foundation) -> None:
         nursery.start_soon(_mind_signals, broker, nursery.cancel_scope)
         broker.note(EventType.SERVER_START, transport="stdio")
         await serve_stdio(
-            build_server(broker.gateway, TOOLS, version=program_version(), instructions=INSTRUCTIONS),
+            build_mcp(broker),
             stop=broker.stop,
             end_work=broker.end_work,
             max_line_bytes=config.server.max_body_bytes,
@@ -117,40 +108,33 @@ class Broker:
         self.audit.end(Event(event_type=event_type, details=details))
 
 
+def build_mcp(broker: Broker) -> McpServer:
+    """The MCP server in front of the gateway."""
+    gateway = broker.gateway
+    return build_server(gateway, TOOLS, version=program_version(), instructions=INSTRUCTIONS, outputs=gateway)
+
+
 @asynccontextmanager
 async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[Broker]:
     """Everything but the endpoint: audit, launcher, supervisor, gateway; on leaving, all sessions are ended."""
     server = config.server
     settings = SupervisorSettings(idle_s=server.sessions.max_session_age, max_concurrent=server.sessions.max_concurrent)
     with open_audit(audit_settings(server)) as audit:
+        records = Records(audit)
         async with (
             open_launcher(foundation.plan) as launcher,
             open_supervisor(
-                settings, wait_lost=tend, on_end=partial(_record_end, audit), drain_s=server.timeouts.kill_grace + 5
+                settings, wait_lost=tend, on_end=records.session_ended, drain_s=server.timeouts.kill_grace + 5
             ) as supervisor,
         ):
-            host = build_host(config, foundation, launcher, supervisor, partial(_record_discard, audit))
+            host = build_host(
+                config, foundation, launcher, supervisor, partial(_record_discard, audit), records.job_ended
+            )
             broker = Broker(audit=audit, gateway=Gateway(host, audit), supervisor=supervisor, drain_s=server.drain_s)
             try:
                 yield broker
             finally:
                 broker.note(EventType.SERVER_STOP)
-
-
-def _record_end(audit: Audit, end: SessionEnd) -> None:
-    """A session is gone: say why. What `kill_session` did is also recorded by its own call."""
-    event_type = _ENDS.get(end.reason, EventType.SESSION_CLOSED)
-    failed = event_type is EventType.SESSION_FAILED
-    audit.end(
-        Event(
-            event_type=event_type,
-            session_id=end.session_id,
-            principal=end.principal,
-            details={"reason": end.reason.value},
-            error=f"the session ended because {end.reason.value}" if failed else None,
-            exception=end.crash,
-        )
-    )
 
 
 def _record_discard(audit: Audit, principal: str, discarded: Discarded) -> None:

@@ -1,4 +1,4 @@
-"""What one session owns: its init process, its files, its transfers, its count of running commands.
+"""What one session owns: its init process, its files, its transfers, its commands and what they said.
 
 `open_belongings` is what a session opens first and closes last. It knows sandbox and transfers, no tool and no rule.
 """
@@ -8,15 +8,17 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 
 import attrs
 import trio
 
+from broker.jobs import Job, Jobs
 from sandbox.file_errors import FileError
 from sandbox.files import Files, Part, Resolved, open_files
 from sandbox.launcher import Init, Launcher
 from sandbox.plan import Walls
+from sandbox.spill import OutputRoom
 from transfers.part import Discarded
 from transfers.settings import TransferSettings
 from transfers.store import Transfers, open_transfers
@@ -27,36 +29,6 @@ DISK_THREADS = 4
 """Of one session's transfers: its slow disk must not take the threads of the others."""
 
 
-class TooManyCommands(Exception):
-    """As many commands run in this session as may run at once."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(
-            f"{limit} commands are running in this session and sessions.max_concurrent_commands is {limit}; "
-            "wait until one ends"
-        )
-        self.limit = limit
-
-
-@attrs.define(eq=False)
-class CommandCount:
-    """How many commands of a session run now."""
-
-    limit: int
-    running: int = 0
-
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Count one command; raises TooManyCommands at the limit."""
-        if self.running >= self.limit:
-            raise TooManyCommands(self.limit)
-        self.running += 1
-        try:
-            yield
-        finally:
-            self.running -= 1
-
-
 @attrs.define(eq=False, kw_only=True)
 class Belongings:
     """A session's own; borrowed by the tools inside `Session.call`. `working_dir` becomes the real path when known."""
@@ -64,7 +36,7 @@ class Belongings:
     init: Init
     files: Files
     transfers: Transfers
-    commands: CommandCount
+    jobs: Jobs
     working_dir: str
     environment: Mapping[str, str]
     sweep_s: float
@@ -76,6 +48,7 @@ class BelongingsSettings:
 
     transfers: TransferSettings
     max_commands: int
+    output: OutputRoom
     sweep_s: float
 
 
@@ -87,29 +60,32 @@ async def open_belongings(
     *,
     environment: Mapping[str, str],
     on_discard: Callable[[Discarded], None],
+    on_job_end: Callable[[Job], None],
 ) -> AsyncIterator[Belongings]:
     """Bring the session's init to life and open its files and transfers.
 
     Raises:
         BirthFailed: the init could not be born; nothing is left of it.
     Ownership: transfers close first (an unfinished upload is discarded), then files, then everything below the init
-        is ended and gone.
+        is ended and gone, then the commands' output.
     """
     limiter = trio.CapacityLimiter(DISK_THREADS)
-    async with (
-        launcher.open_init(walls) as init,
-        open_files(init.files_socket) as files,
-        open_transfers(settings.transfers, limiter=limiter, on_discard=on_discard) as transfers,
-    ):
-        yield Belongings(
-            init=init,
-            files=files,
-            transfers=transfers,
-            commands=CommandCount(settings.max_commands),
-            working_dir=walls.working_dir,
-            environment=environment,
-            sweep_s=settings.sweep_s,
-        )
+    jobs = Jobs(settings.max_commands, settings.output, on_job_end)
+    with closing(jobs):
+        async with (
+            launcher.open_init(walls) as init,
+            open_files(init.files_socket) as files,
+            open_transfers(settings.transfers, limiter=limiter, on_discard=on_discard) as transfers,
+        ):
+            yield Belongings(
+                init=init,
+                files=files,
+                transfers=transfers,
+                jobs=jobs,
+                working_dir=walls.working_dir,
+                environment=environment,
+                sweep_s=settings.sweep_s,
+            )
 
 
 async def tend(own: Belongings) -> None:

@@ -7,10 +7,13 @@ that it depends on neither the gateway nor the tool table.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, Protocol, TypeAlias
 
 import attrs
+
+Report: TypeAlias = Callable[[float, str], Awaitable[None]]
+"""Tells the client how far its call is: seconds so far, and a message."""
 
 
 @attrs.frozen(kw_only=True)
@@ -18,7 +21,7 @@ class Call:
     """One `tools/call` as the gateway sees it.
 
     `arguments` are the client's own, not validated. `client` and `request_id` are what the client says of
-    itself: good for the audit log, never for a decision.
+    itself: good for the audit log, never for a decision. `report` is there if the client asked for progress.
     """
 
     tool: str
@@ -26,6 +29,7 @@ class Call:
     principal: str
     client: str
     request_id: str
+    report: Report | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -45,6 +49,32 @@ class Handler(Protocol):
         Raises nothing by promise. Cancellation: the client left or sent `notifications/cancelled`.
         """
         ...
+
+
+class Outputs(Protocol):
+    """Who knows what commands have said, beside the calls: the gateway."""
+
+    def outputs(self, principal: str) -> tuple[OutputFace, ...]:
+        """List the outputs that *principal* can read, of all its sessions."""
+        ...
+
+    async def follow(self, principal: str, uri: str, seen: int) -> int | None:
+        """Wait until the output named *uri* has more than *seen* bytes, or is complete; return how many, None: no more.
+
+        Raises:
+            LookupError: *principal* has no such output.
+        """
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class OutputFace:
+    """One output of one command as a resource; `uri` is what `output_uri` makes."""
+
+    uri: str
+    name: str
+    description: str
+    size_bytes: int
 
 
 class ToolFace(Protocol):

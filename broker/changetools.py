@@ -25,9 +25,8 @@ from broker.filerules import (
     tree_spec,
 )
 from broker.hardlinks import require_no_blocked_link
-from broker.host import Host, Scope
+from broker.host import Host, Scope, Step
 from broker.names import shown_path
-from broker.tools import Step
 from broker.treerequests import CopyPath, DeletePath, MakeDirectory, MovePath
 from broker.treeresults import CopyPathResult, DeletePathResult, MakeDirectoryResult, MovePathResult, Skipped
 from sandbox.file_errors import Changed, Exists, FileError, HoldsClosedPaths, NotEmpty, NotFound, WrongKind

@@ -6,88 +6,25 @@ enforced and the documentation. Knows nothing of MCP's own types; `broker/endpoi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
-import attrs
-
-from broker import requests, results
-from broker.decode import make_decoder
 from broker.errors import BrokerError, ErrorCode
 from broker.faults import Fault, InvalidArguments, nearest, quoted
-from broker.requests import Request
-from broker.results import Result
-from broker.schema import input_schema, output_schema
+from broker.toolrow import FAILURE_PROPERTIES, ODD_NAMES, Tool, make_tool
 from broker.wire import encode
 
 __all__ = ["FAILURE_PROPERTIES", "TOOLS", "Fault", "InvalidArguments", "Tool", "encode", "find_tool"]
 
-FAILURE_PROPERTIES: Mapping[str, Any] = MappingProxyType(
-    {
-        "error_code": {"type": "string", "description": "On failure, as the rest: such as POLICY_001."},
-        "error_name": {"type": "string"},
-        "error_message": {"type": "string", "description": "Names the limit and the value."},
-        "error_details": {"type": "object", "description": "what_to_do, and facts for a program."},
-        "retryable": {"type": "boolean", "description": "The same call, unchanged, may succeed later."},
-    }
-)
-ODD_NAMES = "A byte of a name that is no UTF-8 is shown as \\xff; every path argument takes it so."
-HINTS = ("readOnly", "destructive", "idempotent", "openWorld")
-
-
-@attrs.frozen(kw_only=True)
-class Tool:
-    """One tool. `decode` makes a request of JSON arguments, or raises InvalidArguments with every fault.
-
-    `annotations` has MCP's names. `bulk_fields` of a result are left out of the text twin of structured content.
-    """
-
-    name: str
-    title: str
-    description: str
-    request: type[Request]
-    result: type[Result]
-    annotations: Mapping[str, bool]
-    bulk_fields: frozenset[str]
-    decode: Callable[[object], Request]
-    input_schema: Mapping[str, Any]
-    output_schema: Mapping[str, Any]
-
-
-def _tool(
-    name: str,
-    title: str,
-    description: str,
-    *hints: str,
-    bulk: frozenset[str] = frozenset(),
-) -> Tool:
-    """A row of the table; the classes are found by the tool's name, so that the three cannot drift apart."""
-    class_name = "".join(word.capitalize() for word in name.split("_"))
-    request, result = getattr(requests, class_name), getattr(results, f"{class_name}Result")
-    return Tool(
-        name=name,
-        title=title,
-        description=description,
-        request=request,
-        result=result,
-        annotations=MappingProxyType({f"{hint}Hint": hint in hints for hint in HINTS}),
-        bulk_fields=bulk,
-        decode=make_decoder(request),
-        input_schema=input_schema(request),
-        output_schema=output_schema(result, FAILURE_PROPERTIES),
-    )
-
-
 _ROWS = (
-    _tool(
+    make_tool(
         "create_session",
         "Create session",
         "Open a session: a working directory, environment and sandbox that the other tools need. Returns session_id. "
         "It ends by kill_session, or when idle for idle_timeout_seconds; everything it started ends with it. "
         "On SESSION_LIMIT_REACHED kill a session you no longer need.",
     ),
-    _tool(
+    make_tool(
         "kill_session",
         "Kill session",
         "End a session and every process it started, daemons included; unfinished uploads are discarded. "
@@ -95,18 +32,19 @@ _ROWS = (
         "destructive",
         "idempotent",
     ),
-    _tool(
+    make_tool(
         "execute_command",
         "Execute command",
-        "Run one allowed command and wait for it. argv is the program and its arguments, one string each (at most "
-        "1000, each up to 128 KiB); there is no shell. A non-zero exit_code is an answer (success false), not an "
-        "error. Long output is cut (stdout_truncated). After CMD_TIMEOUT the output so far is in the error: call "
-        "again with a larger timeout_seconds. After POLICY_COMMAND_BLOCKED read error_message and change argv. After "
+        "Run one allowed command. argv is the program and its arguments (no shell). A non-zero exit_code is an answer "
+        "(success false), not an error. Long output shows its beginning and end; read_output has the rest. For "
+        "anything long use wait_seconds (or background) and a large timeout_seconds: the answer comes with running "
+        "true, and read_output, wait_command, write_stdin, signal_command go on from there. After CMD_TIMEOUT the "
+        "output so far is in the error. After POLICY_COMMAND_BLOCKED read error_message and change argv. After "
         "POLICY_CONFIRMATION_REQUIRED call again with confirm: true if you really mean it.",
         "destructive",
         "openWorld",
     ),
-    _tool(
+    make_tool(
         "read_file",
         "Read file",
         "Read up to limit bytes of a file from offset (bytes), or line_count lines from start_line (-20: the last "
@@ -115,14 +53,14 @@ _ROWS = (
         "readOnly",
         "idempotent",
     ),
-    _tool(
+    make_tool(
         "write_file",
         "Write file",
         "Write UTF-8 text to a file, made if it does not exist. overwrite replaces it at once or leaves it as it was; "
         "append adds to its end. After FILE_TOO_LARGE use upload_file.",
         "destructive",
     ),
-    _tool(
+    make_tool(
         "list_directory",
         "List directory",
         "List a directory, or its tree to a depth: name, type, size_bytes and modified_at of each entry. Hidden names "
@@ -131,7 +69,7 @@ _ROWS = (
         "readOnly",
         "idempotent",
     ),
-    _tool(
+    make_tool(
         "download_file",
         "Download file",
         "Read a file of any size in base64 chunks: start at offset 0, then call with offset = chunk_offset + "
@@ -141,7 +79,7 @@ _ROWS = (
         "idempotent",
         bulk=frozenset({"chunk_data"}),
     ),
-    _tool(
+    make_tool(
         "upload_file",
         "Upload file",
         "Write a file of any size in base64 chunks, in order: first with an empty transfer_id, then with the one "
@@ -150,7 +88,7 @@ _ROWS = (
         "the expected offset.",
         "destructive",
     ),
-    _tool(
+    make_tool(
         "get_system_info",
         "System information",
         "Host name, platform, CPU, memory (bytes) and disks (bytes) of the machine, its uptime in seconds, and which "
@@ -158,7 +96,7 @@ _ROWS = (
         "readOnly",
         "idempotent",
     ),
-    _tool(
+    make_tool(
         "get_process_list",
         "List processes",
         "List the processes of a session, or without session_id those of the user that commands run as (command "
@@ -166,14 +104,14 @@ _ROWS = (
         "readOnly",
         "idempotent",
     ),
-    _tool(
+    make_tool(
         "kill_process",
         "Signal process",
         "Send a signal to a process of the session (15 asks it to end, 9 ends it). It reaches only processes that the "
         "session started; find pids with get_process_list.",
         "destructive",
     ),
-    _tool(
+    make_tool(
         "edit_file",
         "Edit file",
         "Replace old_text, which must occur exactly expected_count times (default once), by new_text; the file is "
@@ -182,7 +120,7 @@ _ROWS = (
         "line ends count.",
         "destructive",
     ),
-    _tool(
+    make_tool(
         "search_files",
         "Search in files",
         "Find the lines of text files that match a regular expression (Python's) or, with literal, a plain text, in "
@@ -192,7 +130,7 @@ _ROWS = (
         "readOnly",
         "idempotent",
     ),
-    _tool(
+    make_tool(
         "find_files",
         "Find files",
         "Find files and directories of a tree by a glob: *.py at any depth, src/**/test_*.py from the directory "
@@ -200,7 +138,7 @@ _ROWS = (
         "readOnly",
         "idempotent",
     ),
-    _tool(
+    make_tool(
         "stat_path",
         "Path information",
         "Type, size_bytes, modified_at, mode, owner and number of hard links of a path; with checksum the SHA-256 of "
@@ -208,20 +146,20 @@ _ROWS = (
         "readOnly",
         "idempotent",
     ),
-    _tool(
+    make_tool(
         "make_directory",
         "Make directory",
         "Make a directory; with parents also those it is in, and then it is no error that it exists (created false).",
         "idempotent",
     ),
-    _tool(
+    make_tool(
         "move_path",
         "Move or rename",
         "Give a file, link or directory a new path: destination is the new path itself. A file there is replaced only "
         "with overwrite. A directory that holds paths the policy keeps closed is not moved.",
         "destructive",
     ),
-    _tool(
+    make_tool(
         "copy_path",
         "Copy",
         "Copy a file, or with recursive a directory, to destination, which is the new path itself. The copy appears "
@@ -229,13 +167,67 @@ _ROWS = (
         "and listed in skipped.",
         "destructive",
     ),
-    _tool(
+    make_tool(
         "delete_path",
         "Delete",
         "Delete a file, a link (not what it leads to) or an empty directory; with recursive a directory and all it "
         "holds, which needs confirm: true (else POLICY_CONFIRMATION_REQUIRED). A directory that holds paths the "
         "policy keeps closed is not deleted.",
         "destructive",
+    ),
+    make_tool(
+        "read_output",
+        "Read output",
+        "Read what a command said from cursor on, while it runs or after: go on with next_cursor. With wait_seconds it "
+        "answers as soon as there is more. It is over when running is false and next_cursor is total_bytes. "
+        "evicted_bytes and dropped_bytes say exactly what is missing.",
+        "readOnly",
+        "idempotent",
+    ),
+    make_tool(
+        "write_stdin",
+        "Write to a command",
+        "Answer a prompt: write text to the standard input of a running command (started with background, wait_seconds "
+        "or terminal). Lines need their newline. close true ends the input.",
+        "destructive",
+        "openWorld",
+    ),
+    make_tool(
+        "list_commands",
+        "List commands",
+        "List the commands of a session, running and ended, with their command_id, state and how much they said. For "
+        "when you have lost track of what you started.",
+        "readOnly",
+        "idempotent",
+    ),
+    make_tool(
+        "wait_command",
+        "Wait for a command",
+        "Wait until a command is done, at most wait_seconds, and answer what execute_command would have: with running "
+        "true if it goes on.",
+        "readOnly",
+        "idempotent",
+    ),
+    make_tool(
+        "signal_command",
+        "Signal a command",
+        "End a command and all it started (END), or send it a signal by name: SIGINT as Ctrl-C does, SIGKILL to end "
+        "it at once. Then read what it said last with read_output.",
+        "destructive",
+    ),
+    make_tool(
+        "search_output",
+        "Search output",
+        "Find the lines of a command's output that match a regular expression, with lines of context: the way to find "
+        "the error in a long log. Each match has the cursor of its line for read_output of that stream.",
+        "readOnly",
+        "idempotent",
+    ),
+    make_tool(
+        "resize_terminal",
+        "Resize terminal",
+        "Give the terminal of a command another size; its program is told. Only for a command started with terminal.",
+        "idempotent",
     ),
 )
 

@@ -88,12 +88,27 @@ def _check_kind(hint: Hint) -> Check:
     about = hint.about
     if hint.choices:
         return lambda value: _choice(value, hint.choices)
+    if attrs.has(hint.type):
+        return _nested(hint.type)
     if hint.item is not None:
         item = _check(hint.item)
         items = _array if hint.type is tuple else _mapping
         return lambda value: items(value, about, item)
     scalar = {str: _text, bytes: _base64, bool: _boolean, int: _integer, float: _number}[hint.type]
     return lambda value: scalar(value, about)
+
+
+def _nested(cls: type[attrs.AttrsInstance]) -> Check:
+    decode = make_decoder(cls)
+
+    def check(value: object) -> attrs.AttrsInstance:
+        try:
+            return decode(value)
+        except InvalidArguments as invalid:
+            faults = (attrs.evolve(fault, name=f".{fault.name}" if fault.name else "") for fault in invalid.faults)
+            raise _Wrong(*faults) from None
+
+    return check
 
 
 def _refuse(value: object, about: About, expected: str) -> _Wrong:

@@ -1,18 +1,18 @@
 """MCP: what the SDK is told, and what it asks.
 
 Turns a `tools/call` into a `Call` and an `Answer` into a result; knows no session, no policy, no audit, and
-no transport (those are `listener.py` and `stdio.py`). One of the code base's few
+no transport (those are `listener.py` and `stdio.py`). What clients ask of running commands beside the tools
+(`resources/*`, `tasks/*`) is `outputdesk.py`. One of the code base's few
 broad catches is here, because the SDK's own ones put the text of an exception on the wire.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import mcp_types as types
@@ -22,27 +22,39 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
-from broker.calls import Answer, Call, Handler, ToolFace
+from broker.calls import Answer, Call, Handler, Outputs, Report, ToolFace
 from broker.errors import failure_of
 from broker.guard import SLOT_KEY
+from broker.outputdesk import OutputDesk, declares_tasks
+from broker.toolresult import tool_result
 
 log = logging.getLogger(__name__)
 
 PRINCIPAL = "local"
 """Who calls, until the front door knows better (authentication is a room of its own)."""
-STRUCTURED_SINCE = "2025-06-18"
-"""Older clients know no structured content: their text is all they get."""
 TOOLS_FRESH_MS = 300_000
 """How long a client may keep the tool list. It changes only with the broker's version."""
 CLIENT_CHARS = 128
 """What a client says of itself goes into every audit record, so it is cut."""
 
 Context = ServerRequestContext[Any, Any]
+McpServer: TypeAlias = Server[Any]
 
 
-def build_server(handler: Handler, tools: Mapping[str, ToolFace], *, version: str, instructions: str) -> Server[Any]:
-    """Build the MCP server that announces *tools* and gives every call to *handler*."""
-    adapter = _Adapter(handler, tools)
+def build_server(
+    handler: Handler,
+    tools: Mapping[str, ToolFace],
+    *,
+    version: str,
+    instructions: str,
+    outputs: Outputs | None = None,
+) -> McpServer:
+    """Build the MCP server that announces *tools* and gives every call to *handler*.
+
+    With *outputs* it serves what commands say as resources, and commands as tasks, too.
+    """
+    desk = None if outputs is None else OutputDesk(handler, outputs, call_of)
+    adapter = _Adapter(handler, tools, desk)
     server: Server[Any] = Server(
         "remote-broker",
         title="Remote Broker",
@@ -54,6 +66,8 @@ def build_server(handler: Handler, tools: Mapping[str, ToolFace], *, version: st
         on_list_tools=adapter.on_list_tools,
     )
     server.add_request_handler("tools/call", types.CallToolRequestParams, adapter.on_call_tool)
+    if desk is not None:
+        desk.open_at(server)
     return server
 
 
@@ -63,6 +77,7 @@ class _Adapter:
 
     _handler: Handler
     _tools: Mapping[str, ToolFace]
+    _desk: OutputDesk | None
     _listed: types.ListToolsResult = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -81,9 +96,12 @@ class _Adapter:
         A name that is no tool's goes to the handler too, so that it is audited; the handler's error result then
         goes out as the protocol's own error (-32602), with the result as `data`.
         """
+        call = attrs.evolve(
+            call_of(context), tool=params.name, arguments=params.arguments or {}, report=_report(context)
+        )
         with _slot(context.request):
             try:
-                answer = await self._handler.handle(_call(context, params))
+                answer = await self._handler.handle(call)
             except Exception as exc:
                 incident_id = secrets.token_hex(8)
                 log.exception("incident %s: the gateway raised on %.64r", incident_id, params.name)
@@ -91,8 +109,9 @@ class _Adapter:
         tool = self._tools.get(params.name)
         if tool is None and answer.is_error:
             raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:CLIENT_CHARS]!r}", answer.structured)
-        bulk = tool.bulk_fields if tool else ()
-        return _result(answer, bulk=frozenset(bulk), structured=context.protocol_version >= STRUCTURED_SINCE)
+        if self._desk is not None and declares_tasks(context) and (task := self._desk.tasks.instead_of(call, answer)):
+            return task
+        return tool_result(answer, bulk=tool.bulk_fields if tool else (), version=context.protocol_version)
 
 
 def _announced(tool: ToolFace) -> types.Tool:
@@ -112,30 +131,25 @@ def _slot(request: Any) -> AbstractContextManager[None]:
     return nullcontext() if slot is None else slot.held()
 
 
-def _call(context: Context, params: types.CallToolRequestParams) -> Call:
+def call_of(context: Context) -> Call:
+    """Who asks; which tool and with what arguments the caller fills in."""
     told = context.session.client_params
     client = f"{told.client_info.name} {told.client_info.version}" if told else ""
     return Call(
-        tool=params.name,
-        arguments=params.arguments or {},
+        tool="",
+        arguments={},
         principal=PRINCIPAL,
         client=client[:CLIENT_CHARS],
         request_id=str(context.request_id)[:CLIENT_CHARS],
     )
 
 
-def _result(answer: Answer, *, bulk: frozenset[str], structured: bool) -> dict[str, Any]:
-    """Return the wire form of a result: structured, and as text without the bulk (it is large, once is enough).
+def _report(context: Context) -> Report | None:
+    """The way to report progress on this request, if its client asked for it by a token."""
+    if context.meta is None or context.meta.get("progress_token") is None:
+        return None
 
-    Clients that know no *structured* content get all of it as text. A plain dict, because the SDK checks and
-    shapes it anyway; its own model would only be dumped again first.
-    """
-    told = answer.structured
-    if structured and bulk:
-        told = {name: value for name, value in told.items() if name not in bulk}
-    result = {
-        "content": [{"type": "text", "text": json.dumps(told, ensure_ascii=False)}],
-        "isError": answer.is_error,
-        "resultType": "complete",
-    }
-    return result | {"structuredContent": answer.structured} if structured else result
+    async def report(progress: float, message: str) -> None:
+        await context.session.report_progress(progress, None, message)
+
+    return report

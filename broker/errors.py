@@ -14,7 +14,7 @@ from types import MappingProxyType
 import attrs
 
 from broker.auditlog import AuditUnavailable
-from broker.belongings import TooManyCommands
+from broker.jobs import CommandNotFound, NotTaken, TooManyCommands
 from broker.session import SessionClosed
 from broker.supervisor import CreationFailed, SessionExpired, SessionLimitReached, SessionNotFound
 from broker.wire import json_value, safe_text
@@ -37,6 +37,8 @@ class ErrorCode(Enum):
     CMD_EXEC_FAILED = ("CMD_001", False, "Read error_message: the command did not start, nothing of it ran.")
     CMD_TIMEOUT = ("CMD_002", False, "Read the partial output; call again with a larger timeout_seconds.")
     CMD_KILLED = ("CMD_003", False, "Read the partial output; something ended the command before it was done.")
+    CMD_NOT_FOUND = ("CMD_004", False, "Look with list_commands; what ended long ago is not remembered.")
+    CMD_NOT_TAKEN = ("CMD_005", False, "Read error_message: the command has ended, or takes nothing of this kind now.")
     FILE_NOT_FOUND = ("FILE_001", False, "Look with list_directory; the names are case-sensitive.")
     FILE_ACCESS_DENIED = ("FILE_002", False, "Read error_message: not permitted, or no kind of file for this.")
     FILE_TOO_LARGE = ("FILE_003", False, "Work in parts: read_file with limit, download_file, or upload_file.")
@@ -111,6 +113,8 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
         CreationFailed: ErrorCode.SESSION_CREATION_FAILED,
         SessionClosed: ErrorCode.SESSION_CLOSED,
         TooManyCommands: ErrorCode.POLICY_RESOURCE_EXCEEDED,
+        CommandNotFound: ErrorCode.CMD_NOT_FOUND,
+        NotTaken: ErrorCode.CMD_NOT_TAKEN,
         AuditUnavailable: ErrorCode.AUDIT_UNAVAILABLE,
         faults.SpawnFailed: ErrorCode.CMD_EXEC_FAILED,
         faults.ProcessNotFound: ErrorCode.PROC_NOT_FOUND,

@@ -9,6 +9,7 @@ from typing import Annotated, TypeAlias
 
 from broker.schema import About
 
+MAX_ARGUMENTS = 1000
 MAX_STRING_BYTES = 131_071
 """MAX_ARG_STRLEN of execve(2), 128 KiB, without its NUL: the kernel refuses a longer argument or variable."""
 MAX_PATH_BYTES = 4095
@@ -17,10 +18,18 @@ MAX_OFFSET = 2**63 - 1
 """off_t."""
 MAX_PATTERN_BYTES = 4096
 MAX_GLOBS = 64
+MAX_TIMEOUT_S = 31_536_000
+"""A year: keeps the number a clock can hold; the operator's timeouts.command_max is the limit that counts."""
+MAX_WAIT_S = 3600
+MAX_PID = 2**22
+"""PID_MAX_LIMIT of the kernel."""
 
 SessionId: TypeAlias = Annotated[
     str,
     About(description="The session_id that create_session returned.", pattern="^[A-Za-z0-9._-]{1,64}$"),
+]
+CommandId: TypeAlias = Annotated[
+    str, About(description="The command_id that execute_command or list_commands returned.", pattern="^c[0-9]{1,18}$")
 ]
 Path: TypeAlias = Annotated[
     str,

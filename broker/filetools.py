@@ -17,12 +17,11 @@ import trio
 from broker.belongings import PartDestination
 from broker.edittool import perform_edit_file
 from broker.filerules import full_disk_told, require_file, require_place, require_size
-from broker.host import Scope
+from broker.host import Scope, Step
 from broker.names import shown_path
 from broker.readtool import perform_read_file
 from broker.requests import DownloadFile, ReadFile, UploadFile, WriteFile
 from broker.results import DownloadFileResult, UploadFileResult, WriteFileResult
-from broker.tools import Step
 from broker.treerequests import EditFile
 from transfers.part import Progress
 

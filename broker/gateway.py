@@ -13,22 +13,31 @@ from typing import Any, Self
 
 import attrs
 
-from broker import changetools, filetools, tools, treetools
+from broker import changetools, filetools, jobtools, outputtools, tools, treetools
 from broker.audit import Audit, Event, EventType, ToolEvents, events_of
 from broker.belongings import Belongings
-from broker.calls import Answer, Call
+from broker.calls import Answer, Call, OutputFace
 from broker.contract import find_tool
 from broker.decisions import Denied, decide
 from broker.errors import ErrorCode, Failure, failure_of
-from broker.host import Host, Scope
+from broker.host import Host, Scope, Step
+from broker.jobs import CommandNotFound, Job
+from broker.outputuri import OutputName, faces_of, parse_uri
 from broker.redact import redact_arguments
 from broker.requests import Request
-from broker.session import Session
-from broker.tools import Step
+from broker.session import Session, SessionClosed
+from broker.supervisor import SessionExpired, SessionNotFound
 from broker.wire import encode
 
 STEPS: Mapping[type, Step] = MappingProxyType(
-    {**tools.STEPS, **filetools.STEPS, **treetools.STEPS, **changetools.STEPS}
+    {
+        **tools.STEPS,
+        **filetools.STEPS,
+        **treetools.STEPS,
+        **changetools.STEPS,
+        **jobtools.STEPS,
+        **outputtools.STEPS,
+    }
 )
 
 
@@ -63,13 +72,37 @@ class Gateway:
         session = self._session_of(call.principal, request)
         allow = decide(self._host, session, request)
         record.begin(allow.rule)
-        scope = Scope(host=self._host, principal=call.principal, session=session)
+        scope = Scope(
+            host=self._host,
+            principal=call.principal,
+            session=session,
+            client=call.client,
+            request_id=call.request_id,
+            report=call.report,
+        )
         if step.inside and session is not None:
             result = await session.call(step.perform, scope, request, allow.subject)
         else:
             result = await step.perform(scope, request, allow.subject)
         record.result = result
         return result
+
+    def outputs(self, principal: str) -> tuple[OutputFace, ...]:
+        """Every output of every command that *principal* can read."""
+        return tuple(face for session in self._host.supervisor.of(principal) for face in faces_of(session))
+
+    async def follow(self, principal: str, uri: str, seen: int) -> int | None:
+        """Wait for more of an output; see `broker.calls.Handler`."""
+        name = parse_uri(uri)
+        job = self._job_of(principal, name)
+        await job.spill.wait_more(name.view, seen)
+        return job.spill.total(name.view) if job.running or job.spill.total(name.view) > seen else None
+
+    def _job_of(self, principal: str, name: OutputName) -> Job:
+        try:
+            return self._host.supervisor.get(principal, name.session_id).own.jobs.find(name.command_id)
+        except (SessionNotFound, SessionExpired, SessionClosed, CommandNotFound) as error:
+            raise LookupError(str(error)) from error
 
     def _session_of(self, principal: str, request: Request) -> Session[Belongings] | None:
         session_id = getattr(request, "session_id", None)
@@ -111,7 +144,8 @@ class _Record:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self._end(self._events.completed, **_facts_of(self.result))
+            going_on = getattr(self.result, "running", False)  # then its end is recorded when it comes
+            self._end(EventType.TOOL_COMPLETED if going_on else self._events.completed, **_facts_of(self.result))
         elif isinstance(error, Exception):
             raise _CallFailed(self._failed(error)) from error
         else:
@@ -150,5 +184,11 @@ _RECORDED = MappingProxyType(
 """Fields of results that an end record carries, and under which name."""
 
 
+_DETAILS = ("command_id", "commands_ended")
+"""Fields of results that go into the details of an end record, unless they are empty."""
+
+
 def _facts_of(result: attrs.AttrsInstance | None) -> dict[str, object]:
-    return {field: value for name, field in _RECORDED.items() if (value := getattr(result, name, None)) is not None}
+    facts = {field: value for name, field in _RECORDED.items() if (value := getattr(result, name, None)) is not None}
+    details = {name: value for name in _DETAILS if (value := getattr(result, name, None))}
+    return facts | ({"details": details} if details else {})

@@ -5,11 +5,14 @@ Values and owners that live as long as the broker. Anything that belongs to one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import attrs
 
 from broker.belongings import Belongings, BelongingsSettings
+from broker.calls import Report
+from broker.jobs import Job
 from broker.session import Session
 from broker.supervisor import Supervisor
 from policy.environment import User
@@ -26,15 +29,13 @@ from transfers.part import Discarded
 class CommandLimits:
     """What a command gets.
 
-    Seconds by default and at most, seconds between SIGTERM and SIGKILL, seconds for output after its end, and bytes of
-    each stream that an answer carries.
+    Seconds by default and at most, seconds between SIGTERM and SIGKILL, and seconds for output after its end.
     """
 
     default_s: float
     max_s: float
     grace_s: float
     drain_s: float
-    output_bytes: int
 
 
 @attrs.frozen(kw_only=True)
@@ -66,6 +67,7 @@ class Host:
     facts: FactSource
     media: MediaTypes
     on_discard: Callable[[str, Discarded], None]
+    on_job_end: Callable[[Job], None]
 
     @property
     def account(self) -> User:
@@ -80,6 +82,9 @@ class Scope:
     host: Host
     principal: str
     session: Session[Belongings] | None
+    client: str = ""
+    request_id: str = ""
+    report: Report | None = None
 
     @property
     def named_session(self) -> Session[Belongings]:
@@ -92,3 +97,11 @@ class Scope:
     def own(self) -> Belongings:
         """The belongings of the session that the call names."""
         return self.named_session.own
+
+
+@attrs.frozen
+class Step:
+    """How a request is performed; `inside`: as a child of the session's nursery."""
+
+    perform: Callable[[Scope, Any, Any], Awaitable[attrs.AttrsInstance]]
+    inside: bool

@@ -38,10 +38,19 @@ SCRUBBED_VALUES = 256
 """Of a value that is not shown; a client could send a million little strings."""
 
 
-def _shapes() -> Mapping[str, type | tuple[type, ...]]:
-    scalars: Mapping[Any, type | tuple[type, ...]] = {str: str, Literal: str, bool: bool, int: int, float: (int, float)}
-    hints = [named for request in get_args(Request) for named in hints_of(request).items()]
-    return MappingProxyType({name: scalars[h.type] for name, h in hints if h.type in scalars and not h.about.secret})
+def _shapes() -> Mapping[str, tuple[type, ...]]:
+    scalars: Mapping[Any, tuple[type, ...]] = {
+        str: (str,),
+        Literal: (str,),
+        bool: (bool,),
+        int: (int,),
+        float: (int, float),
+    }
+    shapes: dict[str, tuple[type, ...]] = {}
+    for name, hint in (named for request in get_args(Request) for named in hints_of(request).items()):
+        if hint.type in scalars and not hint.about.secret:  # one name may be a number here and a word there
+            shapes[name] = shapes.get(name, ()) + scalars[hint.type]
+    return MappingProxyType(shapes)
 
 
 SHOWN_ARGUMENTS = _shapes()
@@ -111,7 +120,7 @@ def _argument(name: str, value: object, secrets: list[str]) -> object:
             return list(_argv(value, secrets))
         case Mapping() if name == "environment":
             return dict(_environment(value, secrets))
-        case str() if SHOWN_ARGUMENTS.get(name) is str:
+        case str() if str in SHOWN_ARGUMENTS.get(name, ()):
             return redact_text(value)
         case int() | float() if isinstance(value, SHOWN_ARGUMENTS.get(name, ())):
             return value if abs(value) < SHOWN_NUMBER else "a number"

@@ -12,7 +12,18 @@ from typing import Annotated, Literal, TypeAlias
 
 import attrs
 
-from broker.fields import MAX_OFFSET, Argument, Path, SessionId
+from broker.fields import MAX_OFFSET, MAX_PID, Argument, Path, SessionId
+from broker.jobrequests import (
+    ExecuteCommand,
+    JobRequest,
+    ListCommands,
+    ReadOutput,
+    ResizeTerminal,
+    SearchOutput,
+    SignalCommand,
+    WaitCommand,
+    WriteStdin,
+)
 from broker.schema import About
 from broker.treerequests import (
     CopyPath,
@@ -25,11 +36,36 @@ from broker.treerequests import (
     StatPath,
 )
 
-MAX_ARGUMENTS = 1000
-MAX_TIMEOUT_S = 31_536_000
-"""A year: keeps the number a clock can hold; the operator's timeouts.command_max is the limit that counts."""
-MAX_PID = 2**22
-"""PID_MAX_LIMIT of the kernel."""
+__all__ = [
+    "CopyPath",
+    "CreateSession",
+    "DeletePath",
+    "DownloadFile",
+    "EditFile",
+    "ExecuteCommand",
+    "FindFiles",
+    "GetProcessList",
+    "GetSystemInfo",
+    "KillProcess",
+    "KillSession",
+    "ListCommands",
+    "ListDirectory",
+    "MakeDirectory",
+    "MovePath",
+    "ReadFile",
+    "ReadOutput",
+    "Request",
+    "ResizeTerminal",
+    "SearchFiles",
+    "SearchOutput",
+    "SignalCommand",
+    "StatPath",
+    "UploadFile",
+    "WaitCommand",
+    "WriteFile",
+    "WriteStdin",
+]
+
 DEFAULT_CHUNK_BYTES = 1_048_576
 MAX_LISTED_ENTRIES = 10_000
 MAX_LISTED_DEPTH = 64
@@ -84,38 +120,6 @@ class KillSession:
 
     session_id: SessionId
     force: Annotated[bool, About(description="true: SIGKILL at once, without the grace after SIGTERM.")] = False
-
-
-@attrs.frozen(kw_only=True)
-class ExecuteCommand:
-    """execute_command."""
-
-    session_id: SessionId
-    argv: Annotated[
-        tuple[Argument, ...],
-        About(
-            description="The command and its arguments, one string each. No shell: pipes, redirects, globs and "
-            "$VARIABLES are plain text.",
-            min_items=1,
-            max_items=MAX_ARGUMENTS,
-        ),
-    ]
-    timeout_seconds: Annotated[
-        float | None,
-        About(
-            description="Seconds until the command and all it started are ended. Default: timeouts.command_default of "
-            "the server.",
-            above=0,
-            maximum=MAX_TIMEOUT_S,
-        ),
-    ] = None
-    stdin_input: Annotated[
-        str | None, About(description="Text for standard input. Left out: standard input is empty.", secret=True)
-    ] = None
-    confirm: Annotated[
-        bool,
-        About(description="true: you confirm a command that the policy runs only when confirmed."),
-    ] = False
 
 
 @attrs.frozen(kw_only=True)
@@ -270,7 +274,6 @@ class KillProcess:
 Request: TypeAlias = (
     CreateSession
     | KillSession
-    | ExecuteCommand
     | ReadFile
     | WriteFile
     | ListDirectory
@@ -287,4 +290,5 @@ Request: TypeAlias = (
     | MovePath
     | CopyPath
     | DeletePath
+    | JobRequest
 )

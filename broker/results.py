@@ -11,6 +11,17 @@ from typing import Annotated, Literal, TypeAlias
 import attrs
 
 from broker.fields import Sha256, Success, TransferId
+from broker.jobresults import (
+    ExecuteCommandResult,
+    JobResult,
+    ListCommandsResult,
+    ReadOutputResult,
+    ResizeTerminalResult,
+    SearchOutputResult,
+    SignalCommandResult,
+    WaitCommandResult,
+    WriteStdinResult,
+)
 from broker.schema import About
 from broker.treeresults import (
     CopyPathResult,
@@ -22,6 +33,42 @@ from broker.treeresults import (
     SearchFilesResult,
     StatPathResult,
 )
+
+__all__ = [
+    "CopyPathResult",
+    "CpuInfo",
+    "CreateSessionResult",
+    "DeletePathResult",
+    "DirectoryEntry",
+    "DiskInfo",
+    "DownloadFileResult",
+    "EditFileResult",
+    "ExecuteCommandResult",
+    "FindFilesResult",
+    "GetProcessListResult",
+    "GetSystemInfoResult",
+    "IsolationLayer",
+    "KillProcessResult",
+    "KillSessionResult",
+    "ListCommandsResult",
+    "ListDirectoryResult",
+    "MakeDirectoryResult",
+    "MemoryInfo",
+    "MovePathResult",
+    "ProcessInfo",
+    "ReadFileResult",
+    "ReadOutputResult",
+    "ResizeTerminalResult",
+    "Result",
+    "SearchFilesResult",
+    "SearchOutputResult",
+    "SignalCommandResult",
+    "StatPathResult",
+    "UploadFileResult",
+    "WaitCommandResult",
+    "WriteFileResult",
+    "WriteStdinResult",
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -59,24 +106,7 @@ class KillSessionResult:
     success: Success = True
     session_id: str
     processes_ended: Annotated[int, About(description="Processes of the session that were running and are gone.")]
-
-
-@attrs.frozen(kw_only=True)
-class ExecuteCommandResult:
-    """execute_command; `success` is false when the exit code is not 0, which is not an error."""
-
-    success: Annotated[bool, About(description="The command ended by itself with exit code 0.")]
-    exit_code: Annotated[int | None, About(description="null when a signal ended the command.")]
-    signal: Annotated[int | None, About(description="Number of the signal that ended the command, else null.")]
-    stdout: str
-    stderr: str
-    duration_ms: int
-    pid: int
-    stdout_truncated: Annotated[bool, About(description="There was more output than the server keeps.")] = False
-    stderr_truncated: Annotated[bool, About(description="There was more output than the server keeps.")] = False
-    timed_out: Annotated[bool, About(description="The command was ended at its timeout; the output is partial.")] = (
-        False
-    )
+    commands_ended: Annotated[tuple[str, ...], About(description="The command_id of each command that was running.")]
 
 
 @attrs.frozen(kw_only=True)
@@ -234,7 +264,6 @@ class KillProcessResult:
 Result: TypeAlias = (
     CreateSessionResult
     | KillSessionResult
-    | ExecuteCommandResult
     | ReadFileResult
     | WriteFileResult
     | ListDirectoryResult
@@ -251,4 +280,5 @@ Result: TypeAlias = (
     | MovePathResult
     | CopyPathResult
     | DeletePathResult
+    | JobResult
 )

@@ -80,7 +80,17 @@ def hints_of(cls: type[attrs.AttrsInstance]) -> Mapping[str, Hint]:
 
 def input_schema(cls: type[attrs.AttrsInstance]) -> dict[str, Any]:
     """What a client may send: an object with these properties and no other."""
-    return _object_schema(cls) | {"additionalProperties": False}
+    return _closed(_object_schema(cls))
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """*schema* so that its objects, and those within, have no properties but those it names."""
+    if "anyOf" in schema:
+        return schema | {"anyOf": [_closed(choice) for choice in schema["anyOf"]]}
+    if "properties" not in schema:
+        return schema
+    properties = {name: _closed(inner) for name, inner in schema["properties"].items()}
+    return schema | {"properties": properties, "additionalProperties": False}
 
 
 def output_schema(cls: type[attrs.AttrsInstance], failure: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,12 +47,15 @@ class SessionClosed(Exception):
 
 
 @attrs.define(eq=False)
-class _Call(Generic[T]):
+class Work(Generic[T]):
+    """Something that runs in a session; its outcome waits for whoever asks."""
+
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     done: trio.Event = attrs.field(factory=trio.Event)
     outcome: tuple[T] | Exception | None = None
 
     def unwrap(self, session: Session[R]) -> T:
+        """Return its result or raise its error; raises SessionClosed if it had no time for either."""
         match self.outcome:
             case (value,):
                 return value
@@ -125,13 +128,7 @@ class Session(Generic[R]):
             SessionClosed: the session ended first, or had ended already.
         Cancellation: cancelling the caller cancels fn and waits, at most WIND_DOWN_S, until it is gone.
         """
-        nursery = self._nursery
-        if self.closed or nursery is None:
-            raise SessionClosed(self.id, self.ended)
-        call: _Call[T] = _Call()
-        self._busy += 1
-        self._mind_idle()
-        nursery.start_soon(self._perform, call, fn, args)
+        call = self.start(fn, *args)
         try:
             await call.done.wait()
         finally:
@@ -141,7 +138,22 @@ class Session(Generic[R]):
                     await call.done.wait()
         return call.unwrap(self)
 
-    async def _perform(self, call: _Call[T], fn: Callable[[*Ts], Awaitable[T]], args: tuple[*Ts]) -> None:
+    def start(self, fn: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> Work[T]:
+        """Have fn(*args) run inside the session, waited for or not; it is activity, and ends with the session.
+
+        Raises:
+            SessionClosed: the session has ended already.
+        """
+        nursery = self._nursery
+        if self.closed or nursery is None:
+            raise SessionClosed(self.id, self.ended)
+        work: Work[T] = Work()
+        self._busy += 1
+        self._mind_idle()
+        nursery.start_soon(self._perform, work, fn, args)
+        return work
+
+    async def _perform(self, call: Work[T], fn: Callable[[*Ts], Awaitable[T]], args: tuple[*Ts]) -> None:
         try:
             with call.scope:
                 # The session may have ended between start_soon and here: then nothing of fn may happen.

@@ -114,11 +114,11 @@ class Supervisor(Generic[R]):
         """
         key = (principal, session_id)
         session = self._live.get(key)
-        if session is not None and session.born:
-            if session.closed:
-                raise SessionClosed(session_id, session.ended)
+        born = session is not None and session.born
+        if session is not None and born and not session.closed:
             return session
-        match self._ends.get(key):
+        # One that is ending says already why, though its end is not in the table of ends yet.
+        match session.ended if session is not None and born else self._ends.get(key):
             case None:
                 raise SessionNotFound(session_id)
             case EndReason.EXPIRED:

@@ -1,4 +1,4 @@
-"""Sessions, commands, processes, the machine: perform_* takes a request and returns its result.
+"""Sessions, processes, the machine: perform_* takes a request and returns its result.
 
 No audit, no policy, no codes but those of failures that only a tool can know. What runs `inside` is a child of the
 session's nursery: it ends when the session does, and its caller gets a typed answer.
@@ -6,24 +6,20 @@ session's nursery: it ends when the session does, and its caller gets a typed an
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
-import attrs
 import trio
 
 from broker.belongings import Belongings, open_belongings, sweep_leftovers
 from broker.decisions import Subject, require_path
 from broker.errors import BrokerError, ErrorCode
-from broker.host import Host, Scope
+from broker.host import Host, Scope, Step
 from broker.names import shown_path
 from broker.requests import (
     CreateSession,
-    ExecuteCommand,
     GetProcessList,
     GetSystemInfo,
     KillProcess,
@@ -33,7 +29,6 @@ from broker.results import (
     CpuInfo,
     CreateSessionResult,
     DiskInfo,
-    ExecuteCommandResult,
     GetProcessListResult,
     GetSystemInfoResult,
     IsolationLayer,
@@ -42,28 +37,14 @@ from broker.results import (
     MemoryInfo,
     ProcessInfo,
 )
-from broker.session import EndReason, Session, SessionClosed
-from broker.wire import encode
-from policy.decision import Run
-from policy.environment import build_environment
-from sandbox.command import Ended, ExecPlan, Exited, Signalled, TimedOut, run_command
+from broker.session import EndReason, Session
 from sandbox.facts import ProcessFacts
 from sandbox.farewell import ask_to_end
 from sandbox.faults import ProcessNotFound
-from sandbox.plan import LayerReport, Limits, Walls
+from sandbox.plan import LayerReport, Walls
 
-ENDING_SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP)
-"""What somebody else sends to end a program (kill_process, the kernel out of memory); other signals are its own."""
 END_BOUND_S = 10.0
 """Seconds a refused birth may take to be cleaned up while its caller waits."""
-
-
-@attrs.frozen
-class Step:
-    """How a request is performed; `inside`: as a child of the session's nursery."""
-
-    perform: Callable[[Scope, Any, Any], Awaitable[attrs.AttrsInstance]]
-    inside: bool
 
 
 async def perform_create_session(scope: Scope, request: CreateSession, working_dir: str) -> CreateSessionResult:
@@ -85,6 +66,7 @@ async def perform_create_session(scope: Scope, request: CreateSession, working_d
         host.belongings,
         environment=request.environment,
         on_discard=partial(host.on_discard, scope.principal),
+        on_job_end=host.on_job_end,
     )
     session = await host.supervisor.create(scope.principal, request.id, open_resources)
     await _enter(host, session)
@@ -124,85 +106,12 @@ async def perform_kill_session(scope: Scope, request: KillSession, _: Subject) -
     init = session.own.init
     session.refuse_calls(EndReason.KILLED)
     ended = await init.descendants()
+    commands = tuple(job.id for job in session.own.jobs.running())
     if not request.force:
         await ask_to_end(init, scope.host.commands.grace_s)
     session.kill()
     await session.wait_closed()
-    return KillSessionResult(session_id=session.id, processes_ended=len(ended))
-
-
-async def perform_execute_command(scope: Scope, request: ExecuteCommand, run: Run) -> ExecuteCommandResult:
-    """Run the command to its end, its deadline or the session's end."""
-    host, own = scope.host, scope.own
-    limits = host.commands
-    plan = ExecPlan(
-        program=run.program,
-        argv=run.argv,
-        env=build_environment(host.policy, user=host.account, rule_env=run.env, session_env=own.environment),
-        cwd=own.working_dir,
-        stdin=None if request.stdin_input is None else request.stdin_input.encode(),
-        exec_paths=host.grants.of_command.get(run.rule_name),
-        limits=_override(run),
-    )
-    timeout_s = limits.default_s if request.timeout_seconds is None else request.timeout_seconds
-    with own.commands.admitted():
-        ended = await run_command(
-            own.init,
-            plan,
-            timeout_s=timeout_s,
-            grace_s=limits.grace_s,
-            drain_s=limits.drain_s,
-            output_bytes=limits.output_bytes,
-        )
-    if scope.named_session.closed:
-        # kill_session asked everything to end first, and this obeyed: its caller must not take that for an end.
-        raise SessionClosed(scope.named_session.id, scope.named_session.ended)
-    result = _command_result(ended)
-    if isinstance(ended.how, TimedOut):
-        raise BrokerError(
-            ErrorCode.CMD_TIMEOUT,
-            f"the command was ended after {timeout_s:g} s; the output up to then is in this answer; ask for more "
-            f"timeout_seconds, at most {limits.max_s:g}",
-            partial=encode(result),
-            timeout_seconds=timeout_s,
-        )
-    if result.signal in ENDING_SIGNALS:
-        raise BrokerError(
-            ErrorCode.CMD_KILLED,
-            f"{signal.Signals(result.signal).name} ended the command before it was done; the output up to then is in "
-            "this answer",
-            partial=encode(result),
-            signal=result.signal,
-        )
-    return result
-
-
-def _override(run: Run) -> Limits | None:
-    override = run.resource_override
-    if override is None:
-        return None
-    return Limits(
-        memory_max_bytes=override.memory_max,
-        pids_max=override.pids_max,
-        file_size_max_bytes=override.file_size_max,
-        open_files_max=override.open_files_max,
-    )
-
-
-def _command_result(ended: Ended) -> ExecuteCommandResult:
-    exit_code = ended.how.code if isinstance(ended.how, Exited) else None
-    return ExecuteCommandResult(
-        success=exit_code == 0,
-        exit_code=exit_code,
-        signal=ended.how.signal if isinstance(ended.how, Signalled) else None,
-        stdout=ended.stdout.data.decode("utf-8", "replace"),
-        stderr=ended.stderr.data.decode("utf-8", "replace"),
-        duration_ms=ended.duration_ms,
-        pid=ended.pid,
-        stdout_truncated=ended.stdout.truncated,
-        stderr_truncated=ended.stderr.truncated,
-        timed_out=isinstance(ended.how, TimedOut),
-    )
+    return KillSessionResult(session_id=session.id, processes_ended=len(ended), commands_ended=commands)
 
 
 async def perform_get_system_info(scope: Scope, _request: GetSystemInfo, _: Subject) -> GetSystemInfoResult:
@@ -286,7 +195,6 @@ STEPS: Mapping[type, Step] = MappingProxyType(
     {
         CreateSession: Step(perform_create_session, inside=False),
         KillSession: Step(perform_kill_session, inside=False),
-        ExecuteCommand: Step(perform_execute_command, inside=True),
         GetSystemInfo: Step(perform_get_system_info, inside=False),
         GetProcessList: Step(perform_get_process_list, inside=True),
         KillProcess: Step(perform_kill_process, inside=True),

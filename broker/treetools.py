@@ -24,11 +24,10 @@ from broker.filerules import (
     timestamp,
     tree_spec,
 )
-from broker.host import Scope
+from broker.host import Scope, Step
 from broker.names import cursor_after, place_of_cursor, shown_path, usable_path
 from broker.requests import ListDirectory
 from broker.results import DirectoryEntry, ListDirectoryResult
-from broker.tools import Step
 from broker.treerequests import FindFiles, SearchFiles, StatPath
 from broker.treeresults import FindFilesResult, FoundEntry, Match, SearchFilesResult, StatPathResult
 from sandbox.file_errors import TookTooLong

@@ -14,6 +14,7 @@ from broker.audit import AuditSettings
 from broker.belongings import Belongings, BelongingsSettings
 from broker.grants import find_grants, resolve_programs, without_own_files
 from broker.host import CommandLimits, Host
+from broker.jobs import Job
 from broker.listener import HttpSettings
 from broker.supervisor import Supervisor
 from config.load import Config
@@ -24,6 +25,7 @@ from sandbox.facts import FactSource
 from sandbox.faults import UserUnavailable
 from sandbox.launcher import Launcher
 from sandbox.plan import Limits, Plan, Refused, SessionUser, make_plan
+from sandbox.spill import OutputRoom
 from sandbox.users import choose_user
 from transfers.media import MediaTypes
 from transfers.part import Discarded
@@ -62,6 +64,7 @@ def build_host(
     launcher: Launcher,
     supervisor: Supervisor[Belongings],
     on_discard: Callable[[str, Discarded], None],
+    on_job_end: Callable[[Job], None],
 ) -> Host:
     """What the tools work with. Looks at the machine's programs and at what the path patterns stand for now."""
     server, policy, user = config.server, config.policy, foundation.user
@@ -79,7 +82,6 @@ def build_host(
             max_s=server.timeouts.command_max,
             grace_s=server.timeouts.kill_grace,
             drain_s=server.timeouts.output_drain,
-            output_bytes=server.output.inline_bytes,
         ),
         belongings=_belongings_settings(config),
         layers=foundation.plan.layers,
@@ -88,6 +90,7 @@ def build_host(
         facts=FactSource(),
         media=MediaTypes(limiter=trio.CapacityLimiter(MEDIA_THREADS)),
         on_discard=on_discard,
+        on_job_end=on_job_end,
     )
 
 
@@ -120,6 +123,12 @@ def _belongings_settings(config: Config) -> BelongingsSettings:
     return BelongingsSettings(
         transfers=transfers,
         max_commands=server.sessions.max_concurrent_commands,
+        output=OutputRoom(
+            inline_bytes=server.output.inline_bytes,
+            spill_bytes=server.output.spill_bytes,
+            when_full=server.output.when_full,
+            folder=str(config.base_dir / "data" / "output"),
+        ),
         sweep_s=server.sessions.cleanup_interval,
     )
 

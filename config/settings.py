@@ -93,9 +93,11 @@ class TimeoutSettings:
 
 @attrs.frozen(kw_only=True)
 class OutputSettings:
-    """How much output of a command an answer carries."""
+    """How much output of commands an answer carries, and how much is kept to be read."""
 
     inline_bytes: int = attrs.field(validator=Between(1024, 64 * MIB, "bytes"))
+    spill_bytes: int = attrs.field(validator=Between(MIB, 1024 * 1024 * MIB, "bytes"))
+    when_full: Literal["drop", "block"]
 
 
 @attrs.frozen(kw_only=True)

@@ -7,21 +7,25 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from sandbox.running import open_command
+from sandbox.launching import open_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from sandbox.launcher import Init
     from sandbox.plan import Limits
+    from sandbox.running import Command
+    from sandbox.spill import Spill
     from sandbox.streams import Captured
+    from sandbox.terminal import Size
 
 
 @attrs.frozen(kw_only=True)
 class ExecPlan:
-    """What to run. `env` is the whole environment; `stdin` None is /dev/null.
+    """What to run. `env` is the whole environment; `stdin` None is /dev/null, unless it `stays` open for more.
 
-    `exec_paths` narrows what the command's tree may execute (None: what the session may).
+    `exec_paths` narrows what the command's tree may execute (None: what the session may). `terminal`: its size, and
+    all three streams are that. `search`: no program, but a search (`sandbox/seeker.py`) in what `stdin_fd` is.
     """
 
     program: str
@@ -31,6 +35,18 @@ class ExecPlan:
     stdin: bytes | None = None
     exec_paths: tuple[str, ...] | None = None
     limits: Limits | None = None
+    stdin_stays: bool = False
+    stdin_fd: int | None = None
+    terminal: Size | None = None
+    search: Mapping[str, object] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Partner:
+    """Who a command is in touch with while it runs: `spill` gets its output, and may hold it up."""
+
+    spill: Spill
+    on_launched: Callable[[Command], None]
 
 
 @attrs.frozen
@@ -78,6 +94,7 @@ async def run_command(
     drain_s: float,
     output_bytes: int,
     on_started: Callable[[int], None] | None = None,
+    partner: Partner | None = None,
 ) -> Ended:
     """Run *plan* to its end in a session and process group of its own.
 
@@ -91,6 +108,7 @@ async def run_command(
         drain_s: seconds for which the pipes are read after the end, while somebody else holds them.
         output_bytes: how much of each stream is kept; the rest is read and counted.
         on_started: called with the leader's pid once its program runs.
+        partner: who hears everything the command says, and may talk to it while this runs.
 
     Raises:
         SpawnFailed: nothing of the program ran; `.stage` says why.
@@ -98,7 +116,10 @@ async def run_command(
     Cancellation: the tree is killed and gone before Cancelled leaves (at most KILL_BOUND_S seconds).
     """
     started_s = trio.current_time()
-    async with open_command(init, plan, output_bytes=output_bytes) as command:
+    spill = None if partner is None else partner.spill
+    async with open_command(init, plan, output_bytes=output_bytes, spill=spill) as command:
+        if partner is not None:
+            partner.on_launched(command)
         with trio.move_on_at(started_s + timeout_s):
             await command.wait_started()
             if on_started is not None:

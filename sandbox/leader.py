@@ -6,11 +6,13 @@ names the stage, and exit status 127.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
+import termios
 
-from sandbox import landlock, prctl, rlimits, wire
+from sandbox import landlock, prctl, rlimits, seeker, wire
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def main(launch_fd: int, *, abi: int, tasks_room: int, keeper_pid: int) -> NoRet
     if received is None:  # nobody needs us any more
         os._exit(0)
     # A fault is kept until somebody asks: ending at once would only have the keeper fork the next one to fail.
-    _report(sock, *(fault or _become(*received, abi=abi, tasks_room=tasks_room)))
+    _report(sock, *(fault or _become(sock, *received, abi=abi, tasks_room=tasks_room)))
     os._exit(EXIT_NOT_STARTED)
 
 
@@ -64,17 +66,24 @@ def _rehearse() -> None:
         os.close(fds[0])
 
 
-def _become(spec: wire.Message, fds: list[int], *, abi: int, tasks_room: int) -> Failure:
+def _become(sock: socket.socket, spec: wire.Message, fds: list[int], *, abi: int, tasks_room: int) -> Failure:
     """Exec the command; returns only where that fails."""
     stage = "descriptors"
     try:
         _place(fds, spec["fds"])
+        if spec["terminal"]:
+            stage = "terminal"
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         stage = "rlimits"
         rlimits.apply(spec["limits"], tasks_room)
         stage = "exec_paths"
         _narrow(spec["exec_paths"], abi)
         stage = "chdir"
         os.chdir(spec["cwd"])
+        if spec["search"] is not None:  # a search is no program: this process does it and ends
+            stage = "search"
+            sock.close()
+            seeker.main(spec["search"])
         stage = "exec"
         os.execve(spec["program"], spec["argv"], spec["env"])  # noqa: S606 - no shell is the point
     except (OSError, ValueError) as error:

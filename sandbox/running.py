@@ -7,108 +7,40 @@ that would cost a third of what `/bin/true` takes.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
 from typing import TYPE_CHECKING
 
-import attrs
 import trio
 
 from sandbox import wire
 from sandbox.faults import SpawnFailed
-from sandbox.streams import Streams
+from sandbox.terminal import resize
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable, Iterable
 
-    from sandbox.command import ExecPlan
-    from sandbox.launcher import Init
-    from sandbox.plan import Limits
     from sandbox.slot import Slot
+    from sandbox.spill import Spill
+    from sandbox.streams import Input, Output, Streams
+    from sandbox.terminal import Size
 
 KILL_BOUND_S = 5.0  # SIGKILL works at once except on a process that hangs in the kernel
-ATTEMPTS = 3  # a waiting leader may die (out of memory) before it reads its spec
-
-
-@contextlib.asynccontextmanager
-async def open_command(init: Init, plan: ExecPlan, *, output_bytes: int) -> AsyncIterator[Command]:
-    """Launch *plan*; on the way out, whatever did not end by itself is killed.
-
-    Raises:
-        SpawnFailed: nothing of the program ran. Whether the program could be executed, `wait_started` tells.
-    """
-    command = await _launch(init, plan, output_bytes)
-    finished = False
-    try:
-        yield command
-        finished = command.ended
-    finally:
-        with trio.move_on_after(KILL_BOUND_S, shield=True):
-            if not (finished or command.tree_gone or command.failure):
-                await command.kill()
-        command.close()
-        if finished or command.tree_gone or command.failure:
-            init.slots.give_back(command.slot)
-        else:
-            init.slots.discard(command.slot)
-
-
-async def _launch(init: Init, plan: ExecPlan, output_bytes: int) -> Command:
-    limits = init.limits.overridden(plan.limits)
-    for _ in range(ATTEMPTS):
-        slot = await init.slots.take()
-        try:
-            return _hand_over(slot, plan, limits, output_bytes)
-        except ConnectionError:  # that leader is gone and nothing was started: try the next one
-            slot.disarm()
-            init.slots.give_back(slot)
-        except (OSError, ValueError) as error:  # no descriptors left, or argv is no text
-            init.slots.give_back(slot)
-            raise SpawnFailed("launch", str(error), getattr(error, "errno", None)) from error
-    raise SpawnFailed("launch", f"{ATTEMPTS} waiting processes ended before they could become the command")
-
-
-def _hand_over(slot: Slot, plan: ExecPlan, limits: Limits, output_bytes: int) -> Command:
-    """Open the pipes and send the spec to the slot's waiting leader; all or nothing."""
-    if slot.launch is None:
-        raise ConnectionResetError
-    with contextlib.ExitStack() as undo:
-        streams = Streams(plan.stdin, output_bytes)
-        undo.callback(streams.close)
-        theirs = streams.theirs
-        wire.send(slot.launch, _spec(plan, limits, list(theirs)), list(theirs.values()))
-        streams.close_theirs()
-        launch, slot.launch = slot.launch, None
-        undo.callback(launch.close)
-        command = Command(slot, launch, streams)
-        undo.pop_all()
-        return command
-
-
-def _spec(plan: ExecPlan, limits: Limits, numbers: list[int]) -> wire.Message:
-    return {
-        "program": plan.program,
-        "argv": plan.argv,
-        "env": dict(plan.env),
-        "cwd": plan.cwd,
-        "exec_paths": plan.exec_paths,
-        "limits": attrs.asdict(limits),
-        "fds": numbers,
-    }
 
 
 class Command:
     """A command that was launched. One task uses it; whoever opened it closes it."""
 
-    def __init__(self, slot: Slot, launch: socket.socket, streams: Streams) -> None:
-        """Own *launch* and *streams*, and have the use of *slot*."""
+    def __init__(self, slot: Slot, launch: socket.socket, streams: Streams, spill: Spill | None = None) -> None:
+        """Own *launch* and *streams*, and have the use of *slot* and *spill*."""
         self.slot = slot
         self.pid = slot.leader_pid
         self.failure: SpawnFailed | None = None
         self.streams = streams
+        self._spill = spill
+        self._paused: list[Output] = []
         self._serial = slot.serial
         self._launch = launch
         self._launching = True
@@ -116,10 +48,11 @@ class Command:
         self._watched: dict[int, tuple[Callable[[], bool], Callable[[], None]]] = {}
         self._watch(launch.fileno(), self._read_launch, launch.close)
         self._watch(slot.sock.fileno(), self._read_news, _leave_open)
-        for output in (streams.stdout, streams.stderr):
-            self._watch(output.fd, output.pump, output.close)
+        self._watch_outputs(output for output in (streams.stdout, streams.stderr) if output.fd >= 0)
         if streams.stdin is not None:
-            self._watch(streams.stdin.fd, streams.stdin.pump, streams.stdin.close, select.EPOLLOUT)
+            self._watch_stdin(streams.stdin)
+        if spill is not None:
+            spill.on_room = self._resume
 
     def _watch(
         self, fd: int, on_ready: Callable[[], bool], close: Callable[[], None], events: int = select.EPOLLIN
@@ -127,6 +60,36 @@ class Command:
         """Call *on_ready* whenever *fd* is, until it returns False; then *close*."""
         self._epoll.register(fd, events)
         self._watched[fd] = on_ready, close
+
+    def _watch_outputs(self, outputs: Iterable[Output]) -> None:
+        for output in outputs:
+            self._watch(output.fd, output.pump, output.close)
+
+    def _watch_stdin(self, stdin: Input) -> None:
+        self._watch(stdin.fd, stdin.pump, stdin.rest, select.EPOLLOUT)
+
+    def feed(self, data: bytes, *, last: bool) -> int | None:
+        """Have *data* written to the command's input; return how much waits then, None if the input is closed."""
+        stdin = self.streams.feed(data, last=last)
+        if stdin is None:
+            return None
+        if stdin.fd not in self._watched:
+            self._watch_stdin(stdin)
+        return stdin.waiting_bytes
+
+    def signal(self, signum: int) -> None:
+        """Send *signum* to the command's process group, or kill the whole tree if it is SIGKILL."""
+        if signum == signal.SIGKILL:
+            self.slot.order("kill", self._serial)
+        else:
+            self.slot.order("signal", self._serial, signal=signum)
+
+    def resize(self, size: Size) -> bool:
+        """Tell its terminal a new size; return whether it has one."""
+        if not self.streams.is_terminal or self.streams.stdout.fd < 0:
+            return False
+        resize(self.streams.stdout.fd, size)
+        return True
 
     @property
     def ended(self) -> bool:
@@ -162,6 +125,9 @@ class Command:
 
     async def drain(self, drain_s: float) -> bool:
         """Read the pipes to their end, at most *drain_s* seconds: others may hold them. Return whether it came."""
+        if self._spill is not None:
+            self._spill.unblock()
+            self._resume()
         with trio.move_on_after(drain_s):
             while self.streams.open_outputs:
                 await self._advance()
@@ -191,10 +157,31 @@ class Command:
         for fd, _ in self._epoll.poll(0):
             on_ready, close = self._watched[fd]
             if not on_ready():
-                # By hand and first: a copy in a process that is just being started would keep it in the set.
-                self._epoll.unregister(fd)
-                del self._watched[fd]
+                self._unwatch(fd)
                 close()
+        if self._spill is not None:
+            await self._make_way(self._spill)
+
+    def _unwatch(self, fd: int) -> None:
+        # By hand and before it is closed: a copy in a process that is just being started would keep it in the set.
+        self._epoll.unregister(fd)
+        del self._watched[fd]
+
+    async def _make_way(self, spill: Spill) -> None:
+        """Have what came written down; read on only when there is room for more, which holds the writer up."""
+        if spill.due:
+            await spill.settle()
+        if spill.full and not self._paused:
+            self._paused = [
+                output for output in (self.streams.stdout, self.streams.stderr) if output.fd in self._watched
+            ]
+            for output in self._paused:
+                self._unwatch(output.fd)
+
+    def _resume(self) -> None:
+        """Read on; there is room, or nobody minds any more."""
+        paused, self._paused = self._paused, []
+        self._watch_outputs(output for output in paused if output.fd >= 0)
 
     def _read_launch(self) -> bool:
         """Learn what became of the launch: exec closes the socket silently, a failed stage says its name."""
@@ -211,10 +198,14 @@ class Command:
 
     def close(self) -> None:
         """Close what the broker holds of it."""
+        if self._spill is not None:
+            self._spill.on_room = _leave_open
+        self._paused = []
+        self._watched.clear()
         self._epoll.close()
         self._launch.close()
         self.streams.close()
 
 
 def _leave_open() -> None:
-    """Do nothing: the keeper's socket is its slot's."""
+    """Do nothing: the keeper's socket is its slot's, and a command that is closed waits for no room."""

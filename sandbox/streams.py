@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+from typing import TYPE_CHECKING
 
 import attrs
+
+from sandbox.terminal import END_OF_FILE, open_terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandbox.terminal import Size
 
 READ_BYTES = 64 * 1024  # what a pipe holds
 
@@ -49,9 +58,15 @@ class Pipe:
 class Output(Pipe):
     """One stream out of the command: read to its end, kept up to a limit, counted beyond it."""
 
-    def __init__(self, limit_bytes: int) -> None:
-        """Open the pipe."""
-        super().__init__(*os.pipe2(os.O_CLOEXEC))
+    def __init__(
+        self,
+        limit_bytes: int,
+        on_data: Callable[[bytes], None] | None = None,
+        ends: tuple[int, int] | None = None,
+    ) -> None:
+        """Open the pipe, or own *ends* of something like one; *on_data* is told every piece."""
+        super().__init__(*(ends or os.pipe2(os.O_CLOEXEC)))
+        self._on_data = on_data
         self._limit_bytes = limit_bytes
         self._data = bytearray()  # not a list of pieces: a million one-byte pieces weigh 50 MB
         self._total_bytes = 0
@@ -62,7 +77,13 @@ class Output(Pipe):
             piece = os.read(self.fd, READ_BYTES)
         except BlockingIOError:
             return True
+        except OSError as error:
+            if error.errno != errno.EIO:  # how a terminal says that nobody has its other end
+                raise
+            return False
         self._total_bytes += len(piece)
+        if piece and self._on_data is not None:
+            self._on_data(piece)
         if (room := self._limit_bytes - len(self._data)) > 0:
             self._data += piece[:room]
         return bool(piece)
@@ -73,13 +94,24 @@ class Output(Pipe):
 
 
 class Input(Pipe):
-    """One stream into the command: written as fast as it reads, closed at the end."""
+    """One stream into the command: written as fast as it reads; closed at the end, or kept open for more."""
 
-    def __init__(self, data: bytes) -> None:
-        """Open the pipe."""
-        theirs, fd = os.pipe2(os.O_CLOEXEC)
+    def __init__(self, data: bytes, *, stays: bool = False, ends: tuple[int, int] | None = None) -> None:
+        """Open the pipe, or own *ends* of something like one; *stays*: more may be fed."""
+        theirs, fd = ends or os.pipe2(os.O_CLOEXEC)
         super().__init__(fd, theirs)
         self._rest = memoryview(data)
+        self._stays = stays
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much the command has not taken yet."""
+        return len(self._rest)
+
+    def feed(self, data: bytes, *, last: bool) -> None:
+        """Have *data* written after what still waits; *last*: then close."""
+        self._rest = memoryview(bytes(self._rest) + data)
+        self._stays = self._stays and not last
 
     def pump(self) -> bool:
         """Write what fits; return False when all is written or nobody reads it any more."""
@@ -88,22 +120,48 @@ class Input(Pipe):
                 self._rest = self._rest[os.write(self.fd, self._rest) :]
         except BlockingIOError:
             return True
-        except BrokenPipeError:  # a program need not read its input
-            return False
+        except OSError as error:
+            if error.errno not in {errno.EPIPE, errno.EIO}:
+                raise
+            self._stays = False  # a program need not read its input
+            self._rest = memoryview(b"")
         return False
+
+    def rest(self) -> None:
+        """There is nothing to write now: close, unless more may come."""
+        if not self._stays:
+            self.close()
 
 
 class Streams:
-    """A command's two or three pipes; without *stdin* it keeps the /dev/null its leader has."""
+    """A command's two or three pipes, or its terminal; without *stdin* it keeps the /dev/null its leader has."""
 
-    def __init__(self, stdin: bytes | None, output_bytes: int) -> None:
-        """Open them all, or none."""
+    def __init__(
+        self,
+        stdin: bytes | None,
+        output_bytes: int,
+        *,
+        stdin_stays: bool = False,
+        terminal: Size | None = None,
+        on_data: Callable[[int, bytes], None] | None = None,
+    ) -> None:
+        """Open them all, or none. *on_data* is told every piece and the number of its stream."""
+        tell = on_data or _told_nobody
+        self.is_terminal = terminal is not None
         with contextlib.ExitStack() as opened:
-            self.stdout = Output(output_bytes)
+            self.stdout = Output(
+                output_bytes, lambda piece: tell(1, piece), None if terminal is None else open_terminal(terminal)
+            )
             opened.callback(self.stdout.close)
-            self.stderr = Output(output_bytes)
+            self.stderr = Output(output_bytes, lambda piece: tell(2, piece))
             opened.callback(self.stderr.close)
-            self.stdin = None if stdin is None else Input(stdin)
+            self.stdin: Input | None = None
+            if terminal is not None:
+                self.stderr.close()  # a terminal has one way out
+                # A descriptor of its own for the way in: an epoll set has one entry for each.
+                self.stdin = Input(stdin or b"", stays=True, ends=(-1, os.dup(self.stdout.fd)))
+            elif stdin is not None or stdin_stays:
+                self.stdin = Input(stdin or b"", stays=stdin_stays)
             if self.stdin is not None:
                 opened.callback(self.stdin.close)
             self.close = opened.pop_all().close
@@ -111,8 +169,23 @@ class Streams:
     @property
     def theirs(self) -> dict[int, int]:
         """The command's ends by the number they get in the command."""
+        if self.is_terminal:
+            return dict.fromkeys((0, 1, 2), self.stdout.theirs)
         outputs = {1: self.stdout.theirs, 2: self.stderr.theirs}
         return outputs if self.stdin is None else {0: self.stdin.theirs, **outputs}
+
+    def feed(self, data: bytes, *, last: bool) -> Input | None:
+        """Have *data* written to the command; return the stream that now has something to write, None if it is closed.
+
+        A terminal does not close: its program is told the end as a person tells it.
+        """
+        if self.stdin is None or self.stdin.fd < 0:
+            return None
+        if self.is_terminal:
+            self.stdin.feed(data + END_OF_FILE if last else data, last=False)
+        else:
+            self.stdin.feed(data, last=last)
+        return self.stdin
 
     @property
     def open_outputs(self) -> bool:
@@ -124,3 +197,7 @@ class Streams:
         for pipe in (self.stdout, self.stderr, self.stdin):
             if pipe is not None:
                 pipe.close_theirs()
+
+
+def _told_nobody(_stream: int, _piece: bytes) -> None:
+    """Do nothing with it."""

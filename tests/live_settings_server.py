@@ -55,7 +55,7 @@ CHANGED_SERVER: Mapping[str, Any] = {
         "output_drain": 1.0,
         "upload_idle": 0.1,
     },
-    "output": {"inline_bytes": 4096},
+    "output": {"inline_bytes": 4096, "spill_bytes": 1024 * 1024},
     "transfers": {"max_open": 2, "max_chunk_bytes": 1024},
 }
 SOON_S = 0.2
@@ -321,7 +321,40 @@ async def upload_idle(brokers: Brokers) -> None:
 async def inline_bytes(brokers: Brokers) -> None:
     usual, changed = await in_both(brokers, lambda client, session_id: run(client, session_id, "echo", "x" * 5000))
     assert (len(usual["stdout"]), usual["stdout_truncated"]) == (5001, False)
-    assert (changed["stdout"], changed["stdout_truncated"]) == ("x" * 4096, True)
+    assert (changed["stdout_omitted_bytes"], changed["stdout_truncated"]) == (905, True)
+
+
+async def spill_bytes(brokers: Brokers) -> None:
+    usual, changed = await in_both(
+        brokers, lambda client, session_id: run(client, session_id, "head", "-c", "1100000", "/dev/zero")
+    )
+    assert usual["dropped_bytes"] == 0
+    assert 1_100_000 - changed["dropped_bytes"] == pytest.approx(1024 * 1024, abs=1000)
+
+
+async def when_full(brokers: Brokers) -> None:
+    async def flood(client: Client, session_id: str) -> Answer:
+        begun = await ok(
+            client,
+            "execute_command",
+            session_id=session_id,
+            argv=["head", "-c", "3000000", "/dev/zero"],
+            timeout_seconds=4,
+            wait_seconds=SOON_S,
+        )
+        return (
+            begun
+            if not begun["running"]
+            else await call(
+                client, "read_output", session_id=session_id, command_id=begun["command_id"], cursor=900_000
+            )
+        )
+
+    with running_broker({"output": {"spill_bytes": 1024 * 1024, "when_full": "block"}}) as broker:
+        held_up = await in_session(broker, flood)
+    dropped = await in_session(brokers.changed, flood)
+    assert (held_up["running"], held_up["dropped_bytes"]) == (True, 0)
+    assert (dropped["running"], dropped["dropped_bytes"] > 1_900_000) == (False, True)
 
 
 async def max_open(brokers: Brokers) -> None:
@@ -412,6 +445,8 @@ ROWS: Mapping[str, Row] = {
     "server.timeouts.output_drain": output_drain,
     "server.timeouts.upload_idle": upload_idle,
     "server.output.inline_bytes": inline_bytes,
+    "server.output.spill_bytes": spill_bytes,
+    "server.output.when_full": when_full,
     "server.transfers.max_open": max_open,
     "server.transfers.max_chunk_bytes": max_chunk_bytes,
     "server.sandbox.unprivileged_user": unprivileged_user,

@@ -24,7 +24,7 @@ MAY_IMPORT = {
 }
 PURE_STDLIB_AND_ATTRS = {"policy"}
 PROTOCOL_PACKAGES = {"mcp", "mcp_types", "starlette", "hypercorn", "sse_starlette"}
-PROTOCOL_ROOMS = {"endpoint", "listener", "connections", "stdio"}
+PROTOCOL_ROOMS = {"endpoint", "listener", "connections", "outputdesk", "stdio"}
 CHILD_ENTRIES = ("sandbox.init", "sandbox.opener")
 BROAD_CATCHES = {
     ("session", "_perform"),  # hands an error to the caller it belongs to

@@ -281,6 +281,7 @@ async def test_the_eleven_tools_are_announced_with_title_annotations_and_schemas
     async with connect(broker, era) as client:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
     assert set(FIELDS) <= set(tools)
+    assert list(tools)[: len(FIELDS)] == list(FIELDS)
     for name, fields in FIELDS.items():
         tool = tools[name]
         assert tool.title, name

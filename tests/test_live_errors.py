@@ -215,7 +215,18 @@ async def a_deletion_without_time(broker: LiveBroker, client: Client, mine: str)
     return await call(client, "delete_path", session_id=mine, **arguments)
 
 
+async def unknown_command(_: LiveBroker, client: Client, mine: str) -> Answer:
+    return await call(client, "read_output", session_id=mine, command_id="c1")
+
+
+async def input_of_what_has_ended(_: LiveBroker, client: Client, mine: str) -> Answer:
+    ended = await run(client, mine, "true")
+    return await call(client, "write_stdin", session_id=mine, command_id=ended["command_id"], data="x")
+
+
 PROVOCATIONS: dict[Provoke, str] = {
+    unknown_command: "CMD_NOT_FOUND",
+    input_of_what_has_ended: "CMD_NOT_TAKEN",
     unknown_session: "SESSION_NOT_FOUND",
     taken_id: "SESSION_CREATION_FAILED",
     missing_working_dir: "FILE_NOT_FOUND",

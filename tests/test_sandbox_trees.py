@@ -25,7 +25,8 @@ from test_sandbox_births import (
 
 from sandbox import trees
 from sandbox.command import Exited, TimedOut
-from sandbox.running import Command, open_command
+from sandbox.launching import open_command
+from sandbox.running import Command
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

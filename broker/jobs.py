@@ -1,0 +1,277 @@
+"""The commands of a session as jobs: what runs, what ran, and what each of them said.
+
+A job belongs to its session: it runs in the session's nursery or inside a call of it, and ends with it at the latest.
+The table is bounded: so many run at once, so many ended ones are remembered, and their output shares one quota, out
+of which the oldest ended ones go first. Knows no tool, no rule and no wire code.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+
+import attrs
+import trio
+
+from sandbox.command import Ended, ExecPlan, Partner, run_command
+from sandbox.launcher import Init
+from sandbox.running import Command
+from sandbox.spill import THREADS, OutputRoom, Quota, Spill
+from sandbox.terminal import Size
+
+REMEMBERED = 32
+"""Ended commands of one session that can still be read: each may hold a descriptor and some memory."""
+WAITING_BYTES = 1024 * 1024
+"""Of input that a command has not read yet."""
+SIGNALS: Mapping[str, int] = MappingProxyType(
+    {
+        name: int(signal.Signals[name])
+        for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGCONT", "SIGSTOP")
+    }
+)
+
+
+class TooManyCommands(Exception):
+    """As many commands run in this session as may run at once."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"{limit} commands are running in this session and sessions.max_concurrent_commands is {limit}; "
+            "wait until one ends, or end one with signal_command"
+        )
+        self.limit = limit
+
+
+class CommandNotFound(Exception):
+    """The session has no such command, or does not remember it any more."""
+
+    def __init__(self, command_id: str) -> None:
+        super().__init__(
+            f"the session has no command {command_id!r}; it remembers those that run and the {REMEMBERED} that ended "
+            "last, see list_commands"
+        )
+
+
+class NotTaken(Exception):
+    """The command cannot be told anything: why stands in the text."""
+
+
+@attrs.frozen(kw_only=True)
+class Origin:
+    """The call that started a command, for the record. `session_over`: whether its session is ending."""
+
+    session_id: str
+    principal: str
+    client: str
+    request_id: str
+    session_over: Callable[[], bool]
+
+
+@attrs.frozen(kw_only=True)
+class Times:
+    """Seconds: until the command is ended, from SIGTERM to SIGKILL, and for output after its end."""
+
+    timeout_s: float
+    grace_s: float
+    drain_s: float
+
+
+@attrs.define(eq=False, kw_only=True)
+class Job:
+    """One command. `detached`: its call has answered, so that its end is nobody's answer."""
+
+    id: str
+    argv: tuple[str, ...]
+    origin: Origin
+    spill: Spill
+    has_terminal: bool
+    started_at: str = attrs.field(
+        factory=lambda: f"{datetime.now(UTC).replace(tzinfo=None).isoformat('T', 'milliseconds')}Z"
+    )
+    detached: bool = False
+    pid: int | None = None
+    ended: Ended | None = None
+    failure: BaseException | None = None
+    started: trio.Event = attrs.field(factory=trio.Event, init=False)
+    done: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _since_s: float = attrs.field(factory=trio.current_time, init=False)
+    _on_end: Callable[[Job], None]
+    _command: Command | None = attrs.field(default=None, init=False)
+
+    async def run(self, init: Init, plan: ExecPlan, times: Times) -> None:
+        """Run it to its end; `ended` has how it was, or `failure` why there was none.
+
+        Raises:
+            SpawnFailed: nothing of the program ran.
+        Cancellation: the tree is killed and gone before Cancelled leaves.
+        """
+        try:
+            self.ended = await run_command(
+                init,
+                plan,
+                timeout_s=times.timeout_s,
+                grace_s=times.grace_s,
+                drain_s=times.drain_s,
+                output_bytes=0,
+                on_started=self._begin,
+                partner=Partner(spill=self.spill, on_launched=self._have),
+            )
+            await self.spill.tuck_away()
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            self._command = None
+            self.spill.finish()
+            self._on_end(self)
+            self.started.set()
+            self.done.set()
+
+    def _have(self, command: Command) -> None:
+        self._command = command
+
+    def _begin(self, pid: int) -> None:
+        self.pid = pid
+        self.started.set()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return not self.done.is_set()
+
+    @property
+    def duration_ms(self) -> int:
+        """How long it ran, or has been running."""
+        return self.ended.duration_ms if self.ended else round((trio.current_time() - self._since_s) * 1000)
+
+    def write(self, data: bytes, *, last: bool) -> int:
+        """Have *data* written to its input; return how many bytes wait there then.
+
+        Raises:
+            NotTaken: it has ended, its input is closed, or too much waits already.
+        """
+        command = self._command
+        if command is None:
+            raise NotTaken(f"command {self.id} has ended or not started yet")
+        stdin = command.streams.stdin
+        if stdin is not None and stdin.waiting_bytes + len(data) > WAITING_BYTES:
+            raise NotTaken(
+                f"command {self.id} has not read {stdin.waiting_bytes} bytes of its input; at most {WAITING_BYTES} "
+                "may wait, so write less, or later"
+            )
+        waiting = command.feed(data, last=last)
+        if waiting is None:
+            raise NotTaken(
+                f"the input of command {self.id} is closed; it stays open for a command started with background or "
+                "wait_seconds and without stdin_input, or with a terminal"
+            )
+        return waiting
+
+    def signal(self, signum: int) -> bool:
+        """Signal its process group, or with SIGKILL all it started; return whether it was running."""
+        if self._command is None or self._command.ended:
+            return False
+        self._command.signal(signum)
+        return True
+
+    async def end(self, grace_s: float) -> None:
+        """Ask it to end, and kill all it started *grace_s* seconds later, or as soon as it has ended."""
+        command = self._command
+        if command is None:
+            return
+        command.signal(signal.SIGTERM)
+        with trio.move_on_after(grace_s):
+            await self.done.wait()
+        command.signal(signal.SIGKILL)
+
+    def resize(self, size: Size) -> None:
+        """Give its terminal a new size.
+
+        Raises:
+            NotTaken: it has none, or has ended.
+        """
+        if self._command is None or not self._command.resize(size):
+            raise NotTaken(f"command {self.id} has ended, or was started without terminal")
+
+
+class Jobs:
+    """All commands of one session, by id, the oldest first."""
+
+    def __init__(self, limit: int, room: OutputRoom, on_end: Callable[[Job], None]) -> None:
+        """Begin empty. *on_end* is told of each job when it ends, before anybody who waits for it."""
+        self.limit = limit
+        self.room = room
+        self._on_end = on_end
+        self._quota = Quota(room.spill_bytes, self._make_room)
+        self._limiter = trio.CapacityLimiter(THREADS)
+        self._jobs: dict[str, Job] = {}
+        self._ended: dict[str, Job] = {}  # of those, in the order in which they ended
+        self._count = 0
+
+    def admit(self, argv: tuple[str, ...], origin: Origin, *, has_terminal: bool, stays: bool) -> Job:
+        """Take in one more command. *stays*: it may outlive its call, so a reader can make room for its output.
+
+        Raises:
+            TooManyCommands: so many run already.
+        """
+        if len(self._jobs) - len(self._ended) >= self.limit:
+            raise TooManyCommands(self.limit)
+        self._forget_oldest()
+        self._count += 1
+        blocks = stays and self.room.when_full == "block"
+        job = Job(
+            id=f"c{self._count}",
+            argv=argv,
+            origin=origin,
+            spill=Spill(self.room, self._quota, self._limiter, blocks=blocks),
+            has_terminal=has_terminal,
+            on_end=self._take_end,
+        )
+        self._jobs[job.id] = job
+        return job
+
+    def find(self, command_id: str) -> Job:
+        """The command of that id; raises CommandNotFound."""
+        job = self._jobs.get(command_id)
+        if job is None:
+            raise CommandNotFound(command_id)
+        return job
+
+    def all(self) -> tuple[Job, ...]:
+        """Every command that is remembered."""
+        return tuple(self._jobs.values())
+
+    def running(self) -> tuple[Job, ...]:
+        """Those that have not ended."""
+        return tuple(job for job in self._jobs.values() if job.running)
+
+    def close(self) -> None:
+        """Let go of all output; who still waits for a command learns that there is no more."""
+        for job in self._jobs.values():
+            job.spill.finish()
+            job.done.set()
+            job.spill.close()
+
+    def _take_end(self, job: Job) -> None:
+        self._ended[job.id] = job
+        self._on_end(job)
+
+    def _forget_oldest(self) -> None:
+        """Forget what ended first, beyond those that are remembered; not what somebody is reading now."""
+        while len(self._ended) >= REMEMBERED:
+            oldest = next(iter(self._ended.values()))
+            if oldest.spill.in_use:
+                return
+            oldest.spill.give_up()
+            del self._ended[oldest.id], self._jobs[oldest.id]
+
+    def _make_room(self, wanted: int) -> None:
+        """Give up output of ended commands, the oldest first, until *wanted* bytes are free."""
+        for job in self._ended.values():
+            if wanted <= 0:
+                return
+            if not job.spill.in_use:
+                wanted -= job.spill.size
+                job.spill.give_up()

@@ -1,0 +1,108 @@
+"""From a plan to a command that runs: a slot whose leader waits, the pipes, the spec; and the end of all of it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from sandbox import wire
+from sandbox.faults import SpawnFailed
+from sandbox.running import KILL_BOUND_S, Command
+from sandbox.streams import Streams
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sandbox.command import ExecPlan
+    from sandbox.launcher import Init
+    from sandbox.plan import Limits
+    from sandbox.slot import Slot
+    from sandbox.spill import Spill
+
+ATTEMPTS = 3  # a waiting leader may die (out of memory) before it reads its spec
+
+
+@contextlib.asynccontextmanager
+async def open_command(
+    init: Init, plan: ExecPlan, *, output_bytes: int, spill: Spill | None = None
+) -> AsyncIterator[Command]:
+    """Launch *plan*; on the way out, whatever did not end by itself is killed.
+
+    Args:
+        init: where it runs.
+        plan: what runs.
+        output_bytes: how much of each stream the streams themselves keep.
+        spill: who gets all of the output as well, at its own pace.
+
+    Raises:
+        SpawnFailed: nothing of the program ran. Whether the program could be executed, `wait_started` tells.
+    """
+    command = await _launch(init, plan, output_bytes, spill)
+    finished = False
+    try:
+        yield command
+        finished = command.ended
+    finally:
+        with trio.move_on_after(KILL_BOUND_S, shield=True):
+            if not (finished or command.tree_gone or command.failure):
+                await command.kill()
+        command.close()
+        if finished or command.tree_gone or command.failure:
+            init.slots.give_back(command.slot)
+        else:
+            init.slots.discard(command.slot)
+
+
+async def _launch(init: Init, plan: ExecPlan, output_bytes: int, spill: Spill | None) -> Command:
+    limits = init.limits.overridden(plan.limits)
+    for _ in range(ATTEMPTS):
+        slot = await init.slots.take()
+        try:
+            return _hand_over(slot, plan, limits, output_bytes, spill)
+        except ConnectionError:  # that leader is gone and nothing was started: try the next one
+            slot.disarm()
+            init.slots.give_back(slot)
+        except (OSError, ValueError) as error:  # no descriptors left, or argv is no text
+            init.slots.give_back(slot)
+            raise SpawnFailed("launch", str(error), getattr(error, "errno", None)) from error
+    raise SpawnFailed("launch", f"{ATTEMPTS} waiting processes ended before they could become the command")
+
+
+def _hand_over(slot: Slot, plan: ExecPlan, limits: Limits, output_bytes: int, spill: Spill | None) -> Command:
+    """Open the pipes and send the spec to the slot's waiting leader; all or nothing."""
+    if slot.launch is None:
+        raise ConnectionResetError
+    with contextlib.ExitStack() as undo:
+        streams = Streams(
+            plan.stdin,
+            output_bytes,
+            stdin_stays=plan.stdin_stays,
+            terminal=plan.terminal,
+            on_data=None if spill is None else spill.add,
+        )
+        undo.callback(streams.close)
+        theirs = streams.theirs if plan.stdin_fd is None else {0: plan.stdin_fd, **streams.theirs}
+        wire.send(slot.launch, _spec(plan, limits, list(theirs)), list(theirs.values()))
+        streams.close_theirs()
+        launch, slot.launch = slot.launch, None
+        undo.callback(launch.close)
+        command = Command(slot, launch, streams, spill)
+        undo.pop_all()
+        return command
+
+
+def _spec(plan: ExecPlan, limits: Limits, numbers: list[int]) -> wire.Message:
+    return {
+        "program": plan.program,
+        "argv": plan.argv,
+        "env": dict(plan.env),
+        "cwd": plan.cwd,
+        "exec_paths": plan.exec_paths,
+        "limits": attrs.asdict(limits),
+        "fds": numbers,
+        "terminal": plan.terminal is not None,
+        "search": None if plan.search is None else dict(plan.search),
+    }
