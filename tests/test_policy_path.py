@@ -132,9 +132,9 @@ def test_other_names_are_written(name: str) -> None:
 @pytest.mark.parametrize(
     ("path", "absolute"),
     [
-        (".", "/work/x"),
-        ("a", "/work/x/a"),
-        ("../a", "/work/a"),
+        (".", "/srv/ws/x"),
+        ("a", "/srv/ws/x/a"),
+        ("../a", "/srv/ws/a"),
         ("../../../../a", "/a"),
         ("/a//b/./c/", "/a/b/c"),
         ("//a", "/a"),
@@ -142,15 +142,15 @@ def test_other_names_are_written(name: str) -> None:
         ("~/a", "/home/ann/a"),
         ("~//a", "/home/ann/a"),
         ("~/../bob", "/home/bob"),
-        ("~bob/a", "/work/x/~bob/a"),
-        ("a/~", "/work/x/a/~"),
+        ("~bob/a", "/srv/ws/x/~bob/a"),
+        ("a/~", "/srv/ws/x/a/~"),
         ("/", "/"),
         ("", ""),
-        ("a\udcff", "/work/x/a\udcff"),
+        ("a\udcff", "/srv/ws/x/a\udcff"),
     ],
 )
 def test_a_lexical_path_is_absolute_and_plain(path: str, absolute: str) -> None:
-    assert lexical_path("/work/x", path, HOME) == absolute
+    assert lexical_path("/srv/ws/x", path, HOME) == absolute
 
 
 def test_kernel_roots_say_what_a_kernel_can_be_told() -> None:
@@ -262,7 +262,7 @@ def test_every_text_gets_an_answer(path: str, purpose: Purpose) -> None:
 
 @given(st.text("ab./~", max_size=10))
 def test_a_lexical_path_is_never_malformed(path: str) -> None:
-    absolute = lexical_path("/work", path, HOME)
+    absolute = lexical_path("/srv/ws", path, HOME)
     everything = attrs.evolve(PathRules.compile(("/**",), (), HOME))
     assert isinstance(decide(absolute, rules=everything), Allow) == (path != "")
     assert lexical_path("/elsewhere", absolute, "/other") == absolute
