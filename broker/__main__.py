@@ -117,7 +117,7 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
 def _run(config: Config, *, stdio: bool) -> int:
     import trio  # noqa: PLC0415  a faulty configuration answers without a second of imports
 
-    from broker import app, wiring  # noqa: PLC0415
+    from broker import app, wiring  # noqa: PLC0415  as above
 
     try:
         foundation = wiring.lay_foundation(config)

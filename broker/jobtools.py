@@ -210,7 +210,7 @@ def _info(job: Job) -> CommandInfo:
     return CommandInfo(
         command_id=job.id,
         argv=job.argv,
-        state="running" if job.running else states.get(type(how), "failed"),  # type: ignore[arg-type]
+        state="running" if job.running else states.get(type(how), "failed"),  # type: ignore[arg-type]  # a dict of Literals is str
         pid=job.pid,
         exit_code=how.code if isinstance(how, Exited) else None,
         signal=how.signal if isinstance(how, Signalled) else None,

@@ -142,8 +142,8 @@ def _found(request: SearchOutput, job: Job, ended: Ended, *, numbered: bool) -> 
 
 
 def _match(line: Mapping[str, object], *, numbered: bool) -> Match:
-    fields = {**line, "before": tuple(line["before"]), "after": tuple(line["after"])}  # type: ignore[arg-type]
-    return Match(**fields | ({} if numbered else {"line": None}))  # type: ignore[arg-type]
+    fields = {**line, "before": tuple(line["before"]), "after": tuple(line["after"])}  # type: ignore[arg-type]  # JSON
+    return Match(**fields | ({} if numbered else {"line": None}))  # type: ignore[arg-type]  # of our own child, its keys are the fields
 
 
 STEPS: Mapping[type, Step] = MappingProxyType(

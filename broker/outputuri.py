@@ -36,7 +36,7 @@ def parse_uri(uri: str) -> OutputName:
     found = _URI.fullmatch(uri)
     if found is None:
         raise LookupError(f"a resource here is {TEMPLATE}, with stream stdout, stderr or both")
-    return OutputName(found["session"], found["command"], found["view"])  # type: ignore[arg-type]
+    return OutputName(found["session"], found["command"], found["view"])  # type: ignore[arg-type]  # the pattern names the views
 
 
 def faces_of(session: Session[Belongings]) -> Iterator[OutputFace]:

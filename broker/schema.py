@@ -114,7 +114,7 @@ def _default_of(field: attrs.Attribute[Any]) -> dict[str, Any]:
     # A default of None means "left out": the description says what happens then.
     if field.default is attrs.NOTHING or field.default is None:
         return {}
-    if isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]
+    if isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]  # typed as a function
         return {"default": {}}  # mappings are the only factories
     if isinstance(field.default, tuple):
         return {"default": list(field.default)}
