@@ -5,7 +5,9 @@ Decides nothing and runs nothing: `app.py` says in which order things live and d
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import attrs
 import trio
@@ -19,6 +21,7 @@ from broker.listener import HttpSettings
 from broker.supervisor import Supervisor
 from config.load import Config
 from config.settings import ServerSettings
+from policy.network import network_use
 from policy.path import PathRules
 from sandbox.capabilities import probe
 from sandbox.facts import FactSource
@@ -54,7 +57,7 @@ def lay_foundation(config: Config) -> Foundation:
         Refused, UserUnavailable: the broker must not start here, and why.
     """
     capabilities = probe()
-    plan = make_plan(capabilities, config.server.sandbox)
+    plan = make_plan(capabilities, config.server.sandbox, network_use(config.policy))
     return Foundation(plan=plan, user=choose_user(config.server.sandbox, config.base_dir / "data", capabilities))
 
 
@@ -75,7 +78,7 @@ def build_host(
         paths=paths,
         real_paths={path: program.real_path for path, program in programs.items()},
         user=user,
-        grants=find_grants(policy, paths, programs),
+        grants=find_grants(policy, paths, programs, user),
         limits=_limits(config),
         commands=CommandLimits(
             default_s=server.timeouts.command_default,
@@ -95,10 +98,20 @@ def build_host(
 
 
 def _own_files(config: Config) -> tuple[str, ...]:
-    """What no file tool may touch, whatever the policy allows: the broker's configuration and its logs."""
+    """What no session may touch, whatever the policy allows: the broker's configuration, logs, command output."""
     logs = (config.server.logging.audit_log, config.server.logging.error_log)
-    folders = {str(source.parent) for source in config.sources}
+    folders = {str(source.parent) for source in config.sources} | {str(config.base_dir / "data" / "output")}
+    folders |= {str(log_file.parent) for log_file in logs if _holds_only(log_file.parent, logs)}
     return (*sorted(folders), *(f"{log_file}{end}" for log_file in logs for end in ("", ".*")))
+
+
+def _holds_only(folder: Path, logs: tuple[Path, ...]) -> bool:
+    """Whether a folder is for the logs alone: closing the folder closes those that rotation is yet to make."""
+    names = tuple(log_file.name for log_file in logs)
+    try:
+        return all(name.startswith(names) for name in os.listdir(folder))
+    except OSError:  # not there, or not ours to see: the logs themselves stay closed
+        return False
 
 
 def _limits(config: Config) -> Limits:

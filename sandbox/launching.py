@@ -61,7 +61,7 @@ async def _launch(init: Init, plan: ExecPlan, output_bytes: int, spill: Spill | 
     for _ in range(ATTEMPTS):
         slot = await init.slots.take()
         try:
-            return _hand_over(slot, plan, limits, output_bytes, spill)
+            return _hand_over(init, slot, plan, limits, output_bytes, spill)
         except ConnectionError:  # that leader is gone and nothing was started: try the next one
             slot.disarm()
             init.slots.give_back(slot)
@@ -71,7 +71,9 @@ async def _launch(init: Init, plan: ExecPlan, output_bytes: int, spill: Spill | 
     raise SpawnFailed("launch", f"{ATTEMPTS} waiting processes ended before they could become the command")
 
 
-def _hand_over(slot: Slot, plan: ExecPlan, limits: Limits, output_bytes: int, spill: Spill | None) -> Command:
+def _hand_over(
+    init: Init, slot: Slot, plan: ExecPlan, limits: Limits, output_bytes: int, spill: Spill | None
+) -> Command:
     """Open the pipes and send the spec to the slot's waiting leader; all or nothing."""
     if slot.launch is None:
         raise ConnectionResetError
@@ -81,11 +83,16 @@ def _hand_over(slot: Slot, plan: ExecPlan, limits: Limits, output_bytes: int, sp
             output_bytes,
             stdin_stays=plan.stdin_stays,
             terminal=plan.terminal,
+            terminal_maker_fd=init.terminal_maker_fd,
             on_data=None if spill is None else spill.add,
         )
         undo.callback(streams.close)
         theirs = streams.theirs if plan.stdin_fd is None else {0: plan.stdin_fd, **streams.theirs}
-        wire.send(slot.launch, _spec(plan, limits, list(theirs)), list(theirs.values()))
+        wire.send(
+            slot.launch,
+            _spec(plan, limits, list(theirs), internet=plan.network or not init.mixed_network),
+            list(theirs.values()),
+        )
         streams.close_theirs()
         launch, slot.launch = slot.launch, None
         undo.callback(launch.close)
@@ -94,13 +101,14 @@ def _hand_over(slot: Slot, plan: ExecPlan, limits: Limits, output_bytes: int, sp
         return command
 
 
-def _spec(plan: ExecPlan, limits: Limits, numbers: list[int]) -> wire.Message:
+def _spec(plan: ExecPlan, limits: Limits, numbers: list[int], *, internet: bool) -> wire.Message:
     return {
         "program": plan.program,
         "argv": plan.argv,
         "env": dict(plan.env),
         "cwd": plan.cwd,
         "exec_paths": plan.exec_paths,
+        "internet": internet,
         "limits": attrs.asdict(limits),
         "fds": numbers,
         "terminal": plan.terminal is not None,
