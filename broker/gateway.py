@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from broker.errors import ErrorCode, Failure, failure_of
 from broker.host import Host, Scope, Step
 from broker.jobs import CommandNotFound, Job
 from broker.outputuri import OutputName, faces_of, parse_uri
+from broker.records import USED, recorded
 from broker.redact import redact_arguments
 from broker.requests import Request
 from broker.session import Session, SessionClosed
@@ -162,6 +163,7 @@ class _Record:
             rule=error.rule if isinstance(error, Denied) else self._event.rule,
             incident_id=incident_id if unexpected else None,
             exception=error if unexpected else None,
+            **_details_of(failure.partial.get),
         )
         return failure
 
@@ -190,5 +192,9 @@ _DETAILS = ("command_id", "commands_ended")
 
 def _facts_of(result: attrs.AttrsInstance | None) -> dict[str, object]:
     facts = {field: value for name, field in _RECORDED.items() if (value := getattr(result, name, None)) is not None}
-    details = {name: value for name in _DETAILS if (value := getattr(result, name, None))}
-    return facts | ({"details": details} if details else {})
+    return facts | _details_of(lambda name: getattr(result, name, None))
+
+
+def _details_of(field: Callable[[str], object]) -> dict[str, object]:
+    details = {name: value for name in _DETAILS if (value := field(name))} | recorded({n: field(n) for n in USED})
+    return {"details": details} if details else {}

@@ -404,7 +404,7 @@ async def enable_cgroups(_brokers: Brokers) -> None:
 
 
 async def cgroup_base(_brokers: Brokers) -> None:
-    one, two = [await cgroup_detail({"enable_cgroups": True, "cgroup_base": base}) for base in ("data/a", "data/b")]
+    one, two = [await cgroup_detail({"enable_cgroups": True, "cgroup_base": base}) for base in ("/no/a", "/no/b")]
     assert one != two
 
 
@@ -416,8 +416,13 @@ async def cgroup_detail(sandbox: Mapping[str, object]) -> str:
                 layers = (await ok(client, "get_system_info"))["isolation"]
     except BrokerFailed as failed:
         return str(failed)
-    detail: str = next(each["detail"] for each in layers if each["name"] == "cgroup")
+    detail: str = cgroup_layer(layers)["detail"]
     return detail
+
+
+def cgroup_layer(layers: list[dict[str, str]]) -> dict[str, str]:
+    """The report on cgroups of an `isolation`."""
+    return next(each for each in layers if each["name"] == "cgroup")
 
 
 ROWS: Mapping[str, Row] = {
