@@ -55,6 +55,7 @@ class _Run:
     """A worker at its job, and what came of it."""
 
     asked: str
+    pipe: trio.lowlevel.FdStream | None
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     done: trio.Event = attrs.field(factory=trio.Event)
     work: Work | None = None
@@ -114,12 +115,12 @@ class Unpacking:
 
     async def write(self, data: bytes | memoryview) -> None:
         """Pass on the next bytes. Raises: FileError as soon as the worker refuses them."""
-        try:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await self._pipe.send_all(data)
-        except trio.BrokenResourceError:
-            await self._run.done.wait()
-            self._run.result()
-            raise
+            return
+        await self._run.done.wait()
+        self._run.result()
+        raise ValueError("the archive was finished")
 
     async def finish(self) -> Summary:
         """Say that these were all; return when the tree is in its place, durably.
@@ -147,10 +148,11 @@ class Archives:
             timeout_s: seconds for all of it, the time that the reader takes included.
         Raises: WrongKind, AccessDenied. Ownership: leaving ends the worker; *found* stays the caller's.
         """
+        directory = found.directory()
         ours, theirs = _pipe()
         async with (
             trio.lowlevel.FdStream(ours) as pipe,
-            self._at_work("pack", found.asked, spec, (found.directory(), theirs), timeout_s=timeout_s) as run,
+            self._at_work("pack", found.asked, spec, (directory, theirs), timeout_s=timeout_s) as run,
         ):
             yield Packing(run, pipe)
 
@@ -164,23 +166,36 @@ class Archives:
             spec: rules, new_path, mode (None, or that of the directory there), replace_empty, max_entries,
                 max_bytes, max_file_bytes, gzip.
             timeout_s: seconds for all of it, the time that the writer takes included.
-        Ownership: leaving without `finish` removes what there was; *target* stays the caller's.
+        Ownership: leaving without `finish` removes what there was, and so does the end of the session; *target*
+            stays the caller's.
         Cancellation: as leaving; within TIDY_S.
         """
         theirs, ours = _pipe()
         fds = (target.fd, theirs)
         async with (
             trio.lowlevel.FdStream(ours) as pipe,  # closed last: an end of the pipe is an end of the archive
-            self._at_work("unpack", target.asked, {**spec, "name": target.name}, fds, timeout_s=timeout_s) as run,
+            self._at_work(
+                "unpack", target.asked, {**spec, "name": target.name}, fds, timeout_s=timeout_s, until_done=pipe
+            ) as run,
         ):
             yield Unpacking(run, pipe)
 
     @asynccontextmanager
     async def _at_work(
-        self, op: str, asked: str, spec: dict[str, Any], fds: Sequence[int], *, timeout_s: float
+        self,
+        op: str,
+        asked: str,
+        spec: dict[str, Any],
+        fds: Sequence[int],
+        *,
+        timeout_s: float,
+        until_done: trio.lowlevel.FdStream | None = None,
     ) -> AsyncIterator[_Run]:
-        """Have a worker at it while the block lasts; *fds* are the caller's, but the last, its end of the pipe."""
-        run = _Run(asked=asked)
+        """Have a worker at it while the block lasts; *fds* are the caller's, but the last, its end of the pipe.
+
+        *until_done*: our end, which is of no use once the worker has ended.
+        """
+        run = _Run(asked=asked, pipe=until_done)
         own = [os.dup(fds[0]), fds[-1]]  # the job may outlive the caller's `with` by the moment that it is ended in
         try:
             self._nursery.start_soon(self._mind, run, op, spec, own, timeout_s)
@@ -204,6 +219,8 @@ class Archives:
             run.error = error
         finally:
             _close(fds)
+            if run.pipe is not None:
+                run.pipe.close()
             run.done.set()
 
 

@@ -36,6 +36,7 @@ class Outlet:
         self._left = self._limit = max_bytes
         self._buffer = bytearray()
         self._gzip = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP) if gzip else None
+        self._begun = False
         self.inside = False
 
     @property
@@ -62,7 +63,9 @@ class Outlet:
         self._buffer.clear()
 
     def break_off(self, mark: bytes) -> None:
-        """Write what there is and, where the stream might pass for whole, *mark*. A compressed one ends half-way."""
+        """End half-way. Where what went out might pass for whole, *mark* follows it; if nothing did, nothing does."""
+        if not self._begun:
+            return
         if self._gzip is None and not self.inside:
             self._push(mark)
         self._write(self._buffer)
@@ -78,6 +81,7 @@ class Outlet:
     def _write(self, data: bytes | bytearray | memoryview) -> None:
         with memoryview(data) as view:
             at = 0
+            self._begun = True
             while at < len(view):
                 self._job.tick()
                 try:

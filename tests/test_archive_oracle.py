@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_archive_pack import extract_with_tar
 from test_archive_unpack import GNU_FORMATS, PYTHON_FORMATS, gnu_tar, python_tar
 
-SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 BYTES = st.binary(min_size=1, max_size=12) | st.integers(90, 255).map(lambda count: b"n" * count)
 NAMES = (
     (BYTES | st.text(min_size=1, max_size=60).map(lambda text: text.encode("utf-8", "surrogateescape")))

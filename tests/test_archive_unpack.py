@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from archiving import (
     CLOSED_SECRETS,
     Tree,
     pack_from,
+    pack_spec,
     plant,
     refused,
     tree_of,
@@ -414,3 +416,36 @@ async def test_a_link_that_is_planted_in_the_growing_tree_is_not_followed(tmp_pa
                 with pytest.raises(BadArchive):
                     await unpacking.finish()
     assert tree_of(tmp_path) == {"outside": {"f": b"precious"}, "place": {}}
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process had; nothing of one that has ended."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(found[1]) * 1024 if found else 0
+
+
+async def test_memory_is_one_buffer_whatever_goes_through(tmp_path: Path) -> None:
+    """A file of 100 MB, and a name list that is longer than the buffer."""
+    source = plant(tmp_path / "source", {f"{i:0200}": b"" for i in range(3000)})
+    with (source / "large").open("wb") as file:
+        file.truncate(100 << 20)
+    async with open_door() as door:
+        idle = peak_bytes(door.opener.pid)
+        with (
+            await door.files.resolve(str(source), read=True) as found,
+            await door.files.names.entry(str(tmp_path / "out")) as entry,
+        ):
+            async with (
+                door.files.archives.open_pack(found, pack_spec(source), timeout_s=60) as packing,
+                door.files.archives.open_unpack(entry, unpack_spec(tmp_path / "out"), timeout_s=60) as unpacking,
+            ):
+                peaks = [idle]
+                async for piece in packing:
+                    peaks += [peak_bytes(pid) for pid in workers(door)]
+                    await unpacking.write(piece)
+                await unpacking.finish()
+    assert max(peaks) - idle < 24 << 20
+    assert (tmp_path / "out/large").stat().st_size == 100 << 20
