@@ -122,7 +122,9 @@ class Init:
                     lambda: keeper.main(theirs.fileno(), abi=self._abi, tasks_room=self._tasks_room, init_pid=init_pid)
                 )
             self._ours.add(pid)
-            wire.send(self._sock, {"op": "keeper", "pid": pid}, [ours.fileno()])
+            pidfd = os.pidfd_open(pid)  # its number in here may mean nothing outside
+            wire.send(self._sock, {"op": "keeper"}, [ours.fileno(), pidfd])
+            os.close(pidfd)
 
     def _reap(self) -> None:
         self._keeper_killed = False

@@ -10,11 +10,15 @@ import attrs
 import trio
 
 from sandbox import wire
+from sandbox.pids import take_pid
 
 
 @attrs.define(eq=False)
 class Slot:
-    """One keeper as the broker sees it. `serial` counts its commands; orders and news carry it."""
+    """One keeper as the broker sees it. `serial` counts its commands; orders and news carry it.
+
+    `keeper_pid` and `leader_pid` are numbers of the broker's pid namespace, 0 for what ended before it was known.
+    """
 
     keeper_pid: int
     sock: socket.socket
@@ -44,7 +48,7 @@ class Slot:
         match news["op"]:
             case "ready":
                 self.disarm()
-                self.serial, self.leader_pid = news["serial"], news["leader"]
+                self.serial, self.leader_pid = news["serial"], take_pid(fds[1])
                 self.launch = socket.socket(fileno=fds[0])
                 self.launch.setblocking(False)
             case "ended":

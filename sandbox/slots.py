@@ -16,6 +16,7 @@ import trio
 
 from sandbox import wire
 from sandbox.faults import SpawnFailed
+from sandbox.pids import take_pid
 from sandbox.slot import Slot
 
 if TYPE_CHECKING:
@@ -141,10 +142,10 @@ class SlotPool:
                 if received is None:
                     self._init_gone = True
                 else:
-                    message, (fd,) = received
+                    _, (fd, pidfd) = received
                     sock = socket.socket(fileno=fd)
                     sock.setblocking(False)
-                    self._free.append(Slot(message["pid"], sock))
+                    self._free.append(Slot(take_pid(pidfd), sock))
                     self._owed -= 1
         except BlockingIOError:
             return
