@@ -137,11 +137,12 @@ async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[B
                 broker.note(EventType.SERVER_STOP)
 
 
-def _record_discard(audit: Audit, principal: str, discarded: Discarded) -> None:
+def _record_discard(audit: Audit, principal: str, session_id: str, discarded: Discarded) -> None:
     """An upload was given up: its bytes are gone, the destination is as it was."""
     audit.end(
         Event(
             event_type=EventType.FILE_FAILED,
+            session_id=session_id,
             tool_name="upload_file",
             principal=principal,
             data_bytes=discarded.received_bytes,

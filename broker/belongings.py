@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from broker.jobs import Job, Jobs
+from sandbox.descriptors import Disk
 from sandbox.file_errors import FileError
 from sandbox.files import Files, Part, Resolved, open_files
 from sandbox.launcher import Init, Launcher
@@ -74,7 +75,7 @@ async def open_belongings(
     with closing(jobs):
         async with (
             launcher.open_init(walls) as init,
-            open_files(init.files_socket) as files,
+            open_files(init.files_socket, disk=Disk(reserve_bytes=settings.transfers.reserve_bytes)) as files,
             open_transfers(settings.transfers, limiter=limiter, on_discard=on_discard) as transfers,
         ):
             yield Belongings(

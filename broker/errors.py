@@ -140,6 +140,8 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
         refusals.OffsetBeyondEnd: ErrorCode.INVALID_ARGUMENTS,
         refusals.TooLarge: ErrorCode.FILE_TOO_LARGE,
         refusals.TooManyTransfers: ErrorCode.POLICY_RESOURCE_EXCEEDED,
+        refusals.QuotaExceeded: ErrorCode.POLICY_RESOURCE_EXCEEDED,
+        refusals.NoRoom: ErrorCode.FILE_WRITE_ERROR,
         refusals.UploadLost: ErrorCode.FILE_WRITE_ERROR,
         refusals.SourceChanged: ErrorCode.FILE_CHANGED,
         refusals.SourceUnreadable: ErrorCode.FILE_ACCESS_DENIED,

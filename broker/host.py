@@ -66,7 +66,8 @@ class Host:
     supervisor: Supervisor[Belongings]
     facts: FactSource
     media: MediaTypes
-    on_discard: Callable[[str, Discarded], None]
+    on_discard: Callable[[str, str, Discarded], None]
+    """Told of the principal, the session and the upload."""
     on_job_end: Callable[[Job], None]
 
     @property

@@ -63,7 +63,7 @@ def build_host(
     foundation: Foundation,
     launcher: Launcher,
     supervisor: Supervisor[Belongings],
-    on_discard: Callable[[str, Discarded], None],
+    on_discard: Callable[[str, str, Discarded], None],
     on_job_end: Callable[[Job], None],
 ) -> Host:
     """What the tools work with. Looks at the machine's programs and at what the path patterns stand for now."""
@@ -117,6 +117,8 @@ def _belongings_settings(config: Config) -> BelongingsSettings:
         max_open=server.transfers.max_open,
         max_chunk_bytes=server.transfers.max_chunk_bytes,
         max_upload_bytes=config.policy.file_limits.max_write_size,
+        max_session_bytes=config.policy.file_limits.max_session_bytes,
+        reserve_bytes=config.policy.file_limits.min_free_bytes,
         upload_idle_s=server.timeouts.upload_idle,
         download_idle_s=DOWNLOAD_IDLE_S,
     )

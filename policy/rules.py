@@ -94,6 +94,8 @@ class FileLimits:
 
     max_read_size: int = attrs.field(validator=_positive)  # bytes a call
     max_write_size: int = attrs.field(validator=_positive)  # bytes a file
+    max_session_bytes: int = attrs.field(validator=_positive)  # written by one session
+    min_free_bytes: int = attrs.field(validator=attrs.validators.ge(0))  # of the file system written to
     blocked_extensions: tuple[str, ...] = attrs.field(validator=check_extensions)  # for writing only
 
 

@@ -18,7 +18,7 @@ from sandbox.staging import Stage
 from sandbox.tarmembers import Members
 from sandbox.tarpipe import Inlet
 from sandbox.tarread import bad
-from sandbox.treechange import require_room
+from sandbox.treechange import require_fit
 from sandbox.walk import Rules
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
@@ -56,6 +56,7 @@ class _Unpacker:
         self._rules = Rules(spec["rules"])
         self._new_path: str = spec["new_path"].rstrip("/")
         self._max_file_bytes: int = spec["max_file_bytes"]
+        self._reserve_bytes: int = spec["reserve_bytes"]
         self._umask = os.umask(0o077)
         os.umask(self._umask)
         self._top = top
@@ -98,7 +99,7 @@ class _Unpacker:
         if not self._rules.permit_file(path):
             raise Refused("blocked", errno.EACCES, f"the policy keeps {member.relative!r} closed to writing")
         self._job.counts["needed"] = self._job.counts.get("bytes", 0) + member.size
-        require_room(self._top, member.size, self._max_file_bytes, what=repr(member.relative))
+        require_fit(self._top, member.size, self._max_file_bytes, self._reserve_bytes, what=repr(member.relative))
         folder = self._descent.enter(member.parts[:-1])
         with Held(os.open(member.parts[-1], NEW_FILE, 0o600, dir_fd=folder.fd)) as file:
             for piece in inlet.pieces(member.size):

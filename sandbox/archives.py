@@ -164,7 +164,7 @@ class Archives:
 
         Args:
             spec: rules, new_path, mode (None, or that of the directory there), replace_empty, max_entries,
-                max_bytes, max_file_bytes, gzip.
+                max_bytes, max_file_bytes, reserve_bytes, gzip.
             timeout_s: seconds for all of it, the time that the writer takes included.
         Ownership: leaving without `finish` removes what there was, and so does the end of the session; *target*
             stays the caller's.

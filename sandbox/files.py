@@ -18,7 +18,7 @@ import attrs
 import trio
 
 from sandbox.archives import Archives
-from sandbox.descriptors import Disk, append_durably
+from sandbox.descriptors import Disk
 from sandbox.exchange import Exchange, checked_path, open_exchange
 from sandbox.file_errors import Changed, Exists, shown
 from sandbox.namework import EntryPlace, NameWork
@@ -170,7 +170,7 @@ class Files:
             now = _facts(answer.body)
             if (now.identity, now.nlink) != (place.existing.identity, place.existing.nlink):
                 raise Changed(place.asked, f"{shown(place.asked)}: it was replaced meanwhile; try again", "ESTALE")
-            await self._disk.run(place.asked, append_durably, answer.fds[0], data)
+            await self._disk.append(place.asked, answer.fds[0], data)
         finally:
             answer.close()
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from sandbox.descriptors import write_fully
 from sandbox.file_errors import NoSpace, OpenerGone, Unanswered
 from sandbox.pinned import Owner
 
@@ -39,7 +38,7 @@ class Part(Owner):
 
     async def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write *data* at *offset*. Raises: NoSpace, TooLarge, WriteFailed."""
-        await self._disk.run(self.asked, write_fully, self.fd, offset, data)
+        await self._disk.write(self.asked, self.fd, offset, data)
 
     async def commit(self, *, replace: bool = True, expect: FileFacts | None = None) -> None:
         """Flush the content and give it its name, durably and in one step; a file there keeps its mode.

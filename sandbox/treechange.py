@@ -15,6 +15,7 @@ from sandbox import renaming
 from sandbox.copying import Copier, copy_content
 from sandbox.openat import Refused, real_path
 from sandbox.parts import PLAIN_MODE, Parts
+from sandbox.room import free_bytes, require_room
 from sandbox.staging import Stage
 from sandbox.treelook import survey_tree
 from sandbox.walk import MAX_DEPTH, Rules, open_directory
@@ -98,11 +99,11 @@ def copy_file(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     name, status = spec["name"], os.fstat(source)
     mode = status.st_mode & PLAIN_MODE
     job.count("needed", status.st_size)
-    require_room(parent, status.st_size, spec["max_file_bytes"])
+    require_fit(parent, status.st_size, spec["max_file_bytes"], spec["reserve_bytes"])
     with Parts() as parts:
         part, hidden = parts.start(parent, name, mode)
         try:
-            copied = copy_content(job, source, part, spec["max_file_bytes"])
+            copied = copy_content(job, source, part, spec["max_file_bytes"], spec["reserve_bytes"])
             if spec["keep_times"]:
                 os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
             os.fsync(part)
@@ -125,7 +126,7 @@ def copy_tree(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         _require_free_of(obstacles)
     needed = job.counts.get("bytes", 0)
     job.counts = {"needed": needed}  # what was only looked at does not count as copied
-    require_room(parent, needed, 1 << 62)
+    require_fit(parent, needed, 1 << 62, spec["reserve_bytes"])
     with Stage(parent) as stage:
         copier = Copier(job, rules, spec)
         copier.copy(source, stage.fd, 0)
@@ -134,11 +135,11 @@ def copy_tree(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     return {"skipped": copier.skipped}
 
 
-def require_room(parent: int, needed: int, limit: int, *, what: str = "it") -> None:
-    """Refuse early what cannot end well. Raises: Refused with the numbers."""
+def require_fit(parent: int, needed: int, limit: int, reserve: int, *, what: str = "it") -> None:
+    """Refuse early what cannot end well. Raises: Refused with the numbers, ReserveReached."""
     if needed > limit:
         raise Refused("too_large", errno.EFBIG, f"{what} has {needed} bytes and file_limits.max_write_size is {limit}")
-    room = os.fstatvfs(parent)
-    free = room.f_bavail * room.f_frsize
+    free = free_bytes(parent)
     if needed > free:
         raise Refused("no_space", errno.ENOSPC, f"{what} has {needed} bytes and {free} are free there")
+    require_room(parent, needed, reserve)

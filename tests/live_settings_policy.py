@@ -33,7 +33,12 @@ CHANGED_POLICY: Mapping[str, Any] = {
     },
     "blocked_paths": ["**/.ssh/**", "**/private/**"],
     "denied_env": ["SECRET_*"],
-    "file_limits": {"max_read_size": 1000, "max_write_size": 2000, "blocked_extensions": [".so"]},
+    "file_limits": {
+        "max_read_size": 1000,
+        "max_write_size": 2000,
+        "max_session_bytes": 5000,
+        "blocked_extensions": [".so"],
+    },
     "resource_limits": CHANGED_LIMITS,
 }
 
@@ -220,6 +225,30 @@ async def blocked_extensions(brokers: Brokers) -> None:
     assert changed.error[0] == "POLICY_002"
 
 
+async def max_session_bytes(brokers: Brokers) -> None:
+    async def four(client: Client, session_id: str) -> Answer:
+        for name in ("a", "b"):
+            await ok(client, "write_file", session_id=session_id, path=name, content="x" * 2000)
+        return await call(client, "write_file", session_id=session_id, path="c", content="x" * 1001)
+
+    usual, changed = await in_both(brokers, four)
+    assert usual["bytes_written"] == 1001
+    assert changed.error[0] == "POLICY_003"
+    details = {name: changed["error_details"][name] for name in ("needed_bytes", "used_bytes", "limit_bytes")}
+    assert details == {"needed_bytes": 1001, "used_bytes": 4000, "limit_bytes": 5000}
+
+
+async def min_free_bytes(brokers: Brokers) -> None:
+    async def write(client: Client, session_id: str) -> Answer:
+        return await call(client, "write_file", session_id=session_id, path="w", content="x")
+
+    with running_broker(policy={"file_limits": {"min_free_bytes": 1 << 60}}) as broker:
+        refused = await in_session(broker, write)
+    assert refused.error[0] == "FILE_004"
+    assert refused["error_details"]["reserve_bytes"] == 1 << 60
+    assert not (await in_session(brokers.usual, write)).is_error
+
+
 COMMAND = "policy.allowed_commands.<name>"
 ROWS: Mapping[str, Row] = {
     f"{COMMAND}.executable": executable,
@@ -240,6 +269,8 @@ ROWS: Mapping[str, Row] = {
     "policy.allowed_env": allowed_env,
     "policy.file_limits.max_read_size": max_read_size,
     "policy.file_limits.max_write_size": max_write_size,
+    "policy.file_limits.max_session_bytes": max_session_bytes,
+    "policy.file_limits.min_free_bytes": min_free_bytes,
     "policy.file_limits.blocked_extensions": blocked_extensions,
     **{f"policy.resource_limits.{name}": limit(name) for name in CHANGED_LIMITS},
 }

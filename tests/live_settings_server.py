@@ -253,6 +253,7 @@ async def cleanup_interval(_brokers: Brokers) -> None:
             while not _discards(sweeping):
                 await ok(client, "get_system_info")
             assert not _discards(waiting)
+            assert _discards(sweeping)[0]["session_id"]
 
 
 async def _begin_upload(broker: LiveBroker, client: Client) -> None:

@@ -372,7 +372,7 @@ async def test_a_full_disk_is_a_write_error_and_leaves_the_file_as_it_was() -> N
     if os.geteuid() != 0:
         pytest.skip("only root can mount a disk that is small enough")
     with live_folder() as base:
-        write_config(base)
+        write_config(base, policy={"file_limits": {"min_free_bytes": 0}})
         mount = f'mount -t tmpfs -o size=64k,mode=777 none "{base}/ws" && exec "$@"'
         with broker_in(base, python=("unshare", "--mount", "--", "sh", "-c", mount, "sh", sys.executable)) as broker:
             async with connect(broker) as client:

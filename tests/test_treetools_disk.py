@@ -18,7 +18,7 @@ POLICY = """
 policy:
   allowed_paths: ["{work}/**"]
   blocked_paths: ["**/.ssh/**"]
-  file_limits: {{max_read_size: 1048576, max_write_size: 1048576, blocked_extensions: []}}
+  file_limits: {{max_read_size: 1048576, max_write_size: 1048576, min_free_bytes: 0, blocked_extensions: []}}
 """
 pytestmark = needs_root
 

@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from transfers.part import DISCARD_BOUND_S, Destination, Discarded, Part, Progress
+from transfers.quota import Quota
 from transfers.refusals import PathMismatch, TooLarge, TooManyTransfers, TransferNotFound, TransfersClosed
 from transfers.settings import TransferSettings
 from transfers.upload import Upload
@@ -28,6 +29,7 @@ class Uploads:
     """
 
     _settings: TransferSettings
+    _quota: Quota
     _limiter: trio.CapacityLimiter
     _on_discard: Callable[[Discarded], None]
     _clock: Callable[[], float]
@@ -49,7 +51,8 @@ class Uploads:
         *limit_bytes* is a narrower limit than `max_upload_bytes` for this file, if the caller has one.
 
         Raises:
-            TooManyTransfers, TooLarge, OffsetMismatch, UploadLost, TransfersClosed: nothing is left open.
+            TooManyTransfers, TooLarge, OffsetMismatch, QuotaExceeded, NoRoom, UploadLost, TransfersClosed: nothing is
+                left open.
 
         Ownership: *destination* belongs to the store from the call on.
         Cancellation: the part file is discarded (at most DISCARD_BOUND_S seconds), since the client never
@@ -73,7 +76,7 @@ class Uploads:
         """Take the next, or a repeated, chunk of an upload.
 
         Raises:
-            TransferNotFound, PathMismatch, OffsetMismatch, TooLarge: nothing changed.
+            TransferNotFound, PathMismatch, OffsetMismatch, TooLarge, QuotaExceeded, NoRoom: nothing changed.
             UploadLost: the upload is over, now or since an earlier call.
 
         Cancellation: a chunk that is being written is written, and counts; a replacement that has begun is
@@ -120,6 +123,8 @@ class Uploads:
             used_at=self._clock(),
             upload=Upload(max_bytes=max_bytes if limit_bytes is None else min(max_bytes, limit_bytes)),
             destination=destination,
+            quota=self._quota,
+            reserve_bytes=self._settings.reserve_bytes,
             limiter=self._limiter,
             on_discard=self._on_discard,
         )
