@@ -129,6 +129,7 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
         file_errors.NotEmpty: ErrorCode.FILE_ACCESS_DENIED,
         file_errors.HoldsClosedPaths: ErrorCode.POLICY_PATH_VIOLATION,
         file_errors.BadPattern: ErrorCode.INVALID_ARGUMENTS,
+        file_errors.BadArchive: ErrorCode.INVALID_ARGUMENTS,
         file_errors.TookTooLong: ErrorCode.FILE_TIMEOUT,
         file_errors.WriteFailed: ErrorCode.FILE_WRITE_ERROR,
         file_errors.Unanswered: ErrorCode.FILE_WRITE_ERROR,
