@@ -22,10 +22,12 @@ from broker.contract import TOOLS
 from broker.endpoint import McpServer, build_server
 from broker.gateway import Gateway
 from broker.listener import serve_http
+from broker.rawtransfers import TransferDesk
 from broker.records import Records
 from broker.sockets import ListenFailed
 from broker.stdio import serve_stdio
 from broker.supervisor import Supervisor, SupervisorSettings, open_supervisor
+from broker.transferdoor import TransferDoor
 from broker.wiring import Foundation, audit_settings, build_host, http_settings
 from config.load import Config
 from sandbox.cgroup_layer import open_groups
@@ -65,7 +67,10 @@ async def run_http(config: Config, foundation: Foundation, announce: Callable[[s
         async def serve(*, task_status: trio.TaskStatus[tuple[str, ...]]) -> None:
             settings = http_settings(config.server)
             server = build_mcp(broker)
-            await serve_http(settings, server, stop=broker.stop, end_work=broker.end_work, task_status=task_status)
+            door = TransferDoor(broker.desk, broker.audit)
+            await serve_http(
+                settings, server, stop=broker.stop, end_work=broker.end_work, door=door, task_status=task_status
+            )
             nursery.cancel_scope.cancel(reason="the server has stopped")
 
         nursery.start_soon(_mind_signals, broker, nursery.cancel_scope)
@@ -97,6 +102,7 @@ class Broker:
     audit: Audit
     gateway: Gateway
     supervisor: Supervisor[Belongings]
+    desk: TransferDesk
     drain_s: float
     stop: trio.Event = attrs.field(factory=trio.Event, init=False)
 
@@ -142,7 +148,13 @@ async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[B
             )
             if layer != foundation.cgroup.report:
                 log.info("layer %s: %s: %s", layer.name, layer.state, layer.detail)
-            broker = Broker(audit=audit, gateway=Gateway(host, audit), supervisor=supervisor, drain_s=server.drain_s)
+            broker = Broker(
+                audit=audit,
+                gateway=Gateway(host, audit),
+                supervisor=supervisor,
+                desk=host.desk,
+                drain_s=server.drain_s,
+            )
             try:
                 yield broker
             finally:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import attrs
 
-from broker import changetools, filetools, jobtools, outputtools, tools, treetools
+from broker import changetools, filetools, jobtools, outputtools, tools, transfertools, treetools
 from broker.audit import Audit, Event, EventType, ToolEvents, events_of
 from broker.belongings import Belongings
 from broker.calls import Answer, Call, OutputFace
@@ -38,6 +38,7 @@ STEPS: Mapping[type, Step] = MappingProxyType(
         **changetools.STEPS,
         **jobtools.STEPS,
         **outputtools.STEPS,
+        **transfertools.STEPS,
     }
 )
 
@@ -80,6 +81,7 @@ class Gateway:
             client=call.client,
             request_id=call.request_id,
             report=call.report,
+            base_url=call.base_url and (self._host.desk.public_url or call.base_url),
         )
         if step.inside and session is not None:
             result = await session.call(step.perform, scope, request, allow.subject)
@@ -181,12 +183,13 @@ _RECORDED = MappingProxyType(
         "bytes_received": "data_bytes",
         "bytes_copied": "data_bytes",
         "chunk_size": "data_bytes",
+        "bytes_done": "data_bytes",
     }
 )
 """Fields of results that an end record carries, and under which name."""
 
 
-_DETAILS = ("command_id", "commands_ended")
+_DETAILS = ("command_id", "commands_ended", "transfer_id")
 """Fields of results that go into the details of an end record, unless they are empty."""
 
 

@@ -16,6 +16,7 @@ from broker.grants import find_grants, limits_of, resolve_programs, without_own_
 from broker.host import CommandLimits, Host
 from broker.jobs import Job
 from broker.listener import HttpSettings
+from broker.rawtransfers import TransferDesk
 from broker.supervisor import Supervisor
 from config.load import Config
 from config.settings import ServerSettings
@@ -106,6 +107,7 @@ def build_host(
         supervisor=supervisor,
         facts=FactSource(),
         media=MediaTypes(limiter=trio.CapacityLimiter(MEDIA_THREADS)),
+        desk=_transfer_desk(server),
         on_discard=on_discard,
         on_job_end=on_job_end,
     )
@@ -139,6 +141,17 @@ def _belongings_settings(config: Config) -> BelongingsSettings:
             folder=str(config.base_dir / "data" / "output"),
         ),
         sweep_s=server.sessions.cleanup_interval,
+    )
+
+
+def _transfer_desk(server: ServerSettings) -> TransferDesk:
+    transfers = server.transfers
+    return TransferDesk(
+        ttl_s=transfers.url_ttl_s,
+        idle_s=transfers.idle_s,
+        max_open=transfers.max_open,
+        max_streams=transfers.max_streams,
+        public_url=transfers.public_url.rstrip("/"),
     )
 
 
