@@ -135,7 +135,9 @@ class Init:
                 wire.send(ours, {"op": "leaf"}, [fd])
                 os.close(fd)
             self._ours.add(pid)
-            wire.send(self._sock, {"op": "keeper", "pid": pid}, [ours.fileno()])
+            pidfd = os.pidfd_open(pid)  # its number in here may mean nothing outside
+            wire.send(self._sock, {"op": "keeper"}, [ours.fileno(), pidfd])
+            os.close(pidfd)
 
     def _reap(self) -> None:
         self._keeper_killed = False

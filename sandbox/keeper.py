@@ -4,7 +4,7 @@ It holds one leader-to-be ready, reports how the leader ended and when the tree 
 one ready. It ends the tree when told, when the broker's socket closes, and when the init dies (SIGTERM, asked
 for by PR_SET_PDEATHSIG: SIGKILL would leave the tree without anybody to end it).
 
-Messages out: ready {serial, leader} + launch socket; ended {serial, status, empty}; empty {serial}.
+Messages out: ready {serial} + launch socket and pidfd of the leader; ended {serial, status, empty}; empty {serial}.
 Messages in: signal {serial, signal}; kill {serial}. A serial that is no longer current is ignored, so that an
 order cannot hit the next command.
 
@@ -119,7 +119,9 @@ class Keeper:
         return fault
 
     def _announce(self, leader_pid: int, ours: socket.socket) -> None:
-        wire.send(self._sock, {"op": "ready", "serial": self._serial, "leader": leader_pid}, [ours.fileno()])
+        pidfd = os.pidfd_open(leader_pid)  # its number in here may mean nothing outside
+        wire.send(self._sock, {"op": "ready", "serial": self._serial}, [ours.fileno(), pidfd])
+        os.close(pidfd)
 
     def _obey(self) -> bool:
         received = wire.receive(self._sock)

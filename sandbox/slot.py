@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from sandbox import wire
+from sandbox.pids import take_pid
 
 if TYPE_CHECKING:
     from sandbox.cgroup_leaves import Leaf, Leaves
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 class Slot:
     """One keeper as the broker sees it. `serial` counts its commands; orders and news carry it.
 
+    `keeper_pid` and `leader_pid` are numbers of the broker's pid namespace, 0 for what ended before it was known.
     With control groups: `leaf` is that of the leader that waits, until a command has it; `next_leaf` that of the one
     after it, `promised` as soon as it is being made.
     """
@@ -57,7 +59,7 @@ class Slot:
             case "ready":
                 self.disarm()
                 self._advance(news["serial"])
-                self.leader_pid = news["leader"]
+                self.leader_pid = take_pid(fds[1])
                 self.launch = socket.socket(fileno=fds[0])
                 self.launch.setblocking(False)
             case "ended":

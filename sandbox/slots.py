@@ -18,6 +18,7 @@ import trio
 
 from sandbox import wire
 from sandbox.faults import SpawnFailed
+from sandbox.pids import take_pid
 from sandbox.slot import Slot
 
 if TYPE_CHECKING:
@@ -175,10 +176,10 @@ class SlotPool:
                 if received is None:
                     self._init_gone = True
                 else:
-                    message, (fd,) = received
+                    _, (fd, pidfd) = received
                     sock = socket.socket(fileno=fd)
                     sock.setblocking(False)
-                    self._free.append(self._slot(message["pid"], sock))
+                    self._free.append(self._slot(take_pid(pidfd), sock))
                     self._owed -= 1
         except BlockingIOError:
             return
