@@ -20,9 +20,9 @@ from policy.decision import Deny
 from policy.known import may_run_of
 from policy.path import PathRules, Pattern, Root, decide_path, kernel_roots
 from policy.pattern import ANY_DEPTH, components, is_glob
-from policy.rules import CommandRule, Policy
+from policy.rules import CommandRule, Policy, ResourceLimits, ResourceOverride
 from policy.treefilter import tree_filter
-from sandbox.plan import Hidden, SessionUser
+from sandbox.plan import Hidden, Limits, SessionUser
 from sandbox.programs import Program, resolve_program
 
 BENEATH = "/**"
@@ -96,3 +96,16 @@ def _existing(root: Root) -> Iterator[str]:
     for path in [root.prefix] if root.literal else glob.iglob(root.glob, recursive=True, include_hidden=True):
         if os.path.isdir(path) if root.beneath else os.path.isfile(path):
             yield os.path.realpath(path)
+
+
+def limits_of(limits: ResourceLimits | ResourceOverride) -> Limits:
+    """What the policy says, as the sandbox says it."""
+    return Limits(
+        memory_max_bytes=limits.memory_max,
+        swap_max_bytes=limits.memory_swap_max,
+        pids_max=limits.pids_max,
+        file_size_max_bytes=limits.file_size_max,
+        open_files_max=limits.open_files_max,
+        cpu_max_cores=limits.cpu_max,
+        io_weight=limits.io_weight,
+    )

@@ -38,6 +38,7 @@ from broker.results import (
     ProcessInfo,
 )
 from broker.session import EndReason, Session
+from broker.supervisor import new_session_id
 from sandbox.facts import ProcessFacts
 from sandbox.farewell import ask_to_end
 from sandbox.faults import ProcessNotFound
@@ -49,7 +50,7 @@ END_BOUND_S = 10.0
 
 async def perform_create_session(scope: Scope, request: CreateSession, working_dir: str) -> CreateSessionResult:
     """Bring a session to life and enter its working directory, whose real path is decided as well."""
-    host = scope.host
+    host, session_id = scope.host, request.id or new_session_id()
     walls = Walls(
         user=host.user,
         home=host.user.home,
@@ -68,10 +69,11 @@ async def perform_create_session(scope: Scope, request: CreateSession, working_d
         walls,
         host.belongings,
         environment=request.environment,
-        on_discard=partial(host.on_discard, scope.principal),
+        on_discard=partial(host.on_discard, scope.principal, session_id),
         on_job_end=host.on_job_end,
+        desk=host.desk,
     )
-    session = await host.supervisor.create(scope.principal, request.id, open_resources)
+    session = await host.supervisor.create(scope.principal, session_id, open_resources)
     await _enter(host, session)
     return CreateSessionResult(
         session_id=session.id,

@@ -48,7 +48,6 @@ class Capabilities:
     seccomp: Feature
     namespaces: Feature
     network_namespace: Feature
-    cgroup2: Feature
 
 
 def probe() -> Capabilities:
@@ -64,7 +63,6 @@ def probe() -> Capabilities:
         seccomp=_seccomp(),
         namespaces=spaces,
         network_namespace=network,
-        cgroup2=_cgroup2(),
     )
 
 
@@ -128,18 +126,6 @@ def _hint(*, is_root: bool) -> str:
         if _read(f"/proc/sys/{setting.replace('.', '/')}").strip() == forbids:
             return f" ({setting} is {forbids})"
     return ""
-
-
-def _cgroup2() -> Feature:
-    for line in _read("/proc/self/mountinfo").splitlines():
-        mount, _, filesystem = line.partition(" - ")
-        if filesystem.startswith("cgroup2 "):
-            where = mount.split()[4]
-            controllers = _read(f"{where}/cgroup.controllers").split()
-            if {"memory", "pids"} <= set(controllers):
-                return Feature(present=True, detail=where)
-            return Feature(present=False, detail=f"{where} has no memory and pids controllers")
-    return Feature(present=False, detail="no cgroup2 file system is mounted")
 
 
 def _read(path: str) -> str:

@@ -47,6 +47,11 @@ class Child:
     first_pid: int = 0
     terminal_maker_fd: int = -1  # see `open_terminal`; ours, until the end
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Its processes, by numbers of ours; all there are until a birth."""
+        return (self.pid, self.first_pid) if self.first_pid else (self.pid,)
+
     async def wait_ahead(self) -> None:
         """Wait until it is where a birth begins; the caller bounds it.
 

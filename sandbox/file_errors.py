@@ -91,6 +91,10 @@ class BadPattern(FileError):
     """A glob or a regular expression has no meaning."""
 
 
+class BadArchive(FileError):
+    """The archive is damaged, incomplete, or holds something else than plain files and directories."""
+
+
 class TookTooLong(FileError):
     """The work on a tree was stopped at its deadline; what its text says was done stays done."""
 
@@ -127,6 +131,7 @@ _BY_REFUSAL = MappingProxyType(
         "changed": Changed,
         "blocked": HoldsClosedPaths,
         "pattern": BadPattern,
+        "archive": BadArchive,
         "too_large": TooLarge,
         "no_space": NoSpace,
     }

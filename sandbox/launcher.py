@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from sandbox import trees, wire
+from sandbox.cgroup import CgroupFault
+from sandbox.cgroup_leaves import Leaves
 from sandbox.child import Child, start_spare
 from sandbox.faults import BirthFailed, ProcessNotFound
 from sandbox.grants import grants_everything, grants_for
@@ -23,6 +25,8 @@ from sandbox.slots import SlotPool
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator
+
+    from sandbox.cgroup_tree import SessionGroup, Tree
 
 BIRTH_S = 10.0  # it takes about 10 ms from a warm spare and 50 ms from a cold one
 END_S = 5.0  # for keepers whose init did not survive
@@ -38,10 +42,14 @@ class Init:
         files_socket: socket.socket,
         layers: tuple[LayerReport, ...],
         limits: Limits,
+        leaves: Leaves | None = None,
         *,
         mixed_network: bool,
     ) -> None:
-        """Have the use of *child*; `open_init` owns it. *mixed_network*: each command is told whether it has one."""
+        """Have the use of *child* and *leaves*; `open_init` owns them.
+
+        *mixed_network*: each command is told whether it has one.
+        """
         self.pid = child.pid
         self.first_pid = child.first_pid or child.pid
         self.files_socket = files_socket
@@ -49,7 +57,7 @@ class Init:
         self.limits = limits
         self.mixed_network = mixed_network
         self.terminal_maker_fd = child.terminal_maker_fd
-        self.slots = SlotPool(child.sock)
+        self.slots = SlotPool(child.sock, leaves)
         self._child = child
 
     async def wait_exited(self) -> None:
@@ -87,6 +95,8 @@ class Init:
 
         Cancellation: shielded, bounded by END_S here and in `Child.end`.
         """
+        if self.slots.leaves is not None:
+            await self.slots.leaves.kill_all()
         gone = await self._child.end()
         with trio.move_on_after(END_S, shield=True) as joined:
             await self.slots.wait_gone()
@@ -120,13 +130,17 @@ def _signal_below(keepers: frozenset[int], pid: int, signum: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_launcher(plan: Plan) -> AsyncIterator[Launcher]:
+async def open_launcher(plan: Plan, groups: Tree | None = None) -> AsyncIterator[Launcher]:
     """Keep a spare interpreter warm; it ends with this block. Inits must be closed before.
+
+    Args:
+        plan: for all of them.
+        groups: where each gets a control group; it must outlive the block.
 
     Raises:
         BirthFailed: no interpreter can be started.
     """
-    launcher = Launcher(plan)
+    launcher = Launcher(plan, groups)
     launcher.warm_up()
     try:
         yield launcher
@@ -138,8 +152,9 @@ async def open_launcher(plan: Plan) -> AsyncIterator[Launcher]:
 class Launcher:
     """Gives birth to inits. The thread that runs it must outlive it (see `sandbox.child`)."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, groups: Tree | None = None) -> None:
         """Start nothing yet."""
+        self._groups = groups
         self._plan = plan
         self._spare: Child | None = None
 
@@ -161,16 +176,34 @@ class Launcher:
         Raises:
             BirthFailed: a stage failed, or a layer that the operator requires is not enforced inside.
         """
+        async with self._open_group(walls.limits) as group, self._open_init(walls, group) as init:
+            yield init
+
+    @contextlib.asynccontextmanager
+    async def _open_group(self, limits: Limits) -> AsyncIterator[SessionGroup | None]:
+        if self._groups is None:
+            yield None
+            return
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                group = await stack.enter_async_context(self._groups.open_session(limits.of_group()))
+            except CgroupFault as fault:
+                raise BirthFailed("cgroup", str(fault)) from fault
+            yield group
+
+    @contextlib.asynccontextmanager
+    async def _open_init(self, walls: Walls, group: SessionGroup | None) -> AsyncIterator[Init]:
         child = await self._take_spare()
         files_socket, openers = wire.pair()
         init: Init | None = None
         with files_socket, openers:
             try:
-                layers = await self._give_birth(child, walls, openers)
+                layers = await self._give_birth(child, walls, openers, group)
+                leaves = await self._settle(group, walls.limits)
                 with contextlib.suppress(BirthFailed):  # the next session will start its own, and say why not
                     self.warm_up()
                 mixed = self._plan.network == "some" and self._plan.seccomp
-                init = Init(child, files_socket, layers, walls.limits, mixed_network=mixed)
+                init = Init(child, files_socket, layers, walls.limits, leaves, mixed_network=mixed)
                 yield init
             finally:
                 with trio.move_on_after(SHUT_S, shield=True):
@@ -183,16 +216,32 @@ class Launcher:
             spare = None
         return spare or start_spare(self._plan.spaces)
 
-    async def _give_birth(self, child: Child, walls: Walls, openers: socket.socket) -> tuple[LayerReport, ...]:
+    async def _settle(self, group: SessionGroup | None, limits: Limits) -> Leaves | None:
+        """Make the session's group ready for leaves, now that no namespace is made in it any more."""
+        if group is None or self._groups is None:
+            return None
+        try:
+            await group.settle()
+        except CgroupFault as fault:
+            raise BirthFailed("cgroup", str(fault)) from fault
+        return Leaves(group, limits.of_group(), self._groups.chores)
+
+    async def _give_birth(
+        self, child: Child, walls: Walls, openers: socket.socket, group: SessionGroup | None
+    ) -> tuple[LayerReport, ...]:
         try:
             with trio.fail_after(BIRTH_S):
                 await child.wait_ahead()
-                # Here the broker puts the child (`pid`, and `first_pid` if it has one) into the session's cgroup.
-                wire.send(child.sock, birth_spec(self._plan, walls), [openers.fileno()])
+                if group is not None:
+                    for pid in child.pids:
+                        await group.join(pid)
+                wire.send(child.sock, birth_spec(self._plan, walls, grouped=group is not None), [openers.fileno()])
                 openers.close()  # or we would not see the opener's end
                 answer, makers = await child.hear()
         except trio.TooSlowError:
             raise BirthFailed("report", f"no answer within {BIRTH_S:.0f} s") from None
+        except CgroupFault as fault:
+            raise BirthFailed("cgroup", str(fault)) from fault
         except OSError as error:
             raise BirthFailed("start", "the waiting interpreter is gone") from error
         child.terminal_maker_fd = makers[0] if makers else -1
@@ -209,8 +258,8 @@ class Launcher:
         return tuple(layers[name] for name in LAYERS)
 
 
-def birth_spec(plan: Plan, walls: Walls) -> wire.Message:
-    """Compose what an init is told about itself."""
+def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Message:
+    """Compose what an init is told about itself. *grouped*: it is in a control group of its session already."""
     user = walls.user
     return {
         "op": "birth",
@@ -219,7 +268,6 @@ def birth_spec(plan: Plan, walls: Walls) -> wire.Message:
         "switch_user": plan.switch_user,
         "seccomp": plan.seccomp,
         "internet": plan.internet,
-        "cgroup": False,
         "uid": user.uid,
         "gid": user.gid,
         "groups": user.groups,
@@ -230,4 +278,5 @@ def birth_spec(plan: Plan, walls: Walls) -> wire.Message:
         "root": root_for(plan, walls),
         "hide": hide_for(plan, walls),
         "expected": {layer.name: (layer.state, layer.detail) for layer in plan.layers},
+        "cgroup": grouped,
     }

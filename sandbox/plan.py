@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
+from sandbox.cgroup_values import GroupLimits
 from sandbox.spaces import NAMESPACES_REMEDY, NETWORK_REMEDY, SIGNAL_SCOPE_ABI, choose_spaces
 
 if TYPE_CHECKING:
@@ -88,12 +89,15 @@ class SessionUser:
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """Per-process limits; None leaves what the surroundings have."""
+    """What processes may use; None leaves what the surroundings have. Swap, cores and weight need a cgroup."""
 
     memory_max_bytes: int | None = attrs.field(default=None, validator=_not_negative)
     pids_max: int | None = attrs.field(default=None, validator=_not_negative)
     file_size_max_bytes: int | None = attrs.field(default=None, validator=_not_negative)
     open_files_max: int | None = attrs.field(default=None, validator=_not_negative)
+    swap_max_bytes: int | None = None
+    cpu_max_cores: float | None = None
+    io_weight: int | None = None
 
     def overridden(self, override: Limits | None) -> Limits:
         """These limits, with what *override* names put in its place."""
@@ -101,6 +105,25 @@ class Limits:
             return self
         named = {name: value for name, value in attrs.asdict(override).items() if value is not None}
         return attrs.evolve(self, **named)
+
+    def of_group(self) -> GroupLimits:
+        """Return what a control group holds all its processes together to."""
+        return GroupLimits(
+            memory_max_bytes=self.memory_max_bytes,
+            swap_max_bytes=self.swap_max_bytes,
+            pids_max=self.pids_max,
+            cpu_max_cores=self.cpu_max_cores,
+            io_weight=self.io_weight,
+        )
+
+    def of_process(self, *, grouped: bool) -> dict[str, int | None]:
+        """Return what setrlimit(2) is told; in a group, the sum counts and a program may reserve what it likes."""
+        return {
+            "memory_max_bytes": None if grouped else self.memory_max_bytes,
+            "pids_max": None if grouped else self.pids_max,
+            "file_size_max_bytes": self.file_size_max_bytes,
+            "open_files_max": self.open_files_max,
+        }
 
 
 @attrs.frozen(kw_only=True)
@@ -145,6 +168,9 @@ class LayerReport:
     detail: str
 
 
+NO_CGROUP = LayerReport(name="cgroup", state="unavailable", detail="nobody looked for a place")
+
+
 @attrs.frozen(kw_only=True)
 class Plan:
     """How inits are born on this host."""
@@ -161,9 +187,25 @@ class Plan:
     require: tuple[str, ...]
     layers: tuple[LayerReport, ...]  # what is expected; an Init carries what was found
 
+    def with_cgroup(self, report: LayerReport) -> Plan:
+        """Return this plan with what became of the cgroup layer, and what that leaves to the rlimits."""
+        found = {"cgroup": report, "rlimits": _rlimits(report)}
+        return attrs.evolve(self, layers=tuple(found.get(layer.name, layer) for layer in self.layers))
 
-def make_plan(capabilities: Capabilities, settings: SandboxSettings, network: NetworkUse = "none") -> Plan:
-    """Decide the layers for this host, and for a policy that allows this much *network*.
+
+def make_plan(
+    capabilities: Capabilities,
+    settings: SandboxSettings,
+    cgroup: LayerReport = NO_CGROUP,
+    network: NetworkUse = "none",
+) -> Plan:
+    """Decide the layers for this host.
+
+    Args:
+        capabilities: of the host.
+        settings: of the operator.
+        cgroup: what is known of that layer.
+        network: which commands the policy allows it.
 
     Raises:
         Refused: a layer of `settings.require` cannot be enforced here.
@@ -171,12 +213,9 @@ def make_plan(capabilities: Capabilities, settings: SandboxSettings, network: Ne
     spaces = choose_spaces(
         capabilities, enabled=settings.enable_namespaces, private_tmp=settings.private_tmp, network=network
     )
-    expected = {report.name: report for report in _expected(capabilities, settings, spaces)}
+    expected = {report.name: report for report in _expected(capabilities, cgroup, spaces)}
     for name in settings.require:
-        if expected[name].state != "enforced":
-            raise Refused(
-                layer=name, why=f"it is {expected[name].state}: {expected[name].detail}", remedy=_remedy(name)
-            )
+        check_enforced(expected[name])
     return Plan(
         landlock_abi=capabilities.landlock_abi,
         signal_scope=capabilities.landlock_abi >= SIGNAL_SCOPE_ABI,
@@ -192,20 +231,31 @@ def make_plan(capabilities: Capabilities, settings: SandboxSettings, network: Ne
     )
 
 
-def _expected(capabilities: Capabilities, settings: SandboxSettings, spaces: Spaces) -> tuple[LayerReport, ...]:
+def check_enforced(required: LayerReport) -> None:
+    """Raise Refused where a layer that the operator requires is not enforced."""
+    if required.state != "enforced":
+        why = f"it is {required.state}: {required.detail}"
+        raise Refused(layer=required.name, why=why, remedy=_remedy(required.name))
+
+
+def _expected(capabilities: Capabilities, cgroup: LayerReport, spaces: Spaces) -> tuple[LayerReport, ...]:
     return (
         _user(capabilities),
         LayerReport(name="no_new_privs", state="enforced", detail="set-user-ID programs gain nothing"),
         _landlock(capabilities),
-        LayerReport(
-            name="rlimits",
-            state="partial",
-            detail="memory and file size count per process and processes per user; sums need a cgroup",
-        ),
+        _rlimits(cgroup),
         _seccomp(capabilities),
         *(LayerReport(name=name, state=state, detail=detail) for name, (state, detail) in spaces.layers),
-        LayerReport(name="cgroup", state="unavailable", detail=_cgroup(settings)),
+        cgroup,
     )
+
+
+def _rlimits(cgroup: LayerReport) -> LayerReport:
+    if cgroup.state == "unavailable":
+        detail = "memory and file size count per process and processes per user; sums need a cgroup"
+    else:
+        detail = "file size and open files count per process; memory and processes are the cgroup's"
+    return LayerReport(name="rlimits", state="partial", detail=detail)
 
 
 def _seccomp(capabilities: Capabilities) -> LayerReport:
@@ -213,12 +263,6 @@ def _seccomp(capabilities: Capabilities) -> LayerReport:
         return LayerReport(name="seccomp", state="unavailable", detail=capabilities.seccomp.detail)
     detail = "refuses tracing, mounts, namespaces, kernel modules, io_uring, raw sockets, executable memory files, ..."
     return LayerReport(name="seccomp", state="enforced", detail=detail)
-
-
-def _cgroup(settings: SandboxSettings) -> str:
-    if not settings.enable_cgroups:
-        return "switched off (sandbox.enable_cgroups)"
-    return f"this version does not use cgroups, and {settings.cgroup_base} stays unused"
 
 
 def _user(capabilities: Capabilities) -> LayerReport:
@@ -245,6 +289,7 @@ _REMEDIES = MappingProxyType(
         "pid_namespace": NAMESPACES_REMEDY,
         "mount_namespace": NAMESPACES_REMEDY,
         "network": NETWORK_REMEDY,
+        "cgroup": "do that",
         "blocked_paths": "what appears after a session began cannot be hidden from it on any host",
     }
 )
