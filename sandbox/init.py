@@ -35,6 +35,8 @@ def main(fd: int, broker_pid: int) -> NoReturn:
     if received is None:  # the broker needs no further session
         os._exit(0)
     spec, (opener_fd,) = received
+    if spec["besieged"]:
+        from sandbox import siege  # noqa: F401, PLC0415  here and nowhere else: no real session has it at hand
     try:
         birth.raise_walls(spec)
         opener_pid = _fork_opener(opener_fd)

@@ -252,4 +252,5 @@ def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Messa
         "canary_granted": grants_everything(walls),
         "details": expected,
         "cgroup": grouped,
+        "besieged": plan.besieged,
     }
