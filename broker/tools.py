@@ -59,6 +59,9 @@ async def perform_create_session(scope: Scope, request: CreateSession, working_d
         write_paths=host.grants.write_paths,
         exec_paths=host.grants.exec_paths,
         limits=host.limits,
+        named_programs=host.grants.named_programs,
+        private_home=host.grants.private_home,
+        hidden=host.grants.hidden,
     )
     open_resources = partial(
         open_belongings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from collections.abc import Mapping
 from functools import partial
@@ -230,6 +231,25 @@ async def blocked_extensions(brokers: Brokers) -> None:
     assert changed.error[0] == "POLICY_002"
 
 
+CONNECT = "import socket, sys; socket.create_connection(('127.0.0.1', int(sys.argv[1]))).close()"
+
+
+def network(place: str) -> Row:
+    """Whether a command reaches a port of this machine, by what the policy or its rule says."""
+
+    async def row(_brokers: Brokers) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            words = ("python3", "-I", "-c", CONNECT, str(server.getsockname()[1]))
+            for said in ("allow", "deny"):
+                rule = {"executable": "/usr/bin/python3"} | ({"network": said} if place == "rule" else {})
+                policy = {"allowed_commands": {"python3": rule}} | ({"network": said} if place == "policy" else {})
+                with running_broker(policy=policy) as broker:
+                    ended = await in_session(broker, lambda client, session_id: run(client, session_id, *words))
+                    assert (ended["exit_code"] == 0) is (said == "allow"), ended["stderr"]
+
+    return row
+
+
 GROUPED = {
     "memory_swap_max": (8192, "memory.swap.max", "8192"),
     "cpu_max": (0.5, "cpu.max", "50000 100000"),
@@ -299,6 +319,7 @@ ROWS: Mapping[str, Row] = {
     f"{COMMAND}.allowed_flags": allowed_flags,
     f"{COMMAND}.env": rule_env,
     f"{COMMAND}.may_run": may_run,
+    f"{COMMAND}.network": network("rule"),
     f"{COMMAND}.description": description,
     f"{COMMAND}.examples.allow": at_once(examples_allow),
     f"{COMMAND}.examples.deny": at_once(examples_deny),
@@ -306,6 +327,7 @@ ROWS: Mapping[str, Row] = {
     "policy.blocked_paths": blocked_paths,
     "policy.denied_env": denied_env,
     "policy.allowed_env": allowed_env,
+    "policy.network": network("policy"),
     "policy.file_limits.max_read_size": max_read_size,
     "policy.file_limits.max_write_size": max_write_size,
     "policy.file_limits.max_session_bytes": max_session_bytes,
