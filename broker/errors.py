@@ -145,6 +145,7 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
         refusals.UploadLost: ErrorCode.FILE_WRITE_ERROR,
         refusals.SourceChanged: ErrorCode.FILE_CHANGED,
         refusals.SourceUnreadable: ErrorCode.FILE_ACCESS_DENIED,
+        refusals.ArchiveTooLarge: ErrorCode.FILE_TOO_LARGE,
         refusals.UnsizedSource: ErrorCode.FILE_ACCESS_DENIED,
         refusals.TransfersClosed: ErrorCode.SESSION_CLOSED,
     }
