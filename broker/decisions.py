@@ -27,6 +27,7 @@ from broker.requests import (
     WriteFile,
 )
 from broker.session import Session
+from broker.transferrequests import OpenTransfer
 from broker.treerequests import (
     CopyPath,
     DeletePath,
@@ -99,11 +100,17 @@ def decide(host: Host, session: Session[Belongings] | None, request: Request) ->
             return _of_two_paths(host, session, (source, "read"), (destination, "write"))
         case DeletePath(recursive=True, confirm=False):
             raise _unconfirmed(_of_path(host, session, request.path, "remove"))
-        case _ if purpose := PURPOSES.get(type(request)):
-            path: str = getattr(request, "path")  # noqa: B009  every class of the table has one
+        case _ if purpose := _purpose_of(request):
+            path: str = getattr(request, "path")  # noqa: B009  every class with a purpose has one
             return _of_path(host, session, path, purpose)
         case _:
             return Allow(rule="tools", reason="The tool needs no further permission.", subject=None)
+
+
+def _purpose_of(request: Request) -> Purpose | None:
+    if isinstance(request, OpenTransfer):
+        return "read" if request.direction == "download" else "write"
+    return PURPOSES.get(type(request))
 
 
 def require_path(host: Host, path: str, purpose: Purpose) -> Allow[str]:

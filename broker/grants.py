@@ -17,7 +17,8 @@ from broker.host import Grants
 from policy.known import may_run_of
 from policy.path import PathRules, Pattern, Root, kernel_roots
 from policy.pattern import ANY_DEPTH, components
-from policy.rules import CommandRule, Policy
+from policy.rules import CommandRule, Policy, ResourceLimits, ResourceOverride
+from sandbox.plan import Limits
 from sandbox.programs import Program, resolve_program
 
 BENEATH = "/**"
@@ -76,3 +77,16 @@ def _existing(root: Root) -> Iterator[str]:
     for path in [root.prefix] if root.literal else glob.iglob(root.glob, recursive=True, include_hidden=True):
         if os.path.isdir(path) if root.beneath else os.path.isfile(path):
             yield os.path.realpath(path)
+
+
+def limits_of(limits: ResourceLimits | ResourceOverride) -> Limits:
+    """What the policy says, as the sandbox says it."""
+    return Limits(
+        memory_max_bytes=limits.memory_max,
+        swap_max_bytes=limits.memory_swap_max,
+        pids_max=limits.pids_max,
+        file_size_max_bytes=limits.file_size_max,
+        open_files_max=limits.open_files_max,
+        cpu_max_cores=limits.cpu_max,
+        io_weight=limits.io_weight,
+    )

@@ -13,6 +13,7 @@ import attrs
 from broker.belongings import Belongings, BelongingsSettings
 from broker.calls import Report
 from broker.jobs import Job
+from broker.rawtransfers import TransferDesk
 from broker.session import Session
 from broker.supervisor import Supervisor
 from policy.environment import User
@@ -66,6 +67,7 @@ class Host:
     supervisor: Supervisor[Belongings]
     facts: FactSource
     media: MediaTypes
+    desk: TransferDesk
     on_discard: Callable[[str, str, Discarded], None]
     """Told of the principal, the session and the upload."""
     on_job_end: Callable[[Job], None]
@@ -86,6 +88,8 @@ class Scope:
     client: str = ""
     request_id: str = ""
     report: Report | None = None
+    base_url: str = ""
+    """See `broker.calls.Call`."""
 
     @property
     def named_session(self) -> Session[Belongings]:

@@ -68,6 +68,7 @@ async def perform_create_session(scope: Scope, request: CreateSession, working_d
         environment=request.environment,
         on_discard=partial(host.on_discard, scope.principal, session_id),
         on_job_end=host.on_job_end,
+        desk=host.desk,
     )
     session = await host.supervisor.create(scope.principal, session_id, open_resources)
     await _enter(host, session)

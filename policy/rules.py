@@ -30,6 +30,9 @@ Example = str | tuple[str, ...]  # a line split as a shell would split it, or an
 
 _positive = attrs.validators.ge(1)
 _positive_or_none = attrs.validators.optional(_positive)
+_not_negative = attrs.validators.ge(0)
+_cores = attrs.validators.optional(attrs.validators.ge(0.01))  # the kernel gives no less
+_weight = attrs.validators.optional([attrs.validators.ge(1), attrs.validators.le(10_000)])
 
 
 def _read_only_variables(variables: Mapping[str, str]) -> Mapping[str, str]:
@@ -53,9 +56,12 @@ class ResourceOverride:
     """Limits of one command that differ from `resource_limits`; None keeps the general one."""
 
     memory_max: int | None = attrs.field(default=None, validator=_positive_or_none)  # bytes
+    memory_swap_max: int | None = attrs.field(default=None, validator=attrs.validators.optional(_not_negative))  # bytes
     pids_max: int | None = attrs.field(default=None, validator=_positive_or_none)  # processes and threads
     file_size_max: int | None = attrs.field(default=None, validator=_positive_or_none)  # bytes
     open_files_max: int | None = attrs.field(default=None, validator=_positive_or_none)  # descriptors
+    cpu_max: float | None = attrs.field(default=None, validator=_cores)  # processors
+    io_weight: int | None = attrs.field(default=None, validator=_weight)
 
 
 @attrs.frozen(kw_only=True)
@@ -106,9 +112,12 @@ class ResourceLimits:
     """What the processes of a session may use."""
 
     memory_max: int = attrs.field(validator=_positive)  # bytes
+    memory_swap_max: int = attrs.field(validator=_not_negative)  # bytes
     pids_max: int = attrs.field(validator=_positive)  # processes and threads
     file_size_max: int = attrs.field(validator=_positive)  # bytes of one file
     open_files_max: int = attrs.field(validator=_positive)  # descriptors of one process
+    cpu_max: float | None = attrs.field(default=None, validator=_cores)  # processors; None: all there are
+    io_weight: int | None = attrs.field(default=None, validator=_weight)  # None: the kernel's 100
 
 
 @attrs.frozen(kw_only=True)

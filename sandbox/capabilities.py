@@ -35,7 +35,6 @@ class Capabilities:
     may_switch_user: bool
     seccomp: Feature
     user_namespaces: Feature
-    cgroup2: Feature
 
 
 def probe() -> Capabilities:
@@ -48,7 +47,6 @@ def probe() -> Capabilities:
         may_switch_user=_may_switch_user(),
         seccomp=_seccomp(),
         user_namespaces=_user_namespaces(),
-        cgroup2=_cgroup2(),
     )
 
 
@@ -79,18 +77,6 @@ def _user_namespaces() -> Feature:
     if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").strip() == "1":
         return Feature(present=False, detail="kernel.apparmor_restrict_unprivileged_userns is 1")
     return Feature(present=True, detail="allowed")
-
-
-def _cgroup2() -> Feature:
-    for line in _read("/proc/self/mountinfo").splitlines():
-        mount, _, filesystem = line.partition(" - ")
-        if filesystem.startswith("cgroup2 "):
-            where = mount.split()[4]
-            controllers = _read(f"{where}/cgroup.controllers").split()
-            if {"memory", "pids"} <= set(controllers):
-                return Feature(present=True, detail=where)
-            return Feature(present=False, detail=f"{where} has no memory and pids controllers")
-    return Feature(present=False, detail="no cgroup2 file system is mounted")
 
 
 def _read(path: str) -> str:

@@ -12,6 +12,7 @@ from sandbox.launching import open_command
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from sandbox.cgroup_values import CommandUsage
     from sandbox.launcher import Init
     from sandbox.plan import Limits
     from sandbox.running import Command
@@ -75,7 +76,7 @@ How = Exited | Signalled | TimedOut
 
 @attrs.frozen(kw_only=True)
 class Ended:
-    """A command's whole story. `drained`: both pipes were read to their end."""
+    """A command's whole story. `drained`: both pipes were read to their end; `usage`: None without a cgroup."""
 
     how: How
     stdout: Captured
@@ -83,6 +84,7 @@ class Ended:
     drained: bool
     duration_ms: int
     pid: int
+    usage: CommandUsage | None = None
 
 
 async def run_command(
@@ -136,6 +138,7 @@ async def run_command(
             drained=drained,
             duration_ms=round((trio.current_time() - started_s) * 1000),
             pid=command.pid,
+            usage=None if command.leaf is None else command.leaf.usage(),
         )
 
 

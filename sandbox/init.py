@@ -86,6 +86,7 @@ class Init:
         self._sock = sock
         self._abi: int = spec["abi"]
         self._tasks_room: int = spec["tasks_room"]
+        self._grouped: bool = spec["cgroup"]
         self._broker_pid: int = spec["broker_pid"]
         self._ours = {opener_pid}  # the opener and the keepers
         self._keeper_killed = False
@@ -101,7 +102,8 @@ class Init:
             trees.end_in_rounds(_forget)
 
     def _serve(self) -> None:
-        self._fork_keeper()
+        if not self._grouped:  # else it comes with a group for its first command
+            self._fork_keeper([])
         while True:
             readable, signals = self._wakeup.wait()
             if signal.SIGTERM in signals:
@@ -109,18 +111,29 @@ class Init:
             if signals:
                 self._reap()
             if readable:
-                if wire.receive(self._sock) is None:
+                received = wire.receive(self._sock)
+                if received is None:
                     return
-                self._fork_keeper()  # the one thing a broker asks for
+                self._fork_keeper(received[1])  # the one thing a broker asks for
 
-    def _fork_keeper(self) -> None:
+    def _fork_keeper(self, entry: list[int]) -> None:
+        """Fork a keeper and tell it of the group for its first command, if there are groups."""
         ours, theirs = wire.pair()
         init_pid = os.getpid()
         with ours:
             with theirs:
                 pid = fork(
-                    lambda: keeper.main(theirs.fileno(), abi=self._abi, tasks_room=self._tasks_room, init_pid=init_pid)
+                    lambda: keeper.main(
+                        theirs.fileno(),
+                        abi=self._abi,
+                        tasks_room=self._tasks_room,
+                        init_pid=init_pid,
+                        grouped=self._grouped,
+                    )
                 )
+            for fd in entry:
+                wire.send(ours, {"op": "leaf"}, [fd])
+                os.close(fd)
             self._ours.add(pid)
             pidfd = os.pidfd_open(pid)  # its number in here may mean nothing outside
             wire.send(self._sock, {"op": "keeper"}, [ours.fileno(), pidfd])

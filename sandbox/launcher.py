@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from sandbox import trees, wire
+from sandbox.cgroup import CgroupFault
+from sandbox.cgroup_leaves import Leaves
 from sandbox.child import Child, start_spare
 from sandbox.faults import BirthFailed, ProcessNotFound
 from sandbox.grants import grants_everything, grants_for
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator
 
+    from sandbox.cgroup_tree import SessionGroup, Tree
+
 BIRTH_S = 10.0  # it takes about 10 ms from a warm spare and 50 ms from a cold one
 END_S = 5.0  # for keepers whose init did not survive
 SHUT_S = 20.0  # all of the bounded waits of an end together
@@ -32,14 +36,19 @@ class Init:
     """One session's process, as its session sees it."""
 
     def __init__(
-        self, child: Child, files_socket: socket.socket, layers: tuple[LayerReport, ...], limits: Limits
+        self,
+        child: Child,
+        files_socket: socket.socket,
+        layers: tuple[LayerReport, ...],
+        limits: Limits,
+        leaves: Leaves | None = None,
     ) -> None:
-        """Have the use of *child*; `open_init` owns it."""
+        """Have the use of *child* and *leaves*; `open_init` owns them."""
         self.pid = child.pid
         self.files_socket = files_socket
         self.layers = layers
         self.limits = limits
-        self.slots = SlotPool(child.sock)
+        self.slots = SlotPool(child.sock, leaves)
         self._child = child
 
     async def wait_exited(self) -> None:
@@ -65,6 +74,8 @@ class Init:
 
         Cancellation: shielded, bounded by END_S here and in `Child.end`.
         """
+        if self.slots.leaves is not None:
+            await self.slots.leaves.kill_all()
         gone = await self._child.end()
         with trio.move_on_after(END_S, shield=True) as joined:
             await self.slots.wait_gone()
@@ -93,13 +104,17 @@ def _signal_below(keepers: frozenset[int], pid: int, signum: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_launcher(plan: Plan) -> AsyncIterator[Launcher]:
+async def open_launcher(plan: Plan, groups: Tree | None = None) -> AsyncIterator[Launcher]:
     """Keep a spare interpreter warm; it ends with this block. Inits must be closed before.
+
+    Args:
+        plan: for all of them.
+        groups: where each gets a control group; it must outlive the block.
 
     Raises:
         BirthFailed: no interpreter can be started.
     """
-    launcher = Launcher(plan)
+    launcher = Launcher(plan, groups)
     launcher.warm_up()
     try:
         yield launcher
@@ -111,8 +126,9 @@ async def open_launcher(plan: Plan) -> AsyncIterator[Launcher]:
 class Launcher:
     """Gives birth to inits. The thread that runs it must outlive it (see `sandbox.child`)."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, groups: Tree | None = None) -> None:
         """Start nothing yet."""
+        self._groups = groups
         self._plan = plan
         self._spare: Child | None = None
 
@@ -134,15 +150,33 @@ class Launcher:
         Raises:
             BirthFailed: a stage failed, or a layer that the operator requires is not enforced inside.
         """
+        async with self._open_group(walls.limits) as group, self._open_init(walls, group) as init:
+            yield init
+
+    @contextlib.asynccontextmanager
+    async def _open_group(self, limits: Limits) -> AsyncIterator[SessionGroup | None]:
+        if self._groups is None:
+            yield None
+            return
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                group = await stack.enter_async_context(self._groups.open_session(limits.of_group()))
+            except CgroupFault as fault:
+                raise BirthFailed("cgroup", str(fault)) from fault
+            yield group
+
+    @contextlib.asynccontextmanager
+    async def _open_init(self, walls: Walls, group: SessionGroup | None) -> AsyncIterator[Init]:
         child = await self._take_spare()
         files_socket, openers = wire.pair()
         init: Init | None = None
         with files_socket, openers:
             try:
-                layers = await self._give_birth(child, walls, openers)
+                layers = await self._give_birth(child, walls, openers, group)
+                leaves = await self._settle(group, walls.limits)
                 with contextlib.suppress(BirthFailed):  # the next session will start its own, and say why not
                     self.warm_up()
-                init = Init(child, files_socket, layers, walls.limits)
+                init = Init(child, files_socket, layers, walls.limits, leaves)
                 yield init
             finally:
                 with trio.move_on_after(SHUT_S, shield=True):
@@ -155,14 +189,30 @@ class Launcher:
             spare = None
         return spare or start_spare()
 
-    async def _give_birth(self, child: Child, walls: Walls, openers: socket.socket) -> tuple[LayerReport, ...]:
+    async def _settle(self, group: SessionGroup | None, limits: Limits) -> Leaves | None:
+        """Make the session's group ready for leaves, now that no namespace is made in it any more."""
+        if group is None or self._groups is None:
+            return None
+        try:
+            await group.settle()
+        except CgroupFault as fault:
+            raise BirthFailed("cgroup", str(fault)) from fault
+        return Leaves(group, limits.of_group(), self._groups.chores)
+
+    async def _give_birth(
+        self, child: Child, walls: Walls, openers: socket.socket, group: SessionGroup | None
+    ) -> tuple[LayerReport, ...]:
         try:
             with trio.fail_after(BIRTH_S):
-                wire.send(child.sock, birth_spec(self._plan, walls), [openers.fileno()])
+                if group is not None:
+                    await group.join(child.pid)
+                wire.send(child.sock, birth_spec(self._plan, walls, grouped=group is not None), [openers.fileno()])
                 openers.close()  # or we would not see the opener's end
                 await trio.lowlevel.wait_readable(child.sock)
         except trio.TooSlowError:
             raise BirthFailed("report", f"no answer within {BIRTH_S:.0f} s") from None
+        except CgroupFault as fault:
+            raise BirthFailed("cgroup", str(fault)) from fault
         except OSError as error:
             raise BirthFailed("start", "the waiting interpreter is gone") from error
         received = wire.receive(child.sock)
@@ -184,8 +234,8 @@ class Launcher:
         return tuple(layers[name] for name in LAYERS)
 
 
-def birth_spec(plan: Plan, walls: Walls) -> wire.Message:
-    """Compose what an init is told about itself."""
+def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Message:
+    """Compose what an init is told about itself. *grouped*: it is in a control group of its session already."""
     user = walls.user
     expected = {layer.name: layer.detail for layer in plan.layers}
     return {
@@ -201,4 +251,5 @@ def birth_spec(plan: Plan, walls: Walls) -> wire.Message:
         "grants": grants_for(walls),
         "canary_granted": grants_everything(walls),
         "details": expected,
+        "cgroup": grouped,
     }

@@ -16,6 +16,7 @@ from sandbox import landlock, prctl, rlimits, seeker, wire
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
 # Files are to come out as programs expect them (git, npm and pip compare modes); privacy is the home's, which
@@ -26,10 +27,17 @@ EXIT_NOT_STARTED = 127
 Failure = tuple[str, OSError | ValueError]
 
 
-def main(launch_fd: int, *, abi: int, tasks_room: int, keeper_pid: int) -> NoReturn:
-    """Prepare everything that needs no spec, wait for the spec, become the command."""
-    sock = socket.socket(fileno=prctl.keep_only(launch_fd))
+def main(
+    launch_fd: int, *, abi: int, tasks_room: int, keeper_pid: int, arrive: Callable[[], Failure | None] | None = None
+) -> NoReturn:
+    """Prepare everything that needs no spec, wait for the spec, become the command.
+
+    *arrive* is the last thing that needs descriptors of the keeper: to enter a group, and to say so.
+    """
     fault = _prepare(abi, keeper_pid)
+    if arrive is not None:
+        fault = arrive() or fault
+    sock = socket.socket(fileno=prctl.keep_only(launch_fd))
     received = wire.receive(sock)
     if received is None:  # nobody needs us any more
         os._exit(0)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
+from sandbox.cgroup_values import GroupLimits
+
 if TYPE_CHECKING:
     from sandbox.capabilities import Capabilities
 
@@ -83,12 +85,15 @@ class SessionUser:
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """Per-process limits; None leaves what the surroundings have."""
+    """What processes may use; None leaves what the surroundings have. Swap, cores and weight need a cgroup."""
 
     memory_max_bytes: int | None = attrs.field(default=None, validator=_not_negative)
     pids_max: int | None = attrs.field(default=None, validator=_not_negative)
     file_size_max_bytes: int | None = attrs.field(default=None, validator=_not_negative)
     open_files_max: int | None = attrs.field(default=None, validator=_not_negative)
+    swap_max_bytes: int | None = None
+    cpu_max_cores: float | None = None
+    io_weight: int | None = None
 
     def overridden(self, override: Limits | None) -> Limits:
         """These limits, with what *override* names put in its place."""
@@ -96,6 +101,25 @@ class Limits:
             return self
         named = {name: value for name, value in attrs.asdict(override).items() if value is not None}
         return attrs.evolve(self, **named)
+
+    def of_group(self) -> GroupLimits:
+        """Return what a control group holds all its processes together to."""
+        return GroupLimits(
+            memory_max_bytes=self.memory_max_bytes,
+            swap_max_bytes=self.swap_max_bytes,
+            pids_max=self.pids_max,
+            cpu_max_cores=self.cpu_max_cores,
+            io_weight=self.io_weight,
+        )
+
+    def of_process(self, *, grouped: bool) -> dict[str, int | None]:
+        """Return what setrlimit(2) is told; in a group, the sum counts and a program may reserve what it likes."""
+        return {
+            "memory_max_bytes": None if grouped else self.memory_max_bytes,
+            "pids_max": None if grouped else self.pids_max,
+            "file_size_max_bytes": self.file_size_max_bytes,
+            "open_files_max": self.open_files_max,
+        }
 
 
 @attrs.frozen(kw_only=True)
@@ -124,6 +148,9 @@ class LayerReport:
     detail: str
 
 
+NO_CGROUP = LayerReport(name="cgroup", state="unavailable", detail="nobody looked for a place")
+
+
 @attrs.frozen(kw_only=True)
 class Plan:
     """How inits are born on this host."""
@@ -135,19 +162,21 @@ class Plan:
     require: tuple[str, ...]
     layers: tuple[LayerReport, ...]  # what is expected; an Init carries what was found
 
+    def with_cgroup(self, report: LayerReport) -> Plan:
+        """Return this plan with what became of the cgroup layer, and what that leaves to the rlimits."""
+        found = {"cgroup": report, "rlimits": _rlimits(report)}
+        return attrs.evolve(self, layers=tuple(found.get(layer.name, layer) for layer in self.layers))
 
-def make_plan(capabilities: Capabilities, settings: SandboxSettings) -> Plan:
-    """Decide the layers for this host.
+
+def make_plan(capabilities: Capabilities, settings: SandboxSettings, cgroup: LayerReport = NO_CGROUP) -> Plan:
+    """Decide the layers for this host; *cgroup* is what is known of that one.
 
     Raises:
         Refused: a layer of `settings.require` cannot be enforced here.
     """
-    expected = {report.name: report for report in _expected(capabilities, settings)}
+    expected = {report.name: report for report in _expected(capabilities, cgroup)}
     for name in settings.require:
-        if expected[name].state != "enforced":
-            raise Refused(
-                layer=name, why=f"it is {expected[name].state}: {expected[name].detail}", remedy=_remedy(name)
-            )
+        check_enforced(expected[name])
     return Plan(
         landlock_abi=capabilities.landlock_abi,
         signal_scope=capabilities.landlock_abi >= SIGNAL_SCOPE_ABI,
@@ -158,17 +187,20 @@ def make_plan(capabilities: Capabilities, settings: SandboxSettings) -> Plan:
     )
 
 
-def _expected(capabilities: Capabilities, settings: SandboxSettings) -> tuple[LayerReport, ...]:
+def check_enforced(required: LayerReport) -> None:
+    """Raise Refused where a layer that the operator requires is not enforced."""
+    if required.state != "enforced":
+        why = f"it is {required.state}: {required.detail}"
+        raise Refused(layer=required.name, why=why, remedy=_remedy(required.name))
+
+
+def _expected(capabilities: Capabilities, cgroup: LayerReport) -> tuple[LayerReport, ...]:
     return (
         _user(capabilities),
         LayerReport(name="no_new_privs", state="enforced", detail="set-user-ID programs gain nothing"),
         _landlock(capabilities),
         _process_tree(capabilities),
-        LayerReport(
-            name="rlimits",
-            state="partial",
-            detail="memory and file size count per process and processes per user; sums need a cgroup",
-        ),
+        _rlimits(cgroup),
         LayerReport(
             name="blocked_paths",
             state="partial",
@@ -177,8 +209,16 @@ def _expected(capabilities: Capabilities, settings: SandboxSettings) -> tuple[La
         ),
         _seccomp(capabilities),
         *(LayerReport(name=name, state="unavailable", detail=why) for name, why in _NOT_USED),
-        LayerReport(name="cgroup", state="unavailable", detail=_cgroup(settings)),
+        cgroup,
     )
+
+
+def _rlimits(cgroup: LayerReport) -> LayerReport:
+    if cgroup.state == "unavailable":
+        detail = "memory and file size count per process and processes per user; sums need a cgroup"
+    else:
+        detail = "file size and open files count per process; memory and processes are the cgroup's"
+    return LayerReport(name="rlimits", state="partial", detail=detail)
 
 
 def _seccomp(capabilities: Capabilities) -> LayerReport:
@@ -186,12 +226,6 @@ def _seccomp(capabilities: Capabilities) -> LayerReport:
         return LayerReport(name="seccomp", state="unavailable", detail=capabilities.seccomp.detail)
     detail = "refuses tracing, mounts, namespaces, kernel modules, io_uring, raw sockets, executable memory files, ..."
     return LayerReport(name="seccomp", state="enforced", detail=detail)
-
-
-def _cgroup(settings: SandboxSettings) -> str:
-    if not settings.enable_cgroups:
-        return "switched off (sandbox.enable_cgroups)"
-    return f"this version does not use cgroups, and {settings.cgroup_base} stays unused"
 
 
 _NOT_USED = (
@@ -233,4 +267,6 @@ def _remedy(layer: str) -> str:
         return "boot Linux 6.12 or newer with landlock in its lsm= list, or take it out of sandbox.require"
     if layer == "user":
         return "give the broker CAP_SETUID and CAP_SETGID, start it as a plain user, or take it out of sandbox.require"
+    if layer == "cgroup":
+        return "do that, or take it out of sandbox.require"
     return "take it out of sandbox.require"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
 from live import RESOURCE_LIMITS, Answer, call, connect, new_session, ok, refused_start, run, running_broker
-from live_settings_server import Brokers, Row, at_once, in_both, in_session
+from live_settings_server import Brokers, Row, at_once, cgroup_layer, in_both, in_session
 from mcp.client.client import Client
+from whole import open_whole
 
 MIB = 1024 * 1024
 OVERRIDE = {"memory_max": 300 * MIB, "pids_max": 40, "file_size_max": 2 * MIB, "open_files_max": 50}
@@ -225,6 +230,39 @@ async def blocked_extensions(brokers: Brokers) -> None:
     assert changed.error[0] == "POLICY_002"
 
 
+GROUPED = {
+    "memory_swap_max": (8192, "memory.swap.max", "8192"),
+    "cpu_max": (0.5, "cpu.max", "50000 100000"),
+    "io_weight": (77, "io.weight", "default 77"),
+}
+GROUPED_SERVER = "server: {sandbox: {enable_cgroups: true}}"
+LOOK = "read group </proc/self/cgroup; group=${group#0::}; exec cat /sys/fs/cgroup"
+
+
+def grouped(name: str, *, override: bool) -> Row:
+    """A limit that only a control group has: read where the kernel keeps it, the command's own or its session's."""
+    value, file, text = GROUPED[name]
+    look = f"{LOOK}{'$group' if override else '${group%/*}'}/{file}"
+    rule = {"executable": "/bin/sh", "may_run": ["/bin/cat"]}
+    own = {"allowed_commands": {"sh": {**rule, "resource_override": {name: value}}}}
+    general = {"allowed_commands": {"sh": rule}, "resource_limits": {name: value}}
+    policy = yaml.safe_dump({"policy": {"allowed_paths": ["~/**"], **(own if override else general)}})
+
+    async def row(_brokers: Brokers) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            # In this process: a broker of its own could not move us out of the group it would use.
+            async with open_whole(Path(folder), policy.replace("{", "{{").replace("}", "}}"), GROUPED_SERVER) as whole:
+                session = await whole.ok("create_session")
+                layer = cgroup_layer(session["isolation"])
+                if layer["state"] == "unavailable":
+                    pytest.skip(f"test_whole_cgroup_guest.py shows this in a guest; here: {layer['detail']}")
+                argv = ["sh", "-c", look]
+                seen = await whole.ok("execute_command", session_id=session["session_id"], argv=argv)
+                assert seen["stdout"].strip() == text
+
+    return row
+
+
 async def max_session_bytes(brokers: Brokers) -> None:
     async def four(client: Client, session_id: str) -> Answer:
         for name in ("a", "b"):
@@ -256,6 +294,7 @@ ROWS: Mapping[str, Row] = {
     f"{COMMAND}.allowed_prefixes": allowed_prefixes,
     f"{COMMAND}.requires_confirmation": requires_confirmation,
     **{f"{COMMAND}.resource_override.{name}": override(name) for name in OVERRIDE},
+    **{f"{COMMAND}.resource_override.{name}": grouped(name, override=True) for name in GROUPED},
     f"{COMMAND}.denied_args": denied_args,
     f"{COMMAND}.allowed_flags": allowed_flags,
     f"{COMMAND}.env": rule_env,
@@ -273,4 +312,5 @@ ROWS: Mapping[str, Row] = {
     "policy.file_limits.min_free_bytes": min_free_bytes,
     "policy.file_limits.blocked_extensions": blocked_extensions,
     **{f"policy.resource_limits.{name}": limit(name) for name in CHANGED_LIMITS},
+    **{f"policy.resource_limits.{name}": grouped(name, override=False) for name in GROUPED},
 }

@@ -31,6 +31,7 @@ from live import (
     running_broker,
 )
 from live_trees import tree
+from live_urls import ask, dial, put_head
 from mcp.client.client import Client
 
 CHANGED_SERVER: Mapping[str, Any] = {
@@ -56,7 +57,12 @@ CHANGED_SERVER: Mapping[str, Any] = {
         "upload_idle": 0.1,
     },
     "output": {"inline_bytes": 4096, "spill_bytes": 1024 * 1024},
-    "transfers": {"max_open": 2, "max_chunk_bytes": 1024},
+    "transfers": {
+        "max_open": 2,
+        "max_chunk_bytes": 1024,
+        "url_ttl_s": 0.2,
+        "public_url": "https://broker.example/base/",
+    },
 }
 SOON_S = 0.2
 CHUNK = base64.b64encode(b"x" * 100).decode()
@@ -370,6 +376,69 @@ async def max_open(brokers: Brokers) -> None:
     assert not (await in_session(brokers.usual, three)).is_error
 
 
+async def open_upload(client: Client, session_id: str) -> Answer:
+    return await ok(client, "open_transfer", session_id=session_id, direction="upload", path="f")
+
+
+async def url_ttl_s(brokers: Brokers) -> None:
+    async def expired(client: Client, session_id: str) -> Answer:
+        up = await open_upload(client, session_id)
+        named = {"session_id": session_id, "transfer_id": up["transfer_id"]}
+        while (answer := await ok(client, "stat_transfer", **named))["state"] == "open":
+            await trio.lowlevel.checkpoint()
+        return answer
+
+    assert (await in_session(brokers.changed, expired))["state"] == "expired"
+    with trio.move_on_after(SOON_S) as waited:
+        await in_session(brokers.usual, expired)
+    assert waited.cancelled_caught
+
+
+async def transfer_idle_s(_: Brokers) -> None:
+    """Its own broker: where URLs expire soon as well, nobody could tell which it was."""
+
+    async def stalled(client: Client, session_id: str) -> Answer:
+        up = await open_upload(client, session_id)
+        with dial(up["url"]) as line:
+            line.sendall(put_head(up["url"], 9) + b"some")
+            told = await trio.to_thread.run_sync(lambda: line.recv(65536))
+        assert told.startswith(b"HTTP/1.1 408")
+        assert b"TRANSFER_STALLED" in told
+        return up
+
+    with running_broker({"transfers": {"idle_s": 0.2}}) as broker:
+        await in_session(broker, stalled)
+
+
+async def max_streams(_: Brokers) -> None:
+    """One request moves bytes, and the next one is one too many."""
+
+    async def two(client: Client, session_id: str) -> Answer:
+        first, second = await open_upload(client, session_id), await open_upload(client, session_id)
+        named = {"session_id": session_id, "transfer_id": first["transfer_id"]}
+        with dial(first["url"]) as line:
+            line.sendall(put_head(first["url"], 9) + b"some")
+            while (await ok(client, "stat_transfer", **named))["state"] == "open":
+                await trio.lowlevel.checkpoint()
+            refused = await ask("PUT", second["url"], b"x")
+            assert (refused.status, refused.code) == (503, "POLICY_RESOURCE_EXCEEDED")
+            line.sendall(b"other")
+            await trio.to_thread.run_sync(lambda: line.recv(65536))
+        while (said := await ask("PUT", second["url"], b"x")).status == 503:
+            await trio.lowlevel.checkpoint()
+        assert said.status == 200
+        return second
+
+    with running_broker({"transfers": {"max_streams": 1}}) as broker:
+        await in_session(broker, two)
+
+
+async def public_url(brokers: Brokers) -> None:
+    usual, changed = await in_both(brokers, open_upload)
+    assert usual["url"].startswith(f"http://127.0.0.1:{brokers.usual.port}/transfers/")
+    assert changed["url"].startswith("https://broker.example/base/transfers/")
+
+
 async def max_chunk_bytes(brokers: Brokers) -> None:
     two_kb = base64.b64encode(b"x" * 2048).decode()
     usual, changed = await in_both(
@@ -405,7 +474,7 @@ async def enable_cgroups(_brokers: Brokers) -> None:
 
 
 async def cgroup_base(_brokers: Brokers) -> None:
-    one, two = [await cgroup_detail({"enable_cgroups": True, "cgroup_base": base}) for base in ("data/a", "data/b")]
+    one, two = [await cgroup_detail({"enable_cgroups": True, "cgroup_base": base}) for base in ("/no/a", "/no/b")]
     assert one != two
 
 
@@ -417,8 +486,13 @@ async def cgroup_detail(sandbox: Mapping[str, object]) -> str:
                 layers = (await ok(client, "get_system_info"))["isolation"]
     except BrokerFailed as failed:
         return str(failed)
-    detail: str = next(each["detail"] for each in layers if each["name"] == "cgroup")
+    detail: str = cgroup_layer(layers)["detail"]
     return detail
+
+
+def cgroup_layer(layers: list[dict[str, str]]) -> dict[str, str]:
+    """The report on cgroups of an `isolation`."""
+    return next(each for each in layers if each["name"] == "cgroup")
 
 
 ROWS: Mapping[str, Row] = {
@@ -450,6 +524,10 @@ ROWS: Mapping[str, Row] = {
     "server.output.when_full": when_full,
     "server.transfers.max_open": max_open,
     "server.transfers.max_chunk_bytes": max_chunk_bytes,
+    "server.transfers.url_ttl_s": url_ttl_s,
+    "server.transfers.idle_s": transfer_idle_s,
+    "server.transfers.max_streams": max_streams,
+    "server.transfers.public_url": public_url,
     "server.sandbox.unprivileged_user": unprivileged_user,
     "server.sandbox.cgroup_base": cgroup_base,
     "server.sandbox.enable_cgroups": enable_cgroups,

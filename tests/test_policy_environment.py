@@ -23,7 +23,7 @@ POLICY = Policy(
         archive_max_bytes=1,
         blocked_extensions=(),
     ),
-    resource_limits=ResourceLimits(memory_max=1, pids_max=1, file_size_max=1, open_files_max=1),
+    resource_limits=ResourceLimits(memory_max=1, memory_swap_max=0, pids_max=1, file_size_max=1, open_files_max=1),
 )
 USER = User(name="ann", home="/home/ann")
 

@@ -196,14 +196,16 @@ def path_arguments(schema: Mapping[str, Any]) -> set[str]:
     }
 
 
+def paths_of_all_tools() -> set[tuple[str, str]]:
+    return {(tool.name, name) for tool in TOOLS_OF_THE_BROKER.values() for name in path_arguments(tool.input_schema)}
+
+
 def attacked(arguments: Arguments) -> set[str]:
     return {name for name, value in arguments.items() if "path/to" in str(value)}
 
 
 def test_no_path_of_any_tool_is_forgotten() -> None:
-    there = {
-        (tool.name, argument) for tool in TOOLS_OF_THE_BROKER.values() for argument in path_arguments(tool.input_schema)
-    }
+    there = paths_of_all_tools()
     assert ("copy_path", "destination") in there
     assert there == {(name, given) for name, arguments in TOOLS.values() for given in attacked(arguments("path/to"))}
 
