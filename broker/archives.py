@@ -1,88 +1,36 @@
-"""A directory as a transfer: decided on and pinned when it is opened, packed or unpacked as its bytes move.
+"""A directory as a transfer: packed or unpacked as its bytes move.
 
 The two classes are the ends of a stream as raw transfers know them (`Source`, `Sink`). An archive has no size before
-its end and cannot go on in the middle: who is cut off begins again, until the transfer is over.
+its end. Who is cut off while it is packed begins again; while it is unpacked, the worker waits for the next bytes.
+Knows no rule: `archivetools.py` opens them for what was decided on.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import attrs
 import trio
 
-from broker.decisions import require_path
-from broker.filerules import full_disk_told, require_not_own, tree_spec
-from broker.host import Host, Scope
 from sandbox.archives import Archives, Packing, Summary, Unpacking
-from sandbox.file_errors import Changed, Exists, FileError, TooLarge
+from sandbox.file_errors import Changed, FileError, TooLarge
 from sandbox.files import EntryPlace, Resolved
+from transfers.declared import Declared
+from transfers.digest import Digest, new_digest
 from transfers.quota import Quota
-from transfers.refusals import ArchiveTooLarge, SourceChanged, SourceUnreadable, TransferError
+from transfers.refusals import (
+    ArchiveTooLarge,
+    DigestMismatch,
+    SizeMismatch,
+    SourceChanged,
+    SourceUnreadable,
+    TransferError,
+)
 
 ARCHIVE_S = 6 * 3600.0
 """Seconds from an archive's first byte to its last. Who says nothing is cut off long before."""
-
-
-async def open_archive_source(scope: Scope, path: str) -> ArchiveSource:
-    """Pin the directory *path* to pack it.
-
-    Raises: Denied; WrongKind when it is no directory. Ownership: the caller closes the source.
-    """
-    files = scope.own.files
-    found = await files.resolve(path, read=True)
-    try:
-        require_path(scope.host, found.path, "read")
-        found.directory()
-    except BaseException:
-        found.close()
-        raise
-    spec = {**tree_spec(scope.host, found.path), **_caps(scope.host)}
-    return ArchiveSource(found=found, archives=files.archives, spec=spec)
-
-
-async def open_archive_sink(scope: Scope, path: str) -> ArchiveSink:
-    """Pin the place *path*, a free name or an empty directory, to unpack there.
-
-    Raises: Denied; Exists when something else has the name. Ownership: the caller aborts or closes the sink.
-    """
-    host, own = scope.host, scope.own
-    target = await own.files.names.entry(path)
-    try:
-        require_path(host, target.path, "make")
-        _require_new_or_empty(scope, target)
-    except BaseException:
-        target.close()
-        raise
-    spec = {
-        **tree_spec(host, target.path),
-        **_caps(host),
-        "new_path": target.path,
-        "replace_empty": target.existing is not None,
-        "mode": None if target.existing is None else target.existing.mode,
-        "max_file_bytes": host.policy.file_limits.max_write_size,
-        "reserve_bytes": host.policy.file_limits.min_free_bytes,
-    }
-    return ArchiveSink(host=host, target=target, archives=own.files.archives, quota=own.transfers.quota, spec=spec)
-
-
-def _require_new_or_empty(scope: Scope, target: EntryPlace) -> None:
-    """Whether a directory is empty shows when the archive takes its place; then it is not replaced unless it is."""
-    there = target.existing
-    if there is None:
-        return
-    if there.kind != "directory":
-        sentence = f"{target.asked}: a {there.kind} has this name; an archive becomes a new directory"
-        raise Exists(target.asked, sentence, "EEXIST")
-    require_not_own(scope, target.path)
-
-
-def _caps(host: Host) -> dict[str, Any]:
-    limits = host.policy.file_limits
-    return {"max_entries": limits.archive_max_entries, "max_bytes": limits.archive_max_bytes, "gzip": False}
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -145,7 +93,7 @@ class ArchivePieces:
     def __init__(self, path: str, packing: Packing) -> None:
         self._path = path
         self._packing = packing
-        self._digest = hashlib.sha256()
+        self._digest = new_digest()
         self.given_bytes = 0
         self.summary: Summary | None = None
 
@@ -181,20 +129,22 @@ def _refusal(path: str, error: FileError) -> TransferError:
 class ArchiveSink:
     """A place where an archive is unpacked, all of it or nothing.
 
-    Whatever fails or is cancelled throws away what was received; then it may be sent again from its beginning.
+    What is refused or cancelled throws away what was received; then it may be sent again from its beginning. While
+    requests are only cut off, the next one goes on. What was received is on the session's account.
     """
 
-    _host: Host
     _target: EntryPlace
     _archives: Archives
     _quota: Quota
+    _declared: Declared
     _spec: dict[str, Any]
-    resumable: bool = attrs.field(default=False, init=False)
+    _full_disk_told: Callable[[int, int], AbstractAsyncContextManager[None]]
+    """With the directory and the bytes that are needed, around what may find the disk full."""
     received_bytes: int = attrs.field(default=0, init=False)
     summary: Summary | None = attrs.field(default=None, init=False)
     """What was unpacked, when all of it was."""
     _sha256: str = attrs.field(default="", init=False)
-    _digest: Any = attrs.field(factory=hashlib.sha256, init=False)
+    _digest: Digest = attrs.field(factory=new_digest, init=False)
     _unpacking: Unpacking | None = attrs.field(default=None, init=False)
 
     @property
@@ -203,7 +153,8 @@ class ArchiveSink:
         return self._target.path
 
     async def write(self, data: bytes) -> None:
-        """Take the next bytes. Raises: FileError as they are refused, QuotaExceeded."""
+        """Take the next bytes. Raises: FileError as they are refused, QuotaExceeded, SizeMismatch."""
+        self._require_as_declared(self._declared.has_room(self.received_bytes + len(data)), len(data))
         async with self._all_or_nothing():
             self._quota.take(len(data))
             self.received_bytes += len(data)
@@ -211,31 +162,44 @@ class ArchiveSink:
             await self._begun().write(data)
 
     async def finish(self) -> str:
-        """Put the tree in its place, durably; return the SHA-256 of the archive. Safe to repeat. Raises: FileError."""
+        """Put the tree in its place, durably; return the SHA-256 of the archive. Safe to repeat.
+
+        Raises: FileError; DigestMismatch, and it is over; SizeMismatch, and what is missing may follow.
+        """
         if not self._sha256:
+            self._require_as_declared(not self._declared.is_short(self.received_bytes), 0)
             async with self._all_or_nothing():
+                self._require_digest()
                 self.summary = await self._begun().finish()
                 self._quota.give_back(self.received_bytes - self.summary.content_bytes)
                 self._sha256 = self._digest.hexdigest()
             self.close()
         return self._sha256
 
-    def digest(self) -> str:
-        """The SHA-256 of what was received so far."""
-        return str(self._digest.hexdigest())
-
     async def abort(self, _why: str) -> None:
         """Throw away what was received; the place is as it was. After an end this does nothing."""
         await self._start_again()
-        self._target.close()
+        self.close()
 
     def close(self) -> None:
-        """Let go of the place at the session's end, which also ends what is unpacked there."""
+        """Let go of the place; what is being unpacked there ends with the session."""
         self._target.close()
+
+    def _require_as_declared(self, as_declared: bool, more: int) -> None:  # noqa: FBT001  what was asked just before
+        if not as_declared:
+            size_bytes = self.received_bytes + more
+            raise SizeMismatch(self.path, size_bytes, self._declared.size_bytes, self.received_bytes)
+
+    def _require_digest(self) -> None:
+        if self._declared.contradicts(self._digest):
+            raise DigestMismatch(self.path, self._digest.hexdigest(), self._declared.sha256)
 
     def _begun(self) -> Unpacking:
         if self._unpacking is None:
-            self._unpacking = self._archives.open_unpack(self._target, self._spec, timeout_s=ARCHIVE_S)
+            # Of a compressed archive the account sees only what came; the worker may not make more than there is left.
+            left = self._quota.limit_bytes - self._quota.used_bytes + self.received_bytes
+            spec = {**self._spec, "max_content_bytes": left}
+            self._unpacking = self._archives.open_unpack(self._target, spec, timeout_s=ARCHIVE_S)
         return self._unpacking
 
     @asynccontextmanager
@@ -243,7 +207,7 @@ class ArchiveSink:
         """Throw everything away if what is inside fails or is cancelled; tell of a full disk what there is to tell."""
         done = False
         try:
-            async with full_disk_told(self._host, self._target.fd, self.received_bytes):
+            async with self._full_disk_told(self._target.fd, self.received_bytes):
                 yield
             done = True
         finally:
@@ -256,7 +220,7 @@ class ArchiveSink:
             return
         unpacking, self._unpacking = self._unpacking, None
         received, self.received_bytes = self.received_bytes, 0
-        self._digest = hashlib.sha256()
+        self._digest = new_digest()
         self._quota.give_back(received)
         if unpacking is not None:
             await unpacking.aclose()

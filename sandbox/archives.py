@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 PIPE_BYTES = 1024 * 1024
 PIECE_BYTES = 256 * 1024
+WORKERS = 16  # of one session at a time, of which those of slow clients do little
 TIDY_S = 10.0  # for a worker to remove a half-unpacked tree when its caller has left
 
 
@@ -152,7 +153,7 @@ class Archives:
     """
 
     def __init__(self, exchange: Exchange, nursery: trio.Nursery) -> None:
-        self._trees = TreeWork(exchange)  # with turns of their own: a slow client keeps nobody from searching
+        self._trees = TreeWork(exchange, WORKERS)  # of their own: a slow client keeps nobody from searching
         self._nursery = nursery
 
     def open_pack(self, found: Resolved, spec: dict[str, Any], *, timeout_s: float) -> Packing:
@@ -175,7 +176,7 @@ class Archives:
 
         Args:
             spec: rules, new_path, mode (None, or that of the directory there), replace_empty, max_entries,
-                max_bytes, max_file_bytes, reserve_bytes, gzip.
+                max_bytes, max_file_bytes, max_content_bytes, reserve_bytes, gzip.
             timeout_s: seconds for all of it, the time that the writer takes included.
         Raises: OpenerGone. Ownership: leaving (`async with`) without `finish` removes what there was, and so does the
             end of the session; *target* stays the caller's, who may close it at once.

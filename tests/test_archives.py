@@ -12,15 +12,17 @@ from typing import Any, TypeVar
 
 import pytest
 from door import needs_root
-from test_archive_unpack import archive_of
+from tarbytes import archive_of
 from test_sandbox_files_write import small_disk
 
-from broker.archives import ArchiveSink, ArchiveSource, open_archive_sink, open_archive_source
+from broker.archives import ArchiveSink, ArchiveSource
+from broker.archivetools import open_archive_sink, open_archive_source
 from broker.decisions import Denied
 from broker.errors import BrokerError, ErrorCode, failure_of
 from broker.host import Scope
 from sandbox.file_errors import BadArchive, Exists, HoldsClosedPaths, NotEmpty, NotFound, TooLarge, WrongKind
 from tests.test_treetools import Desk, open_desk
+from transfers.declared import Declared
 from transfers.refusals import ArchiveTooLarge, QuotaExceeded
 
 T = TypeVar("T")
@@ -50,7 +52,7 @@ async def inside(desk: Desk, work: Callable[..., Awaitable[T]], *args: Any) -> T
 
 async def packed(desk: Desk, path: Path) -> tuple[bytes, ArchiveSource]:
     async def work() -> tuple[bytes, ArchiveSource]:
-        source = await open_archive_source(scope_of(desk), str(path))
+        source = await open_archive_source(scope_of(desk), str(path), gzip=False)
         try:
             data = b""
             async with source.pieces(0, None) as pieces:
@@ -67,7 +69,7 @@ async def packed(desk: Desk, path: Path) -> tuple[bytes, ArchiveSource]:
 
 async def unpacked(desk: Desk, path: Path, data: bytes) -> ArchiveSink:
     async def work() -> ArchiveSink:
-        sink = await open_archive_sink(scope_of(desk), str(path))
+        sink = await open_archive_sink(scope_of(desk), str(path), Declared(), gzip=False)
         try:
             for at in range(0, len(data), 1000):
                 await sink.write(data[at : at + 1000])
@@ -182,9 +184,9 @@ async def test_a_sink_that_was_cut_off_takes_the_archive_from_its_beginning(tmp_
     async with open_desk(tmp_path, policy=POLICY) as desk:
 
         async def work() -> None:
-            sink = await open_archive_sink(scope_of(desk), str(desk.work / "new"))
+            sink = await open_archive_sink(scope_of(desk), str(desk.work / "new"), Declared(), gzip=False)
             await sink.write(data[:4000])
-            assert (sink.received_bytes, used(desk), sink.resumable) == (4000, 4000, False)
+            assert (sink.received_bytes, used(desk)) == (4000, 4000)
             await sink.abort("cut")
             assert (sink.received_bytes, used(desk), desk.tree()) == (0, 0, set())
 
@@ -199,7 +201,7 @@ async def test_the_end_of_a_session_throws_away_what_is_half_unpacked(tmp_path: 
         sinks: list[ArchiveSink] = []
 
         async def work() -> None:
-            sinks.append(await open_archive_sink(scope_of(desk), str(desk.work / "new")))
+            sinks.append(await open_archive_sink(scope_of(desk), str(desk.work / "new"), Declared(), gzip=False))
             await sinks[0].write(archive_of({"d": {"f": b"x" * 5000}})[:4000])
 
         await inside(desk, work)
