@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from live import RESOURCE_LIMITS, Answer, call, connect, new_session, ok, refused_start, run, running_broker
+from archiving import plant
+from live import RESOURCE_LIMITS, Answer, LiveBroker, call, connect, new_session, ok, refused_start, run, running_broker
 from live_settings_server import Brokers, Row, at_once, cgroup_layer, in_both, in_session
+from live_urls import Desk, ask
 from mcp.client.client import Client
+from tarbytes import END, content, header
 from whole import open_whole
 
 from sandbox.cgroup_layer import look
@@ -253,6 +256,29 @@ def network(place: str) -> Row:
     return row
 
 
+def archive_cap(cap: Mapping[str, int], sizes: Mapping[str, int]) -> Row:
+    """Both ways: what holds more is neither packed nor unpacked."""
+    archive = b"".join(header(name.encode(), content_bytes=n) + content(b"x" * n) for name, n in sizes.items()) + END
+
+    async def move(broker: LiveBroker) -> tuple[int, int]:
+        folder = f"{len(sizes)} files"
+        plant(broker.workspace / folder, {name: b"x" * n for name, n in sizes.items()})
+        async with connect(broker) as client:
+            session_id = await new_session(client, working_dir=str(broker.workspace))
+            desk = Desk(broker=broker, client=client, session_id=session_id)
+            down = await ask("GET", (await desk.open("download", folder, archive="tar"))["url"])
+            up = await ask("PUT", (await desk.open("upload", f"new {folder}", archive="tar"))["url"], archive)
+            await ok(client, "kill_session", session_id=session_id)
+            return down.status, up.status
+
+    async def row(brokers: Brokers) -> None:
+        assert await move(brokers.usual) == (200, 200)
+        with running_broker(policy={"file_limits": cap}) as capped:
+            assert await move(capped) == (413, 413)
+
+    return row
+
+
 GROUPED = {
     "memory_swap_max": (8192, "memory.swap.max", "8192"),
     "cpu_max": (0.5, "cpu.max", "50000 100000"),
@@ -338,6 +364,8 @@ ROWS: Mapping[str, Row] = {
     "policy.file_limits.max_write_size": max_write_size,
     "policy.file_limits.max_session_bytes": max_session_bytes,
     "policy.file_limits.min_free_bytes": min_free_bytes,
+    "policy.file_limits.archive_max_entries": archive_cap({"archive_max_entries": 3}, dict.fromkeys("abcd", 0)),
+    "policy.file_limits.archive_max_bytes": archive_cap({"archive_max_bytes": 6000}, {"a": 6000}),
     "policy.file_limits.blocked_extensions": blocked_extensions,
     **{f"policy.resource_limits.{name}": limit(name) for name in CHANGED_LIMITS},
     **{f"policy.resource_limits.{name}": grouped(name, override=False) for name in GROUPED},
