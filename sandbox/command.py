@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class ExecPlan:
     """What to run. `env` is the whole environment; `stdin` None is /dev/null, unless it `stays` open for more.
 
-    `exec_paths` narrows what the command's tree may execute (None: what the session may). `terminal`: its size, and
+    `exec_paths` narrows what the command's tree may execute (None: what the session may). `network`: it gets
+    internet sockets, if its session has any. `terminal`: its size, and
     all three streams are that. `search`: no program, but a search (`sandbox/seeker.py`) in what `stdin_fd` is.
     `attack`: no program either, but an attack on the walls (`sandbox/siege.py`), in a besieged session alone.
     """
@@ -36,6 +37,7 @@ class ExecPlan:
     cwd: str
     stdin: bytes | None = None
     exec_paths: tuple[str, ...] | None = None
+    network: bool = False
     limits: Limits | None = None
     stdin_stays: bool = False
     stdin_fd: int | None = None

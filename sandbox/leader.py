@@ -13,7 +13,7 @@ import socket
 import sys
 import termios
 
-from sandbox import landlock, prctl, rlimits, seeker, wire
+from sandbox import landlock, prctl, rlimits, seccomp, seeker, wire
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -87,6 +87,9 @@ def _become(sock: socket.socket, spec: wire.Message, fds: list[int], *, abi: int
         rlimits.apply(spec["limits"], tasks_room)
         stage = "exec_paths"
         _narrow(spec["exec_paths"], abi)
+        if not spec["internet"]:
+            stage = "network"
+            seccomp.forbid_internet()
         stage = "chdir"
         os.chdir(spec["cwd"])
         if spec["search"] is not None:  # a search is no program: this process does it and ends
