@@ -30,7 +30,9 @@ from broker.supervisor import Supervisor, SupervisorSettings, open_supervisor
 from broker.transferdoor import TransferDoor
 from broker.wiring import Foundation, audit_settings, build_host, http_settings
 from config.load import Config
+from sandbox.cgroup_layer import open_groups
 from sandbox.launcher import open_launcher
+from sandbox.plan import Refused
 from transfers.part import Discarded
 
 log = logging.getLogger("broker")
@@ -41,8 +43,9 @@ INSTRUCTIONS = (
     "everything the session started."
 )
 
-CANNOT_SERVE = (ListenFailed, AuditUnavailable)
-"""What `run_http` and `run_stdio` raise when the address or the logs cannot be had; the text is for the operator."""
+CANNOT_SERVE = (ListenFailed, AuditUnavailable, Refused)
+"""What `run_http` and `run_stdio` raise when the address, the logs or a required layer cannot be had; the text is for
+the operator."""
 
 
 def program_version() -> str:
@@ -128,14 +131,23 @@ async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[B
     with open_audit(audit_settings(server)) as audit:
         records = Records(audit)
         async with (
-            open_launcher(foundation.plan) as launcher,
+            open_groups(foundation.cgroup, server.sandbox, foundation.limit_files) as (groups, layer),
+            open_launcher(plan := foundation.plan.with_cgroup(layer), groups) as launcher,
             open_supervisor(
                 settings, wait_lost=tend, on_end=records.session_ended, drain_s=server.timeouts.kill_grace + 5
             ) as supervisor,
         ):
             host = build_host(
-                config, foundation, launcher, supervisor, partial(_record_discard, audit), records.job_ended
+                config,
+                foundation,
+                launcher,
+                supervisor,
+                plan.layers,
+                partial(_record_discard, audit),
+                records.job_ended,
             )
+            if layer != foundation.cgroup.report:
+                log.info("layer %s: %s: %s", layer.name, layer.state, layer.detail)
             broker = Broker(
                 audit=audit,
                 gateway=Gateway(host, audit),
@@ -149,11 +161,12 @@ async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[B
                 broker.note(EventType.SERVER_STOP)
 
 
-def _record_discard(audit: Audit, principal: str, discarded: Discarded) -> None:
+def _record_discard(audit: Audit, principal: str, session_id: str, discarded: Discarded) -> None:
     """An upload was given up: its bytes are gone, the destination is as it was."""
     audit.end(
         Event(
             event_type=EventType.FILE_FAILED,
+            session_id=session_id,
             tool_name="upload_file",
             principal=principal,
             data_bytes=discarded.received_bytes,

@@ -15,6 +15,7 @@ import trio
 
 from broker.jobs import Job, Jobs
 from broker.rawtransfers import SessionTransfers, TransferDesk
+from sandbox.descriptors import Disk
 from sandbox.file_errors import FileError
 from sandbox.files import Files, Part, Resolved, open_files
 from sandbox.launcher import Init, Launcher
@@ -77,7 +78,7 @@ async def open_belongings(
     with closing(jobs):
         async with (
             launcher.open_init(walls) as init,
-            open_files(init.files_socket) as files,
+            open_files(init.files_socket, disk=Disk(reserve_bytes=settings.transfers.reserve_bytes)) as files,
             open_transfers(settings.transfers, limiter=limiter, on_discard=on_discard) as transfers,
         ):
             with closing(SessionTransfers(desk, limiter)) as raw:

@@ -17,12 +17,12 @@ from broker.decisions import TwoPaths, require_path
 from broker.errors import BrokerError, ErrorCode
 from broker.filerules import (
     bounded_s,
-    full_disk_told,
     require_existing,
     require_file,
     require_finished,
     require_not_own,
     tree_spec,
+    written,
 )
 from broker.hardlinks import require_no_blocked_link
 from broker.host import Host, Scope, Step
@@ -208,31 +208,34 @@ async def _copy_file(
         "name": target.name,
         "replace": request.overwrite,
         "keep_times": keep_times,
-        "max_file_bytes": scope.host.policy.file_limits.max_write_size,
+        **_bounds(scope.host),
     }
     fds = (source.file(), target.fd)
-    async with full_disk_told(target.fd):
+    async with written(scope, target.fd, source.facts.size_bytes):
         work = await scope.own.files.trees.run(
             "copy_file", target.asked, spec, fds, timeout_s=bounded_s(scope.host, request.timeout_seconds), changes=True
         )
-    require_finished(work, target.asked, "nothing was copied")
+        require_finished(work, target.asked, "nothing was copied")
     return work
 
 
+def _bounds(host: Host) -> dict[str, int]:
+    limits = host.policy.file_limits
+    return {"max_file_bytes": limits.max_write_size, "reserve_bytes": limits.min_free_bytes}
+
+
 async def _copy_tree(scope: Scope, source: Resolved, target: EntryPlace, timeout_s: float, *, strict: bool) -> Work:
-    spec: dict[str, Any] = {
-        **tree_spec(scope.host, source.path),
-        "name": target.name,
-        "new_path": target.path,
-        "strict": strict,
-        "max_file_bytes": scope.host.policy.file_limits.max_write_size,
-    }
-    fds = (source.directory(), target.fd)
-    async with full_disk_told(target.fd):
-        work = await scope.own.files.trees.run(
-            "copy_tree", target.asked, spec, fds, timeout_s=bounded_s(scope.host, timeout_s), changes=True
-        )
-    require_finished(work, target.asked, "nothing was copied")
+    trees, timeout_s = scope.own.files.trees, bounded_s(scope.host, timeout_s)
+    spec: dict[str, Any] = {**tree_spec(scope.host, source.path), "new_path": target.path}
+    survey = await trees.run("survey", source.asked, spec, (source.directory(),), timeout_s=timeout_s)
+    require_finished(survey, source.asked, "nothing was copied")
+    most = survey.counts.get("bytes", 0)
+    spec |= {"name": target.name, "strict": strict, "max_total_bytes": most, **_bounds(scope.host)}
+    async with written(scope, target.fd, most):
+        fds = (source.directory(), target.fd)
+        work = await trees.run("copy_tree", target.asked, spec, fds, timeout_s=timeout_s, changes=True)
+        require_finished(work, target.asked, "nothing was copied")
+    scope.own.transfers.quota.give_back(most - work.counts.get("bytes", 0))
     return work
 
 

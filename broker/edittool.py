@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from broker.errors import BrokerError, ErrorCode
-from broker.filerules import full_disk_told, require_place, require_size
+from broker.filerules import require_place, require_size, written
 from broker.host import Scope
 from broker.names import shown_path
 from broker.textedit import SHOWN_LINES, Edited, lines_of, occurrences, replace_exactly
@@ -39,7 +39,7 @@ async def perform_edit_file(scope: Scope, request: EditFile, path: str) -> EditF
         outcome = await trio.to_thread.run_sync(_edit, request, data, place.name)
         size_bytes = len(outcome.edited.data)
         require_size(host, size_bytes, "the edited file")
-        async with full_disk_told(place.fd, size_bytes), await files.part(place) as part:
+        async with written(scope, place.fd, size_bytes), await files.part(place) as part:
             await part.write(0, outcome.edited.data)
             await part.commit(expect=existing)
         return EditFileResult(

@@ -92,7 +92,18 @@ def require_finished(work: Work, asked: str, done: str) -> None:
 
 
 @asynccontextmanager
-async def full_disk_told(directory_fd: int, needed_bytes: int = 0) -> AsyncIterator[None]:
+async def written(scope: Scope, directory_fd: int, size_bytes: int) -> AsyncIterator[None]:
+    """Write *size_bytes* inside, all or none: on the session's account, and with what a full disk must tell.
+
+    Raises: QuotaExceeded; BrokerError with the numbers for a disk that is full.
+    """
+    with scope.own.transfers.quota.taken(size_bytes):
+        async with full_disk_told(scope.host, directory_fd, size_bytes):
+            yield
+
+
+@asynccontextmanager
+async def full_disk_told(host: Host, directory_fd: int, needed_bytes: int) -> AsyncIterator[None]:
     """Let what fails for want of room say how much is needed, if a worker knows no better, and how much there is."""
     full = None
     try:
@@ -103,13 +114,16 @@ async def full_disk_told(directory_fd: int, needed_bytes: int = 0) -> AsyncItera
         room = await trio.to_thread.run_sync(os.fstatvfs, directory_fd)
         free_bytes = room.f_bavail * room.f_frsize
         needed = needed_bytes if full.needed_bytes is None else full.needed_bytes
+        reserve = host.policy.file_limits.min_free_bytes
         raise BrokerError(
             ErrorCode.FILE_WRITE_ERROR,
             f"{full.sentence}; {needed} bytes are to be written, its file system has {free_bytes} bytes and "
-            f"{room.f_favail} file entries free. The destination is as it was",
+            f"{room.f_favail} file entries free; {reserve} bytes stay free (file_limits.min_free_bytes). "
+            "The destination is as it was",
             needed_bytes=needed,
             free_bytes=free_bytes,
             free_files=room.f_favail,
+            reserve_bytes=reserve,
         ) from full
 
 

@@ -16,7 +16,7 @@ import trio
 
 from broker.belongings import PartDestination
 from broker.edittool import perform_edit_file
-from broker.filerules import full_disk_told, require_file, require_place, require_size
+from broker.filerules import require_file, require_place, require_size, written
 from broker.host import Scope, Step
 from broker.names import shown_path
 from broker.readtool import perform_read_file
@@ -33,7 +33,7 @@ async def perform_write_file(scope: Scope, request: WriteFile, path: str) -> Wri
     require_size(host, len(data))
     with await files.place(path) as place:
         await require_place(host, place)
-        async with full_disk_told(place.fd, len(data)):
+        async with written(scope, place.fd, len(data)):
             await (files.append(place, data) if request.mode == "append" else files.overwrite(place, data))
         return WriteFileResult(path=shown_path(place.path), bytes_written=len(data))
 

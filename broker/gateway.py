@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
@@ -18,16 +18,18 @@ from broker.audit import Audit, Event, EventType, ToolEvents, events_of
 from broker.belongings import Belongings
 from broker.calls import Answer, Call, OutputFace
 from broker.contract import find_tool
-from broker.decisions import Denied, decide
+from broker.decisions import Denied, decide, require_end
 from broker.errors import ErrorCode, Failure, failure_of
 from broker.host import Host, Scope, Step
 from broker.jobs import CommandNotFound, Job
 from broker.outputuri import OutputName, faces_of, parse_uri
+from broker.records import USED, recorded
 from broker.redact import redact_arguments
 from broker.requests import Request
 from broker.session import Session, SessionClosed
 from broker.supervisor import SessionExpired, SessionNotFound
 from broker.wire import encode
+from sandbox.file_errors import NotFound
 
 STEPS: Mapping[type, Step] = MappingProxyType(
     {
@@ -82,10 +84,14 @@ class Gateway:
             report=call.report,
             base_url=call.base_url and (self._host.desk.public_url or call.base_url),
         )
-        if step.inside and session is not None:
-            result = await session.call(step.perform, scope, request, allow.subject)
-        else:
-            result = await step.perform(scope, request, allow.subject)
+        try:
+            if step.inside and session is not None:
+                result = await session.call(step.perform, scope, request, allow.subject)
+            else:
+                result = await step.perform(scope, request, allow.subject)
+        except NotFound as missing:
+            require_end(self._host, missing)
+            raise
         record.result = result
         return result
 
@@ -164,6 +170,7 @@ class _Record:
             rule=error.rule if isinstance(error, Denied) else self._event.rule,
             incident_id=incident_id if unexpected else None,
             exception=error if unexpected else None,
+            **_details_of(failure.partial.get),
         )
         return failure
 
@@ -193,5 +200,9 @@ _DETAILS = ("command_id", "commands_ended", "transfer_id")
 
 def _facts_of(result: attrs.AttrsInstance | None) -> dict[str, object]:
     facts = {field: value for name, field in _RECORDED.items() if (value := getattr(result, name, None)) is not None}
-    details = {name: value for name in _DETAILS if (value := getattr(result, name, None))}
-    return facts | ({"details": details} if details else {})
+    return facts | _details_of(lambda name: getattr(result, name, None))
+
+
+def _details_of(field: Callable[[str], object]) -> dict[str, object]:
+    details = {name: value for name in _DETAILS if (value := field(name))} | recorded({n: field(n) for n in USED})
+    return {"details": details} if details else {}

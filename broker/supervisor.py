@@ -72,6 +72,11 @@ class SessionEnd:
     crash: ExceptionGroup[Exception] | None
 
 
+def new_session_id() -> str:
+    """An id that nobody guesses."""
+    return secrets.token_urlsafe(SESSION_ID_BYTES)
+
+
 @attrs.define(eq=False)
 class Supervisor(Generic[R]):
     """Admission, ids, ownership and the table of live sessions."""
@@ -94,7 +99,7 @@ class Supervisor(Generic[R]):
             broker is stopping).
         Cancellation: a birth that is cancelled leaves nothing.
         """
-        key = (principal, session_id or secrets.token_urlsafe(SESSION_ID_BYTES))
+        key = (principal, session_id or new_session_id())
         self._admit(key)
         session = Session(
             id=key[1], idle_s=self.settings.idle_s, open_resources=open_resources, wait_lost=self._wait_lost

@@ -149,9 +149,8 @@ class ServerSettings:
             audit_log=base_dir / self.logging.audit_log,
             error_log=base_dir / self.logging.error_log,
         )
-        base = self.sandbox.cgroup_base
-        sandbox = attrs.evolve(self.sandbox, cgroup_base=str(base_dir / base) if base else "")
-        return attrs.evolve(self, logging=logs, sandbox=sandbox)
+        # Not sandbox.cgroup_base: a folder beside the configuration is no cgroup, so a relative one names none.
+        return attrs.evolve(self, logging=logs)
 
 
 @attrs.frozen(kw_only=True)

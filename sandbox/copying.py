@@ -9,6 +9,7 @@ import stat
 from sandbox.links import Links
 from sandbox.openat import Held, Refused, open_path, real_path, reopen
 from sandbox.parts import PLAIN_MODE
+from sandbox.room import STEP_BYTES, require_room
 from sandbox.walk import MAX_DEPTH, Rules, open_directory
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
@@ -17,17 +18,16 @@ if TYPE_CHECKING:
 
     from sandbox.job import Job
 
-STEP_BYTES = 8 * 1024 * 1024  # between two looks at the clock
 BUFFER_BYTES = 1024 * 1024
 # The kernel copies within and between most file systems itself; where it does not, we do.
 NOT_IN_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY)
 REPORTED = 50  # of what was passed over
 
 
-def copy_content(job: Job, source: int, target: int, limit: int) -> int:
+def copy_content(job: Job, source: int, target: int, limit: int, reserve: int) -> int:
     """Copy all bytes; holes stay holes. Return how many there are.
 
-    Raises: Refused when the file changes meanwhile or is larger than *limit*.
+    Raises: Refused when the file changes meanwhile or is larger than *limit*; ReserveReached.
     """
     before = os.fstat(source)
     if before.st_size > limit:
@@ -39,7 +39,9 @@ def copy_content(job: Job, source: int, target: int, limit: int) -> int:
         start, end = _data_after(source, at, before.st_size)
         while start < end:
             job.tick()
-            copied = _copy_range(source, target, start, min(STEP_BYTES, end - start))
+            step = min(STEP_BYTES, end - start)
+            require_room(target, step, reserve)
+            copied = _copy_range(source, target, start, step)
             if not copied:
                 break
             start += copied
@@ -83,6 +85,8 @@ class Copier:
         self._rules = rules
         self._links = Links(job, rules, [*spec["link_roots"]])
         self._limit: int = spec["max_file_bytes"]
+        self._most: int = spec["max_total_bytes"]
+        self._reserve: int = spec["reserve_bytes"]
         self._strict: bool = spec["strict"]
         self._top: str = spec["new_path"]
         self._umask = os.umask(0o077)
@@ -149,11 +153,17 @@ class Copier:
     def _copy_pinned(self, pinned: int, target: int, name: str, status: os.stat_result) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with Held(reopen(pinned, os.O_RDONLY)) as file, Held(os.open(name, flags, 0o600, dir_fd=target)) as copy:
-            self._job.count("bytes", copy_content(self._job, file.fd, copy.fd, self._limit))
+            self._require_as_large_as_surveyed(os.fstat(file.fd).st_size)
+            self._job.count("bytes", copy_content(self._job, file.fd, copy.fd, self._limit, self._reserve))
             os.fchmod(copy.fd, status.st_mode & PLAIN_MODE & ~(0 if self._strict else self._umask))
             if self._strict:
                 os.utime(copy.fd, ns=(status.st_atime_ns, status.st_mtime_ns))
         self._job.count("files")
+
+    def _require_as_large_as_surveyed(self, more: int) -> None:
+        """Keep to what was counted before, and taken from the quota of the session."""
+        if self._job.counts.get("bytes", 0) + more > self._most:
+            raise Refused("changed", errno.ESTALE, "it grew while it was copied; try again")
 
     def _pass_over(self, entry: str, why: str) -> None:
         if self._strict:

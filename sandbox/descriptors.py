@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 import trio
 
-from sandbox.file_errors import from_errno
+from sandbox.file_errors import NoSpace, from_errno, shown
+from sandbox.room import STEP_BYTES, ReserveReached, require_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +28,10 @@ DISK_THREADS = 4  # of one session: its slow disk must not take the threads of t
 class Disk:
     """The threads in which one session's blocking file calls run."""
 
-    def __init__(self, threads: int = DISK_THREADS) -> None:
+    def __init__(self, threads: int = DISK_THREADS, *, reserve_bytes: int = 0) -> None:
+        """Write only while *reserve_bytes* of the file system stay free."""
         self._limiter = trio.CapacityLimiter(threads)
+        self._reserve_bytes = reserve_bytes
 
     async def run(self, asked: str, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a blocking call in a thread; its OSError becomes the FileError of the path *asked*.
@@ -37,8 +40,18 @@ class Disk:
         """
         try:
             return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)
+        except ReserveReached as full:
+            raise NoSpace(asked, f"{shown(asked)}: {full.strerror}", "ENOSPC") from full
         except OSError as fault:
             raise from_errno(asked, fault.errno or errno.EIO) from fault
+
+    async def write(self, asked: str, fd: int, offset: int, data: bytes | memoryview) -> None:
+        """Write all of *data* at *offset*. Raises: NoSpace, TooLarge, WriteFailed."""
+        await self.run(asked, _write_fully, fd, offset, data, self._reserve_bytes)
+
+    async def append(self, asked: str, fd: int, data: bytes | memoryview) -> None:
+        """Append all of *data* and flush it to the disk, or leave the file as it was. Raises: as `write`."""
+        await self.run(asked, _append_durably, fd, data, self._reserve_bytes)
 
     async def read(self, asked: str, fd: int, offset: int, length: int) -> bytes:
         """Return up to *length* bytes at *offset*; fewer only at the end of the file."""
@@ -73,24 +86,22 @@ def _read_fully(fd: int, offset: int, length: int) -> bytes:
     return b"".join(pieces)
 
 
-def write_fully(fd: int, offset: int, data: bytes | memoryview) -> None:
-    """Write all of *data* at *offset*; for a thread."""
+def _write_fully(fd: int, offset: int, data: bytes | memoryview, reserve_bytes: int) -> None:
     view = memoryview(data).cast("B")
     while view:
-        count = os.pwrite(fd, view, offset)
+        require_room(fd, len(view), reserve_bytes)
+        count = os.pwrite(fd, view[:STEP_BYTES], offset)
         offset += count
         view = view[count:]
 
 
-def append_durably(fd: int, data: bytes | memoryview) -> None:
-    """Append all of *data* and flush it to the disk, or leave the file as it was; for a thread.
-
-    The bytes are taken back only while they are the last ones: those of another writer are never cut off.
-    """
+def _append_durably(fd: int, data: bytes | memoryview, reserve_bytes: int) -> None:
+    """The bytes are taken back only while they are the last ones: those of another writer are never cut off."""
     view, before, written = memoryview(data).cast("B"), os.fstat(fd).st_size, 0
     try:
         while written < len(view):
-            written += os.write(fd, view[written:])
+            require_room(fd, len(view) - written, reserve_bytes)
+            written += os.write(fd, view[written : written + STEP_BYTES])
         os.fsync(fd)
     except OSError:
         if os.fstat(fd).st_size == before + written:

@@ -15,8 +15,10 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import trio
 
-from sandbox.descriptors import Disk, append_durably
+from sandbox.archives import Archives
+from sandbox.descriptors import Disk
 from sandbox.exchange import Exchange, checked_path, open_exchange
 from sandbox.file_errors import Changed, Exists, shown
 from sandbox.namework import EntryPlace, NameWork
@@ -68,9 +70,10 @@ class Listing:
 class Files:
     """File operations of one session; any number of tasks may use them at once."""
 
-    def __init__(self, exchange: Exchange, disk: Disk) -> None:
+    def __init__(self, exchange: Exchange, disk: Disk, nursery: trio.Nursery) -> None:
         self._exchange = exchange
         self._disk = disk
+        self.archives = Archives(exchange, nursery)
         self.names = NameWork(exchange, disk)
         self.trees = TreeWork(exchange)
 
@@ -167,7 +170,7 @@ class Files:
             now = _facts(answer.body)
             if (now.identity, now.nlink) != (place.existing.identity, place.existing.nlink):
                 raise Changed(place.asked, f"{shown(place.asked)}: it was replaced meanwhile; try again", "ESTALE")
-            await self._disk.run(place.asked, append_durably, answer.fds[0], data)
+            await self._disk.append(place.asked, answer.fds[0], data)
         finally:
             answer.close()
 
@@ -188,5 +191,8 @@ async def open_files(
         answer_s: seconds after which a silent opener makes a request fail as Unanswered.
     Ownership: *sock* is closed at the end, which ends the opener.
     """
-    async with open_exchange(sock, answer_s=answer_s) as exchange:
-        yield Files(exchange, disk or Disk())
+    async with open_exchange(sock, answer_s=answer_s) as exchange, trio.open_nursery() as nursery:
+        try:
+            yield Files(exchange, disk or Disk(), nursery)
+        finally:
+            nursery.cancel_scope.cancel(reason="the files are closed")

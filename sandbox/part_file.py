@@ -7,12 +7,12 @@ the naming is the opener's, inside the walls. Knows no rule: the place it is for
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
 
-from sandbox.descriptors import write_fully
-from sandbox.file_errors import OpenerGone
+from sandbox.file_errors import NoSpace, OpenerGone, Unanswered
 from sandbox.pinned import Owner
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Part(Owner):
 
     async def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write *data* at *offset*. Raises: NoSpace, TooLarge, WriteFailed."""
-        await self._disk.run(self.asked, write_fully, self.fd, offset, data)
+        await self._disk.write(self.asked, self.fd, offset, data)
 
     async def commit(self, *, replace: bool = True, expect: FileFacts | None = None) -> None:
         """Flush the content and give it its name, durably and in one step; a file there keeps its mode.
@@ -85,6 +85,17 @@ class Part(Owner):
     ) -> None:
         with trio.move_on_after(self._exchange.answer_s, shield=True):
             await self.discard()
+            if isinstance(value, NoSpace):
+                await self._settle()
+
+    async def _settle(self) -> None:
+        """Wait until the room that the content took is given back, so that what is free now can be told.
+
+        The opener keeps its own descriptor of a part a moment longer than we wait for it. It serves one request after
+        the other, so with the answer to the next one it has closed that.
+        """
+        with suppress(OpenerGone, Unanswered):  # then nobody holds it any more, or the numbers are as they are
+            await self._exchange.ask("discard", self.asked, {"hidden": ""})
 
 
 def _unchanged(expect: FileFacts | None) -> dict[str, int] | None:

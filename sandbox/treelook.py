@@ -67,22 +67,26 @@ def survey(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
 
 def survey_tree(job: Job, rules: Rules, root_fd: int, new_path: str) -> dict[str, Any]:
     """As `survey`, for whoever goes on with the tree. `new_path` is empty where nothing gets a new path."""
-    blocked, mounted = [], []
+    blocked: list[str] = []
+    mounted: list[str] = []
     device = os.fstat(root_fd).st_dev
     for found in Walk(job, rules).tree(root_fd):
         job.count("entries")
         if not found.permitted or (new_path and not rules.permit(f"{new_path}/{found.relative}")):
             found.descend = False
-            blocked.append(found.relative)
+            _remember(blocked, found.relative)
         status = found.status()
         if status is not None and status.st_dev != device:
             found.descend = False
-            mounted.append(found.relative)
-        if len(blocked) + len(mounted) >= SHOWN_PATHS:
-            break
+            _remember(mounted, found.relative)
         if status is not None and found.kind == "file":
             job.count("bytes", status.st_size)
     return {"blocked": blocked, "mounted": mounted}
+
+
+def _remember(paths: list[str], path: str) -> None:
+    if len(paths) < SHOWN_PATHS:
+        paths.append(path)
 
 
 def sweep(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 from types import MappingProxyType
 
-from sandbox import treechange, treelook, treesearch, wire
+from sandbox import archive_pack, archive_unpack, treechange, treelook, treesearch, wire
 from sandbox.job import Job, Stop, limit_worker
 from sandbox.openat import Refused
+from sandbox.room import ReserveReached
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "copy_file": treechange.copy_file,
         "copy_tree": treechange.copy_tree,
         "sweep": treelook.sweep,
+        "pack": archive_pack.pack,
+        "unpack": archive_unpack.unpack,
     }
 )
 
@@ -49,6 +52,8 @@ def _outcome(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         return {"done": {}, "stopped": stop.why}
     except Refused as refusal:
         return {"refused": refusal.kind, "errno": refusal.number, "why": refusal.why}
+    except ReserveReached as full:
+        return {"refused": "no_space", "errno": errno.ENOSPC, "why": full.strerror}
     except OSError as fault:
         return {"refused": "", "errno": fault.errno or errno.EIO, "why": ""}
     except (MemoryError, RecursionError, OverflowError):

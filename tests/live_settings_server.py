@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -259,6 +260,7 @@ async def cleanup_interval(_brokers: Brokers) -> None:
             while not _discards(sweeping):
                 await ok(client, "get_system_info")
             assert not _discards(waiting)
+            assert _discards(sweeping)[0]["session_id"]
 
 
 async def _begin_upload(broker: LiveBroker, client: Client) -> None:
@@ -473,8 +475,43 @@ async def enable_cgroups(_brokers: Brokers) -> None:
 
 
 async def cgroup_base(_brokers: Brokers) -> None:
-    one, two = [await cgroup_detail({"enable_cgroups": True, "cgroup_base": base}) for base in ("data/a", "data/b")]
+    one, two = [await cgroup_detail({"enable_cgroups": True, "cgroup_base": base}) for base in ("/no/a", "/no/b")]
     assert one != two
+
+
+async def enable_namespaces(_brokers: Brokers) -> None:
+    for value in (True, False):
+        with running_broker({"sandbox": {"enable_namespaces": value}}) as broker:
+            own = await in_session(broker, lambda client, session_id: run(client, session_id, "sh", "-c", "echo $$"))
+            assert (int(own["stdout"]) != own["pid"]) is (value and await has_namespaces(broker))
+
+
+async def private_tmp(_brokers: Brokers) -> None:
+    for value in (True, False):
+        with running_broker({"sandbox": {"private_tmp": value}}, {"allowed_paths": ["~/**", "/tmp/**"]}) as broker:
+            name = f"/tmp/{broker.base.name}.tmp"
+            words = ("sh", "-c", f"echo x > {name}")
+            made = await in_session(broker, lambda client, session_id, words=words: run(client, session_id, *words))
+            assert made["exit_code"] == 0
+            assert os.path.exists(name) is not (value and await has_namespaces(broker))
+            Path(name).unlink(missing_ok=True)
+
+
+async def private_tmp_bytes(_brokers: Brokers) -> None:
+    words = ("sh", "-c", "head -c 2000000 /dev/zero > /tmp/f")
+    for size_bytes in (1 << 20, 4 << 20):
+        with running_broker({"sandbox": {"private_tmp_bytes": size_bytes}}) as broker:
+            if not await has_namespaces(broker):
+                pytest.skip("this machine gives sessions no mounts of their own")
+            filled = await in_session(broker, lambda client, session_id: run(client, session_id, *words))
+            assert (filled["exit_code"] == 0) is (size_bytes > 2_000_000)
+
+
+async def has_namespaces(broker: LiveBroker) -> bool:
+    """Whether sessions have mounts and processes of their own here."""
+    async with connect(broker) as client:
+        layers = (await ok(client, "get_system_info"))["isolation"]
+    return any((each["name"], each["state"]) == ("mount_namespace", "enforced") for each in layers)
 
 
 async def cgroup_detail(sandbox: Mapping[str, object]) -> str:
@@ -485,8 +522,13 @@ async def cgroup_detail(sandbox: Mapping[str, object]) -> str:
                 layers = (await ok(client, "get_system_info"))["isolation"]
     except BrokerFailed as failed:
         return str(failed)
-    detail: str = next(each["detail"] for each in layers if each["name"] == "cgroup")
+    detail: str = cgroup_layer(layers)["detail"]
     return detail
+
+
+def cgroup_layer(layers: list[dict[str, str]]) -> dict[str, str]:
+    """The report on cgroups of an `isolation`."""
+    return next(each for each in layers if each["name"] == "cgroup")
 
 
 ROWS: Mapping[str, Row] = {
@@ -525,5 +567,8 @@ ROWS: Mapping[str, Row] = {
     "server.sandbox.unprivileged_user": unprivileged_user,
     "server.sandbox.cgroup_base": cgroup_base,
     "server.sandbox.enable_cgroups": enable_cgroups,
+    "server.sandbox.enable_namespaces": enable_namespaces,
+    "server.sandbox.private_tmp": private_tmp,
+    "server.sandbox.private_tmp_bytes": private_tmp_bytes,
     "server.sandbox.require": at_once(require),
 }

@@ -59,7 +59,8 @@ DESIGN = {
 }
 COMMAND_RESULT = (
     "exit_code signal stdout stderr duration_ms pid stdout_truncated stderr_truncated timed_out"
-    " command_id running next_cursor stdout_omitted_bytes stderr_omitted_bytes dropped_bytes"
+    " command_id running next_cursor stdout_omitted_bytes stderr_omitted_bytes dropped_bytes memory_peak_bytes"
+    " cpu_user_ms cpu_system_ms oom_killed killed_by"
 )
 TRANSFER_RESULT = "transfer_id direction path state bytes_done next_offset size_bytes sha256 expires_at error"
 RESULTS = {

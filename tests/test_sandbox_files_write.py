@@ -363,7 +363,8 @@ def small_disk(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", folder], check=True)
+        # Lazy: an opener may hold a descriptor there for a moment after its answer.
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture

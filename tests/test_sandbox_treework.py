@@ -37,7 +37,16 @@ async def search(door: Door, folder: Path, pattern: str, timeout_s: float = 10, 
         return await door.files.trees.run("search", str(folder), spec, (found.directory(),), timeout_s=timeout_s)
 
 
-async def copy_tree(door: Door, source: Path, target: Path, *, timeout_s: float = 20, strict: bool = False) -> Work:
+async def copy_tree(
+    door: Door,
+    source: Path,
+    target: Path,
+    *,
+    timeout_s: float = 20,
+    strict: bool = False,
+    total: int = MAX_FILE,
+    reserve: int = 0,
+) -> Work:
     with (
         await door.files.resolve(str(source), read=True) as found,
         await door.files.names.entry(str(target)) as entry,
@@ -49,17 +58,27 @@ async def copy_tree(door: Door, source: Path, target: Path, *, timeout_s: float 
             "new_path": entry.path,
             "strict": strict,
             "max_file_bytes": MAX_FILE,
+            "max_total_bytes": total,
+            "reserve_bytes": reserve,
         }
         fds = (found.directory(), entry.fd)
         return await door.files.trees.run("copy_tree", str(target), spec, fds, timeout_s=timeout_s, changes=True)
 
 
-async def copy_file(door: Door, source: Path, target: Path, *, limit: int = MAX_FILE, timeout_s: float = 20) -> Work:
+async def copy_file(
+    door: Door, source: Path, target: Path, *, limit: int = MAX_FILE, timeout_s: float = 20, reserve: int = 0
+) -> Work:
     with (
         await door.files.resolve(str(source), read=True) as found,
         await door.files.names.entry(str(target)) as entry,
     ):
-        spec = {"name": entry.name, "replace": False, "keep_times": False, "max_file_bytes": limit}
+        spec = {
+            "name": entry.name,
+            "replace": False,
+            "keep_times": False,
+            "max_file_bytes": limit,
+            "reserve_bytes": reserve,
+        }
         fds = (found.file(), entry.fd)
         return await door.files.trees.run("copy_file", str(target), spec, fds, timeout_s=timeout_s, changes=True)
 

@@ -29,7 +29,13 @@ from transfers.store import Transfers, open_transfers
 
 MIB = 1024 * 1024
 SETTINGS = TransferSettings(
-    max_open=3, max_chunk_bytes=MIB, max_upload_bytes=8 * MIB, upload_idle_s=600, download_idle_s=60
+    max_open=3,
+    max_chunk_bytes=MIB,
+    max_upload_bytes=8 * MIB,
+    max_session_bytes=1 << 40,
+    reserve_bytes=0,
+    upload_idle_s=600,
+    download_idle_s=60,
 )
 
 

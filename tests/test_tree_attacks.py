@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import socket
 import stat
 from collections.abc import Callable, Mapping
@@ -18,6 +19,9 @@ from typing import Any
 import attrs
 import pytest
 
+from broker.calls import Answer
+from broker.contract import TOOLS as TOOLS_OF_THE_BROKER
+from broker.fields import MAX_PATH_BYTES
 from tests.test_treetools import Desk, open_desk
 
 MARKER = "TOP-SECRET-MARKER"
@@ -51,11 +55,16 @@ TOOLS: Mapping[str, tuple[str, Callable[[str], Arguments]]] = {
     "copy_path to": ("copy_path", lambda path: {"source": "mine", "destination": path, "overwrite": True}),
     "delete_path": ("delete_path", of_path()),
     "delete_path of a tree": ("delete_path", of_path(recursive=True, confirm=True)),
+    "create_session": ("create_session", lambda path: {"working_dir": path}),
 }
+"""Every way a tool takes a path; `test_no_path_of_any_tool_is_forgotten` finds one that is missing."""
 ON_THE_NAME = {"stat_path of a link", "move_path from", "delete_path", "delete_path of a tree"}
 """They are about the last name itself: a link there is theirs to see, move or delete, and nothing beyond it is."""
 NAMES_ONLY = {"move_path from", "delete_path", "delete_path of a tree", "stat_path", "stat_path of a link"}
 """They touch no content, so that another name (hard link) of a file is no way to it."""
+
+
+LOOKING = {"stat_path", "stat_path of a link"}
 
 
 @attrs.frozen
@@ -166,10 +175,44 @@ def harmless(tool: str, attack: Attack) -> bool:
     )
 
 
+async def ask(desk: Desk, tool: str, path: str) -> Answer:
+    """What the tool answers; a session that it makes ends at once."""
+    name, arguments = TOOLS[tool]
+    if name != "create_session":
+        return await desk.whole.answer(name, session_id=desk.sid, **arguments(path))
+    answer = await desk.whole.answer(name, **arguments(posixpath.join(desk.work, path)))
+    if not answer.is_error:
+        await desk.whole.ok("kill_session", session_id=answer.structured["session_id"], force=True)
+    return answer
+
+
+def path_arguments(schema: Mapping[str, Any]) -> set[str]:
+    """The arguments that are paths, by their length in the schema; a part of an `anyOf` counts as well."""
+    return {
+        name
+        for name, argument in schema["properties"].items()
+        for part in (argument, *argument.get("anyOf", ()))
+        if part.get("maxLength") == MAX_PATH_BYTES
+    }
+
+
+def paths_of_all_tools() -> set[tuple[str, str]]:
+    return {(tool.name, name) for tool in TOOLS_OF_THE_BROKER.values() for name in path_arguments(tool.input_schema)}
+
+
+def attacked(arguments: Arguments) -> set[str]:
+    return {name for name, value in arguments.items() if "path/to" in str(value)}
+
+
+def test_no_path_of_any_tool_is_forgotten() -> None:
+    there = paths_of_all_tools()
+    assert ("copy_path", "destination") in there
+    assert there == {(name, given) for name, arguments in TOOLS.values() for given in attacked(arguments("path/to"))}
+
+
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.bounded(120)
 async def test_no_attack_gets_through(tmp_path: Path, tool: str) -> None:
-    name, arguments = TOOLS[tool]
     async with open_desk(tmp_path) as desk:
         ground = Ground(desk)
         for title, attack in ATTACKS.items():
@@ -177,7 +220,7 @@ async def test_no_attack_gets_through(tmp_path: Path, tool: str) -> None:
             path, before = ground.at(attack), ground.closed()
             if attack.reaches:  # the control
                 assert (ground.work / path).read_text() == MARKER, title
-            answer = await desk.whole.answer(name, session_id=desk.sid, **arguments(path))
+            answer = await ask(desk, tool, path)
             assert ground.closed() == before, title
             assert MARKER not in json.dumps(answer.structured), title
             if not harmless(tool, attack):
@@ -196,24 +239,27 @@ INNOCENT: Mapping[str, str] = {
     "make_directory with parents": "plain",
     "copy_path of a tree": "plain",
     "delete_path of a tree": "plain",
+    "create_session": "plain",
 }
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 async def test_every_tool_works_where_nothing_is_closed(tmp_path: Path, tool: str) -> None:
-    name, arguments = TOOLS[tool]
     async with open_desk(tmp_path) as desk:
         desk.plant(plain__f="M", file="M", mine="mine")
-        await desk.ok(name, **arguments(INNOCENT.get(tool, "file")))
+        answer = await ask(desk, tool, INNOCENT.get(tool, "file"))
+        assert not answer.is_error, answer.structured
 
 
-SPECIAL = ("fifo", "socket")
+SPECIAL = ("fifo", "socket", "device")
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 async def test_what_is_no_file_blocks_nobody_and_is_not_read(tmp_path: Path, tool: str) -> None:
-    """b9: a FIFO or socket has content for somebody else; its name may be looked at, moved and deleted."""
-    name, arguments = TOOLS[tool]
+    """b9: a FIFO or socket has content for somebody else; its name may be looked at, moved and deleted.
+
+    A device is the kernel's, and stays where it is.
+    """
     async with open_desk(tmp_path) as desk:
         for special in SPECIAL:
             os.mkfifo(desk.work / "fifo")
@@ -221,9 +267,11 @@ async def test_what_is_no_file_blocks_nobody_and_is_not_read(tmp_path: Path, too
                 os.chdir(desk.work)  # a socket's path has at most 107 bytes
                 listener.bind("socket")
                 os.chdir("/")
+            if os.geteuid() == 0:
+                os.mknod(desk.work / "device", stat.S_IFCHR | 0o666, os.makedev(1, 5))  # as /dev/zero
             desk.plant(mine="mine")
-            answer = await desk.whole.answer(name, session_id=desk.sid, **arguments(special))
-            assert answer.is_error or tool in NAMES_ONLY, special
+            answer = await ask(desk, tool, special)
+            assert answer.is_error or tool in (LOOKING if special == "device" else NAMES_ONLY), special
             for path in desk.work.iterdir():
                 if not path.is_dir():
                     path.unlink()

@@ -16,16 +16,26 @@ from typing import Any
 import pytest
 from test_sandbox_files_race import SWAPPER, wins
 
+from broker.calls import Answer
+from tests.test_tree_attacks import paths_of_all_tools
 from tests.test_treetools import Desk, open_desk
 
 MARKER = "TOP-SECRET-MARKER"
 ROUNDS = 150
+BIRTHS = 30
 
 RACERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "read_file": ("read_file", {"path": "door/file"}),
+    "write_file": ("write_file", {"path": "door/file", "content": "in"}),
+    "write_file append": ("write_file", {"path": "door/file", "content": "in", "mode": "append"}),
+    "download_file": ("download_file", {"path": "door/file"}),
+    "upload_file": ("upload_file", {"path": "door/file", "chunk_data": "aW4=", "is_last": True}),
+    "create_session": ("create_session", {"working_dir": "door"}),
     "edit_file": ("edit_file", {"path": "door/file", "old_text": "i", "new_text": "i!"}),
     "search_files": ("search_files", {"path": "door", "pattern": "."}),
     "search_files above": ("search_files", {"path": ".", "pattern": "."}),
     "find_files": ("find_files", {"path": "door", "pattern": "*"}),
+    "list_directory": ("list_directory", {"path": "door"}),
     "list_directory in depth": ("list_directory", {"path": ".", "depth": 5}),
     "stat_path with checksum": ("stat_path", {"path": "door/file", "checksum": True}),
     "make_directory": ("make_directory", {"path": "door/made", "parents": True}),
@@ -79,11 +89,11 @@ async def test_a_swapped_folder_leads_no_tool_outside(tmp_path: Path, title: str
             swapper.stdout.readline()
             try:
                 assert wins(lambda: (desk.work / "door/file").read_text() == MARKER)  # the swap is under way
-                for _ in range(ROUNDS):
+                for _ in range(BIRTHS if tool == "create_session" else ROUNDS):
                     restore(desk)
                     (outside / "file").write_text(MARKER)
                     desk.give()
-                    answer = await desk.whole.answer(tool, session_id=desk.sid, **arguments)
+                    answer = await ask(desk, tool, arguments)
                     assert MARKER not in json.dumps(answer.structured)
                     assert [path.name for path in outside.iterdir()] == ["file"]
                     assert (outside / "file").read_text() == MARKER
@@ -91,6 +101,22 @@ async def test_a_swapped_folder_leads_no_tool_outside(tmp_path: Path, title: str
                         assert MARKER not in text_of(desk.work / made)
             finally:
                 swapper.kill()
+
+
+async def ask(desk: Desk, tool: str, arguments: Mapping[str, Any]) -> Answer:
+    """What the tool answers; a session that it makes must be where it was allowed, and ends at once."""
+    if tool != "create_session":
+        return await desk.whole.answer(tool, session_id=desk.sid, **arguments)
+    answer = await desk.whole.answer(tool, working_dir=str(desk.work / "door"))
+    if not answer.is_error:
+        assert answer.structured["working_dir"].startswith(str(desk.work))
+        await desk.whole.ok("kill_session", session_id=answer.structured["session_id"], force=True)
+    return answer
+
+
+def test_every_path_of_every_tool_is_raced() -> None:
+    raced = {(tool, name) for tool, given in RACERS.values() for name, at in given.items() if "door" in str(at)}
+    assert raced == paths_of_all_tools()
 
 
 def text_of(path: Path) -> str:

@@ -75,13 +75,49 @@ def identify(fd: int, path: str) -> Identity:
     return identity
 
 
-def write_chunk(fd: int, write: Write) -> Digest:
-    """Write one chunk whole and return the running digest with it."""
+class Full(OSError):
+    """There is no room for a chunk, and nothing of it was written or is left."""
+
+    def __init__(self, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+
+def write_chunk(fd: int, write: Write, reserve_bytes: int) -> Digest:
+    """Write one chunk whole, above the reserve, and return the running digest with it.
+
+    Raises:
+        Full: the part file is as it was.
+        OSError: it is spoiled.
+    """
+    needed_bytes = len(write.data)
+    free_bytes = _free_bytes(fd)
+    if free_bytes - needed_bytes < reserve_bytes:
+        raise Full(needed_bytes, free_bytes)
     rest, offset = memoryview(write.data), write.offset
-    while rest:
-        count = os.pwrite(fd, rest, offset)
-        rest, offset = rest[count:], offset + count
+    try:
+        while rest:
+            count = os.pwrite(fd, rest, offset)
+            rest, offset = rest[count:], offset + count
+    except OSError as fault:
+        if fault.errno not in (errno.ENOSPC, errno.EDQUOT) or not _cut_back(fd, write.offset):
+            raise
+        raise Full(needed_bytes, _free_bytes(fd)) from fault
     return write.digest_after()
+
+
+def _cut_back(fd: int, size_bytes: int) -> bool:
+    try:
+        os.ftruncate(fd, size_bytes)
+    except OSError:
+        return False  # then what is there is not known
+    return True
+
+
+def _free_bytes(fd: int) -> int:
+    room = os.fstatvfs(fd)
+    return room.f_bavail * room.f_frsize
 
 
 def read_chunk(fd: int, read: Read) -> tuple[bytes, Outcome]:

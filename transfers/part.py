@@ -18,7 +18,17 @@ import attrs
 import trio
 
 from transfers import disk
-from transfers.refusals import DigestMismatch, OffsetMismatch, SizeMismatch, TooLarge, TransferError, UploadLost
+from transfers.digest import Digest
+from transfers.quota import Quota
+from transfers.refusals import (
+    DigestMismatch,
+    NoRoom,
+    OffsetMismatch,
+    SizeMismatch,
+    TooLarge,
+    TransferError,
+    UploadLost,
+)
 from transfers.upload import Answer, Commit, Refuse, State, Step, Sync, Upload, Verify, Why, Write
 
 T = TypeVar("T")
@@ -84,6 +94,8 @@ class Part:
     idle_s: float
     upload: Upload
     _destination: Destination
+    _quota: Quota
+    _reserve_bytes: int
     _limiter: trio.CapacityLimiter
     _on_discard: Callable[[Discarded], None]
     transfer_id: str = attrs.field(factory=lambda: secrets.token_urlsafe(16), init=False)
@@ -98,7 +110,7 @@ class Part:
         """Perform one chunk; call it with the turn held.
 
         Raises:
-            OffsetMismatch, TooLarge: nothing changed.
+            OffsetMismatch, TooLarge, QuotaExceeded, NoRoom: nothing changed.
             UploadLost: the upload is over; `put_away` must follow.
 
         Cancellation: what a thread has begun is finished, and counts. So is a replacement that has begun.
@@ -148,7 +160,7 @@ class Part:
         try:
             match step:
                 case Write():
-                    return self.upload.wrote(step, await self._on_disk(disk.write_chunk, step))
+                    return self.upload.wrote(step, await self._write(step))
                 case Verify():
                     same = await trio.to_thread.run_sync(step.matches, limiter=self._limiter)
                     return self.upload.verified(step, same=same)
@@ -160,9 +172,15 @@ class Part:
                     return self.upload.committed()
                 case _:
                     assert_never(step)
+        except disk.Full as full:
+            raise NoRoom(self.path, full.needed_bytes, full.free_bytes, self._reserve_bytes) from full
         except OSError as fault:
             self.upload.lost(_text(fault))
             raise UploadLost(self.path, self.upload.why_lost) from fault
+
+    async def _write(self, write: Write) -> Digest:
+        with self._quota.taken(len(write.data)):
+            return await self._on_disk(disk.write_chunk, write, self._reserve_bytes)
 
     async def _on_disk(self, work: Callable[[int, *Ts], T], *args: *Ts) -> T:
         with self._pin.use() as fd:
@@ -185,6 +203,7 @@ class Part:
     def _close(self, leftover: str) -> None:
         self._pin.close()
         if self.upload.state is not State.COMPLETE:
+            self._quota.give_back(self.upload.received_bytes)
             gone = Discarded(
                 transfer_id=self.transfer_id,
                 path=self.path,

@@ -77,6 +77,34 @@ class TooManyTransfers(TransferError):
         self.limit = limit
 
 
+class QuotaExceeded(TransferError):
+    """The session has written as much as it may."""
+
+    def __init__(self, needed_bytes: int, used_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"{needed_bytes} bytes are to be written, and this session has written {used_bytes} of the {limit_bytes} "
+            "bytes it may (file_limits.max_session_bytes): write less, or go on in a new session"
+        )
+        self.needed_bytes = needed_bytes
+        self.used_bytes = used_bytes
+        self.limit_bytes = limit_bytes
+
+
+class NoRoom(TransferError):
+    """A chunk does not fit on the file system; nothing changed, the upload goes on where it was."""
+
+    def __init__(self, path: str, needed_bytes: int, free_bytes: int, reserve_bytes: int) -> None:
+        super().__init__(
+            f"no room for the chunk of the upload to {path!r}: it has {needed_bytes} bytes, the file system has "
+            f"{free_bytes} bytes free, of which {reserve_bytes} stay free (file_limits.min_free_bytes). Nothing was "
+            "lost: make room, then send the chunk again"
+        )
+        self.path = path
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+        self.reserve_bytes = reserve_bytes
+
+
 class UploadLost(TransferError):
     """The upload cannot go on and its part file is discarded; the destination is untouched.
 
@@ -155,6 +183,15 @@ class SourceUnreadable(TransferError):
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"{path!r} could not be read ({why})")
+        self.path = path
+        self.why = why
+
+
+class ArchiveTooLarge(TransferError):
+    """The directory holds more than an archive may."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path!r} is too much for one archive ({why}); transfer a directory in it instead")
         self.path = path
         self.why = why
 

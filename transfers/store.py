@@ -15,16 +15,18 @@ import trio
 
 from transfers.downloads import Downloads
 from transfers.part import Discarded
+from transfers.quota import Quota
 from transfers.settings import TransferSettings
 from transfers.uploads import Uploads
 
 
 @attrs.frozen(kw_only=True)
 class Transfers:
-    """The two tables of one session."""
+    """The two tables of one session, and the count of what it writes, which other writers share."""
 
     uploads: Uploads
     downloads: Downloads
+    quota: Quota
 
     async def sweep(self) -> None:
         """Discard what has expired. The session calls it on a timer."""
@@ -47,9 +49,10 @@ async def open_transfers(
 
     Cancellation: closing is shielded and takes at most `part.DISCARD_BOUND_S` seconds.
     """
-    uploads = Uploads(settings=settings, limiter=limiter, on_discard=on_discard, clock=clock)
+    quota = Quota(limit_bytes=settings.max_session_bytes)
+    uploads = Uploads(settings=settings, quota=quota, limiter=limiter, on_discard=on_discard, clock=clock)
     downloads = Downloads(settings=settings, limiter=limiter, clock=clock)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(uploads.close_all)
         stack.callback(downloads.close_all)
-        yield Transfers(uploads=uploads, downloads=downloads)
+        yield Transfers(uploads=uploads, downloads=downloads, quota=quota)

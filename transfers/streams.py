@@ -1,7 +1,7 @@
 """What a raw transfer reads from and writes to: two small protocols, so that a file and an archive plug in alike.
 
 `filestreams.py` has those of a file. An archive has no size beforehand and cannot begin in the middle: its source
-says so by `size_bytes` None and an empty `tag`, and its sink by `resumable` False.
+says so by `size_bytes` None and an empty `tag`.
 """
 
 from __future__ import annotations
@@ -72,10 +72,6 @@ class Sink(Protocol):
     def received_bytes(self) -> int:
         """How many bytes were taken; the next ones go behind them."""
 
-    @property
-    def resumable(self) -> bool:
-        """Whether a later request may go on where this one ended."""
-
     async def write(self, data: bytes) -> None:
         """Take the next bytes.
 
@@ -87,3 +83,6 @@ class Sink(Protocol):
 
     async def abort(self, why: str) -> None:
         """Throw away what was received; the destination is as it was. After an end this does nothing."""
+
+    def close(self) -> None:
+        """Let go of it at the session's end, which throws away what was received. Safe to repeat."""

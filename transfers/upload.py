@@ -4,7 +4,7 @@
       |                 '------wrote--> SYNCING        (the last chunk)
       '--Sync--> SYNCING --synced--> COMMITTING --committed--> COMPLETE
     any but COMPLETE --lost--> BROKEN (sticky)
-    WRITING, SYNCING --withdraw--> READY               (cancelled before anything was done)
+    WRITING, SYNCING --withdraw--> READY               (cancelled before anything was done, or there was no room)
     COMMITTING --withdraw--> BROKEN                    (anything may have been done)
 
 The shell performs an effect and reports; count and digest advance only with the report, because performing
@@ -207,7 +207,7 @@ class Upload:
     def withdraw(self) -> None:
         """Say that the step handed out last will not be reported. Harmless when there is none.
 
-        A write or a sync was then never begun. A commit was, and nobody knows how far it came.
+        A write or a sync was then never begun, or left nothing. A commit was, and nobody knows how far it came.
         """
         if self.state is State.COMMITTING:
             self.lost("whether the destination was replaced is unknown")

@@ -13,6 +13,7 @@ import trio
 
 from transfers.declared import Declared
 from transfers.part import DISCARD_BOUND_S, Destination, Discarded, Part, Progress
+from transfers.quota import Quota
 from transfers.refusals import PathMismatch, TooLarge, TooManyTransfers, TransferNotFound, TransfersClosed
 from transfers.settings import TransferSettings
 from transfers.upload import Upload
@@ -29,6 +30,7 @@ class Uploads:
     """
 
     _settings: TransferSettings
+    _quota: Quota
     _limiter: trio.CapacityLimiter
     _on_discard: Callable[[Discarded], None]
     _clock: Callable[[], float]
@@ -53,7 +55,8 @@ class Uploads:
         replaces `upload_idle_s` for it.
 
         Raises:
-            TooManyTransfers, TooLarge, OffsetMismatch, UploadLost, TransfersClosed: nothing is left open.
+            TooManyTransfers, TooLarge, OffsetMismatch, QuotaExceeded, NoRoom, UploadLost, TransfersClosed: nothing is
+                left open.
 
         Ownership: *destination* belongs to the store from the call on.
         Cancellation: the part file is discarded (at most DISCARD_BOUND_S seconds), since the client never
@@ -78,7 +81,7 @@ class Uploads:
         """Take the next, or a repeated, chunk of an upload.
 
         Raises:
-            TransferNotFound, PathMismatch, OffsetMismatch, TooLarge: nothing changed.
+            TransferNotFound, PathMismatch, OffsetMismatch, TooLarge, QuotaExceeded, NoRoom: nothing changed.
             UploadLost: the upload is over, now or since an earlier call.
 
         Cancellation: a chunk that is being written is written, and counts; a replacement that has begun is
@@ -171,6 +174,8 @@ class Uploads:
             idle_s=self._settings.upload_idle_s if idle_s is None else idle_s,
             upload=Upload(max_bytes=max_bytes, declared=declared or Declared()),
             destination=destination,
+            quota=self._quota,
+            reserve_bytes=self._settings.reserve_bytes,
             limiter=self._limiter,
             on_discard=self._on_discard,
         )
