@@ -9,12 +9,12 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-PIECE_BYTES = 512 * 1024
-"""How much moves at a time: below it turns of the loop count, above it memory, and others wait for their turn."""
+PIECE_BYTES = 1024 * 1024
+"""How much moves at a time: below it the turns of loop and threads count, above it memory and the wait of others."""
 
 
 class Pieces(Protocol):
-    """Bytes in order, read ahead by one piece."""
+    """Bytes in order, read a little ahead."""
 
     async def next(self) -> bytes:
         """Return the next bytes, empty at the end.
