@@ -42,6 +42,7 @@ from policy.command import decide_command
 from policy.decision import Allow, Confirm, Deny, Run, shown
 from policy.environment import decide_environment
 from policy.path import Purpose, decide_path, lexical_path
+from sandbox.file_errors import NotFound
 
 
 @attrs.frozen
@@ -121,6 +122,15 @@ def require_path(host: Host, path: str, purpose: Purpose) -> Allow[str]:
     if isinstance(decision, Deny):
         raise Denied(ErrorCode.POLICY_PATH_VIOLATION, decision)
     return decision
+
+
+def require_end(host: Host, missing: NotFound) -> None:
+    """Decide about where the links of a path lead at which there is nothing to be seen; raises Denied.
+
+    In a root of its own a session does not see what the policy does not allow, so that a link to it leads nowhere.
+    """
+    if missing.led_to:
+        require_path(host, missing.led_to, "read")
 
 
 def _of_command(host: Host, argv: tuple[str, ...], *, confirm: bool) -> Allow[Subject]:

@@ -18,7 +18,7 @@ from broker.audit import Audit, Event, EventType, ToolEvents, events_of
 from broker.belongings import Belongings
 from broker.calls import Answer, Call, OutputFace
 from broker.contract import find_tool
-from broker.decisions import Denied, decide
+from broker.decisions import Denied, decide, require_end
 from broker.errors import ErrorCode, Failure, failure_of
 from broker.host import Host, Scope, Step
 from broker.jobs import CommandNotFound, Job
@@ -29,6 +29,7 @@ from broker.requests import Request
 from broker.session import Session, SessionClosed
 from broker.supervisor import SessionExpired, SessionNotFound
 from broker.wire import encode
+from sandbox.file_errors import NotFound
 
 STEPS: Mapping[type, Step] = MappingProxyType(
     {
@@ -83,10 +84,14 @@ class Gateway:
             report=call.report,
             base_url=call.base_url and (self._host.desk.public_url or call.base_url),
         )
-        if step.inside and session is not None:
-            result = await session.call(step.perform, scope, request, allow.subject)
-        else:
-            result = await step.perform(scope, request, allow.subject)
+        try:
+            if step.inside and session is not None:
+                result = await session.call(step.perform, scope, request, allow.subject)
+            else:
+                result = await step.perform(scope, request, allow.subject)
+        except NotFound as missing:
+            require_end(self._host, missing)
+            raise
         record.result = result
         return result
 

@@ -21,7 +21,7 @@ from policy.path import PathRules
 from policy.rules import Policy
 from sandbox.facts import FactSource
 from sandbox.launcher import Launcher
-from sandbox.plan import LayerReport, Limits, SessionUser
+from sandbox.plan import Hidden, LayerReport, Limits, SessionUser, Walls
 from transfers.media import MediaTypes
 from transfers.part import Discarded
 
@@ -48,6 +48,12 @@ class Grants:
     """Of every session: all allowed executables, what they may run, their interpreters and loaders."""
     of_command: Mapping[str, tuple[str, ...]]
     """The narrower list of a command whose rule says what it may run, by the rule's name."""
+    named_programs: tuple[str, ...]
+    """The paths by which the policy names all of these; they may be links to somewhere else."""
+    hidden: Hidden
+    """What stays closed inside `write_paths`, and elsewhere."""
+    private_home: bool
+    """The home is the user's own and the policy does not allow it: a session gets an empty one where it can."""
 
 
 @attrs.frozen(kw_only=True)
@@ -76,6 +82,21 @@ class Host:
     def account(self) -> User:
         """The session user, as the policy's environment knows it."""
         return User(name=self.user.name, home=self.user.home)
+
+    def walls(self, working_dir: str) -> Walls:
+        """What a session that begins in *working_dir* may reach."""
+        return Walls(
+            user=self.user,
+            home=self.user.home,
+            working_dir=working_dir,
+            read_paths=(),
+            write_paths=self.grants.write_paths,
+            exec_paths=self.grants.exec_paths,
+            limits=self.limits,
+            named_programs=self.grants.named_programs,
+            private_home=self.grants.private_home,
+            hidden=self.grants.hidden,
+        )
 
 
 @attrs.frozen(kw_only=True)

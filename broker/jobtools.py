@@ -96,6 +96,7 @@ def _plan(scope: Scope, request: ExecuteCommand, run: Run, *, stays: bool) -> Ex
         stdin=None if given is None else given.encode(),
         stdin_stays=stays and given is None,
         exec_paths=host.grants.of_command.get(run.rule_name),
+        network=run.network,
         limits=None if run.resource_override is None else limits_of(run.resource_override),
         terminal=None if size is None else Size(rows=size.rows, columns=size.columns),
     )

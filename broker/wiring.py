@@ -5,7 +5,9 @@ Decides nothing and runs nothing: `app.py` says in which order things live and d
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import attrs
 import trio
@@ -20,6 +22,7 @@ from broker.rawtransfers import TransferDesk
 from broker.supervisor import Supervisor
 from config.load import Config
 from config.settings import ServerSettings
+from policy.network import network_use
 from policy.path import PathRules
 from policy.rules import Policy
 from sandbox.capabilities import probe
@@ -62,7 +65,7 @@ def lay_foundation(config: Config) -> Foundation:
     capabilities, sandbox, limit_files = probe(), config.server.sandbox, _limit_files(config.policy)
     cgroup = look(sandbox, limit_files)
     return Foundation(
-        plan=make_plan(capabilities, sandbox, cgroup.report),
+        plan=make_plan(capabilities, sandbox, cgroup.report, network_use(config.policy)),
         user=choose_user(sandbox, config.base_dir / "data", capabilities),
         cgroup=cgroup,
         limit_files=limit_files,
@@ -93,7 +96,7 @@ def build_host(
         paths=paths,
         real_paths={path: program.real_path for path, program in programs.items()},
         user=user,
-        grants=find_grants(policy, paths, programs),
+        grants=find_grants(policy, paths, programs, user),
         limits=limits_of(policy.resource_limits),
         commands=CommandLimits(
             default_s=server.timeouts.command_default,
@@ -114,10 +117,20 @@ def build_host(
 
 
 def _own_files(config: Config) -> tuple[str, ...]:
-    """What no file tool may touch, whatever the policy allows: the broker's configuration and its logs."""
+    """What no session may touch, whatever the policy allows: the broker's configuration, logs, command output."""
     logs = (config.server.logging.audit_log, config.server.logging.error_log)
-    folders = {str(source.parent) for source in config.sources}
+    folders = {str(source.parent) for source in config.sources} | {str(config.base_dir / "data" / "output")}
+    folders |= {str(log_file.parent) for log_file in logs if _holds_only(log_file.parent, logs)}
     return (*sorted(folders), *(f"{log_file}{end}" for log_file in logs for end in ("", ".*")))
+
+
+def _holds_only(folder: Path, logs: tuple[Path, ...]) -> bool:
+    """Whether a folder is for the logs alone: closing the folder closes those that rotation is yet to make."""
+    names = tuple(log_file.name for log_file in logs)
+    try:
+        return all(name.startswith(names) for name in os.listdir(folder))
+    except OSError:  # not there, or not ours to see: the logs themselves stay closed
+        return False
 
 
 def _belongings_settings(config: Config) -> BelongingsSettings:

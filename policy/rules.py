@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Literal
 
 import attrs
 
@@ -27,6 +28,8 @@ from policy.grammar import (
 )
 
 Example = str | tuple[str, ...]  # a line split as a shell would split it, or an argv word by word
+
+Permission = Literal["allow", "deny"]
 
 _positive = attrs.validators.ge(1)
 _positive_or_none = attrs.validators.optional(_positive)
@@ -68,7 +71,8 @@ class ResourceOverride:
 class CommandRule:
     """One entry of `allowed_commands`: a program, and what its arguments may be.
 
-    `denied_args`, `may_run`: None means what `known.py` knows of the program, an empty list means none.
+    `denied_args`, `may_run`: None means what `known.py` knows of the program, an empty list means none. `network`:
+    None means what the policy says, and where that says nothing, what `known.py` knows.
     """
 
     executable: str = attrs.field(validator=check_program_path)
@@ -80,6 +84,7 @@ class CommandRule:
     allowed_flags: tuple[str, ...] | None = attrs.field(default=None, validator=check_flags)
     env: Mapping[str, str] = attrs.field(factory=dict, converter=_read_only_variables, validator=check_variables)
     may_run: tuple[str, ...] | None = attrs.field(default=None, validator=check_programs)
+    network: Permission | None = None
     description: str = ""
     examples: Examples | None = None
 
@@ -131,5 +136,6 @@ class Policy:
     blocked_paths: tuple[str, ...] = attrs.field(validator=check_patterns)
     denied_env: tuple[str, ...] = attrs.field(validator=check_variable_patterns)  # beside variables.py
     allowed_env: tuple[str, ...] | None = attrs.field(default=None, validator=check_variable_patterns)
+    network: Permission | None = None  # of commands whose rule does not say
     file_limits: FileLimits
     resource_limits: ResourceLimits

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 class ExecPlan:
     """What to run. `env` is the whole environment; `stdin` None is /dev/null, unless it `stays` open for more.
 
-    `exec_paths` narrows what the command's tree may execute (None: what the session may). `terminal`: its size, and
+    `exec_paths` narrows what the command's tree may execute (None: what the session may). `network`: it gets
+    internet sockets, if its session has any. `terminal`: its size, and
     all three streams are that. `search`: no program, but a search (`sandbox/seeker.py`) in what `stdin_fd` is.
+    `attack`: no program either, but an attack on the walls (`sandbox/siege.py`), in a besieged session alone.
     """
 
     program: str
@@ -35,11 +37,13 @@ class ExecPlan:
     cwd: str
     stdin: bytes | None = None
     exec_paths: tuple[str, ...] | None = None
+    network: bool = False
     limits: Limits | None = None
     stdin_stays: bool = False
     stdin_fd: int | None = None
     terminal: Size | None = None
     search: Mapping[str, object] | None = None
+    attack: Mapping[str, object] | None = None
 
 
 @attrs.frozen(kw_only=True)

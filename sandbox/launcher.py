@@ -18,6 +18,7 @@ from sandbox.cgroup_leaves import Leaves
 from sandbox.child import Child, start_spare
 from sandbox.faults import BirthFailed, ProcessNotFound
 from sandbox.grants import grants_everything, grants_for
+from sandbox.new_root import hide_for, private_paths, root_for
 from sandbox.plan import LAYERS, LayerReport, Limits, Plan, Walls
 from sandbox.slots import SlotPool
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 BIRTH_S = 10.0  # it takes about 10 ms from a warm spare and 50 ms from a cold one
 END_S = 5.0  # for keepers whose init did not survive
-SHUT_S = 20.0  # all of the bounded waits of an end together
+SHUT_S = 25.0  # all of the bounded waits of an end together
 
 
 class Init:
@@ -42,12 +43,20 @@ class Init:
         layers: tuple[LayerReport, ...],
         limits: Limits,
         leaves: Leaves | None = None,
+        *,
+        mixed_network: bool,
     ) -> None:
-        """Have the use of *child* and *leaves*; `open_init` owns them."""
+        """Have the use of *child* and *leaves*; `open_init` owns them.
+
+        *mixed_network*: each command is told whether it has one.
+        """
         self.pid = child.pid
+        self.first_pid = child.first_pid or child.pid
         self.files_socket = files_socket
         self.layers = layers
         self.limits = limits
+        self.mixed_network = mixed_network
+        self.terminal_maker_fd = child.terminal_maker_fd
         self.slots = SlotPool(child.sock, leaves)
         self._child = child
 
@@ -63,11 +72,23 @@ class Init:
     async def signal(self, pid: int, signum: int) -> None:
         """Send *signum* to a process of this session's commands.
 
+        Args:
+            pid: a number of ours, or, where it is none of this session's, of the session's pid namespace: what a
+                command prints of itself and its children.
+            signum: the signal.
+
         Raises:
             ProcessNotFound: it is none of them, or is gone.
         """
         await trio.lowlevel.checkpoint()
-        _signal_below(frozenset(self.slots.keepers_with_trees()), pid, signum)
+        keepers = frozenset(self.slots.keepers_with_trees())
+        try:
+            _signal_below(keepers, pid, signum)
+        except ProcessNotFound:
+            named = _named_inside(keepers, pid) if self._child.first_pid else None
+            if named is None:
+                raise
+            _signal_below(keepers, named, signum)
 
     async def end(self) -> bool:
         """End everything in the session; return whether all of it is gone. May be called again.
@@ -85,6 +106,11 @@ class Init:
 
 def _below(keepers: tuple[int, ...]) -> frozenset[int]:
     return frozenset(entry.pid for keeper in keepers for entry in trees.descendants(keeper) if not entry.zombie)
+
+
+def _named_inside(keepers: frozenset[int], pid: int) -> int | None:
+    """Return our number of the process that is *pid* in the session's namespace."""
+    return next((ours for ours in _below(tuple(keepers)) if trees.number_inside(ours) == pid), None)
 
 
 def _signal_below(keepers: frozenset[int], pid: int, signum: int) -> None:
@@ -135,7 +161,7 @@ class Launcher:
     def warm_up(self) -> None:
         """Start a spare if there is none. Takes about a millisecond of the loop's time."""
         if self._spare is None:
-            self._spare = start_spare()
+            self._spare = start_spare(self._plan.spaces)
 
     async def cool_down(self) -> None:
         """End the spare."""
@@ -176,7 +202,8 @@ class Launcher:
                 leaves = await self._settle(group, walls.limits)
                 with contextlib.suppress(BirthFailed):  # the next session will start its own, and say why not
                     self.warm_up()
-                init = Init(child, files_socket, layers, walls.limits, leaves)
+                mixed = self._plan.network == "some" and self._plan.seccomp
+                init = Init(child, files_socket, layers, walls.limits, leaves, mixed_network=mixed)
                 yield init
             finally:
                 with trio.move_on_after(SHUT_S, shield=True):
@@ -187,7 +214,7 @@ class Launcher:
         if spare is not None and spare.exited():  # somebody killed it while it waited
             await spare.end()
             spare = None
-        return spare or start_spare()
+        return spare or start_spare(self._plan.spaces)
 
     async def _settle(self, group: SessionGroup | None, limits: Limits) -> Leaves | None:
         """Make the session's group ready for leaves, now that no namespace is made in it any more."""
@@ -204,23 +231,20 @@ class Launcher:
     ) -> tuple[LayerReport, ...]:
         try:
             with trio.fail_after(BIRTH_S):
+                await child.wait_ahead()
                 if group is not None:
-                    await group.join(child.pid)
+                    for pid in child.pids:
+                        await group.join(pid)
                 wire.send(child.sock, birth_spec(self._plan, walls, grouped=group is not None), [openers.fileno()])
                 openers.close()  # or we would not see the opener's end
-                await trio.lowlevel.wait_readable(child.sock)
+                answer, makers = await child.hear()
         except trio.TooSlowError:
             raise BirthFailed("report", f"no answer within {BIRTH_S:.0f} s") from None
         except CgroupFault as fault:
             raise BirthFailed("cgroup", str(fault)) from fault
         except OSError as error:
             raise BirthFailed("start", "the waiting interpreter is gone") from error
-        received = wire.receive(child.sock)
-        if received is None:
-            raise BirthFailed("start", "the interpreter ended without a word")
-        answer, _ = received
-        if answer["op"] == "failed":
-            raise BirthFailed(answer["stage"], answer["why"])
+        child.terminal_maker_fd = makers[0] if makers else -1
         return self._judge(answer["layers"])
 
     def _judge(self, found: list[dict[str, Any]]) -> tuple[LayerReport, ...]:
@@ -237,19 +261,23 @@ class Launcher:
 def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Message:
     """Compose what an init is told about itself. *grouped*: it is in a control group of its session already."""
     user = walls.user
-    expected = {layer.name: layer.detail for layer in plan.layers}
     return {
+        "op": "birth",
         "broker_pid": os.getpid(),
         "abi": plan.landlock_abi,
         "switch_user": plan.switch_user,
         "seccomp": plan.seccomp,
+        "internet": plan.internet,
         "uid": user.uid,
         "gid": user.gid,
         "groups": user.groups,
         "user_name": user.name,
         "dedicated": user.dedicated,
-        "grants": grants_for(walls),
+        "grants": grants_for(walls, private_paths(plan, walls)),
         "canary_granted": grants_everything(walls),
-        "details": expected,
+        "root": root_for(plan, walls),
+        "hide": hide_for(plan, walls),
+        "expected": {layer.name: (layer.state, layer.detail) for layer in plan.layers},
         "cgroup": grouped,
+        "besieged": plan.besieged,
     }

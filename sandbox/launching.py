@@ -65,7 +65,7 @@ async def _launch(init: Init, plan: ExecPlan, output_bytes: int, spill: Spill | 
         slot = await init.slots.take()
         try:
             _limit_leaf(init, slot, limits)
-            return _hand_over(slot, plan, limits, output_bytes, spill)
+            return _hand_over(init, slot, plan, limits, output_bytes, spill)
         except CgroupFault as fault:
             init.slots.discard(slot)
             raise SpawnFailed("cgroup", str(fault)) from fault
@@ -84,7 +84,9 @@ def _limit_leaf(init: Init, slot: Slot, limits: Limits) -> None:
         init.slots.leaves.limit(slot.leaf, limits.of_group())
 
 
-def _hand_over(slot: Slot, plan: ExecPlan, limits: Limits, output_bytes: int, spill: Spill | None) -> Command:
+def _hand_over(
+    init: Init, slot: Slot, plan: ExecPlan, limits: Limits, output_bytes: int, spill: Spill | None
+) -> Command:
     """Open the pipes and send the spec to the slot's waiting leader; all or nothing."""
     if slot.launch is None:
         raise ConnectionResetError
@@ -94,11 +96,13 @@ def _hand_over(slot: Slot, plan: ExecPlan, limits: Limits, output_bytes: int, sp
             output_bytes,
             stdin_stays=plan.stdin_stays,
             terminal=plan.terminal,
+            terminal_maker_fd=init.terminal_maker_fd,
             on_data=None if spill is None else spill.add,
         )
         undo.callback(streams.close)
         theirs = streams.theirs if plan.stdin_fd is None else {0: plan.stdin_fd, **streams.theirs}
-        spec = _spec(plan, limits, list(theirs), grouped=slot.leaf is not None)
+        internet = plan.network or not init.mixed_network
+        spec = _spec(plan, limits, list(theirs), grouped=slot.leaf is not None, internet=internet)
         wire.send(slot.launch, spec, list(theirs.values()))
         streams.close_theirs()
         launch, slot.launch = slot.launch, None
@@ -108,15 +112,17 @@ def _hand_over(slot: Slot, plan: ExecPlan, limits: Limits, output_bytes: int, sp
         return command
 
 
-def _spec(plan: ExecPlan, limits: Limits, numbers: list[int], *, grouped: bool) -> wire.Message:
+def _spec(plan: ExecPlan, limits: Limits, numbers: list[int], *, grouped: bool, internet: bool) -> wire.Message:
     return {
         "program": plan.program,
         "argv": plan.argv,
         "env": dict(plan.env),
         "cwd": plan.cwd,
         "exec_paths": plan.exec_paths,
+        "internet": internet,
         "limits": limits.of_process(grouped=grouped),
         "fds": numbers,
         "terminal": plan.terminal is not None,
         "search": None if plan.search is None else dict(plan.search),
+        "attack": None if plan.attack is None else dict(plan.attack),
     }

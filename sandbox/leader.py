@@ -10,9 +10,10 @@ import fcntl
 import os
 import signal
 import socket
+import sys
 import termios
 
-from sandbox import landlock, prctl, rlimits, seeker, wire
+from sandbox import landlock, prctl, rlimits, seccomp, seeker, wire
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -86,12 +87,19 @@ def _become(sock: socket.socket, spec: wire.Message, fds: list[int], *, abi: int
         rlimits.apply(spec["limits"], tasks_room)
         stage = "exec_paths"
         _narrow(spec["exec_paths"], abi)
+        if not spec["internet"]:
+            stage = "network"
+            seccomp.forbid_internet()
         stage = "chdir"
         os.chdir(spec["cwd"])
         if spec["search"] is not None:  # a search is no program: this process does it and ends
             stage = "search"
             sock.close()
             seeker.main(spec["search"])
+        if spec["attack"] is not None:  # likewise; only the doctor's session has loaded what can do it
+            stage = "attack"
+            sock.close()
+            sys.modules["sandbox.siege"].main(spec["attack"])
         stage = "exec"
         os.execve(spec["program"], spec["argv"], spec["env"])  # noqa: S606 - no shell is the point
     except (OSError, ValueError) as error:

@@ -6,14 +6,17 @@ as required cannot be had. What was really enforced is reported later, by probes
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import attrs
 
 from sandbox.cgroup_values import GroupLimits
+from sandbox.spaces import NAMESPACES_REMEDY, NETWORK_REMEDY, SIGNAL_SCOPE_ABI, choose_spaces
 
 if TYPE_CHECKING:
     from sandbox.capabilities import Capabilities
+    from sandbox.spaces import NetworkUse, Spaces
 
 LAYERS = (
     "user",
@@ -28,8 +31,6 @@ LAYERS = (
     "network",
     "cgroup",
 )
-SIGNAL_SCOPE_ABI = 6  # Linux 6.12: a Landlock domain may not signal what lies outside of it
-
 State = Literal["enforced", "partial", "unavailable"]
 
 
@@ -68,6 +69,9 @@ class SandboxSettings:
     unprivileged_user: str
     cgroup_base: str
     enable_cgroups: bool
+    enable_namespaces: bool
+    private_tmp: bool
+    private_tmp_bytes: int = attrs.field(validator=attrs.validators.ge(4096))
     require: tuple[str, ...] = attrs.field(validator=_known_layers)
 
 
@@ -123,11 +127,24 @@ class Limits:
 
 
 @attrs.frozen(kw_only=True)
+class Hidden:
+    """What is covered where a session has a root of its own.
+
+    Two expressions, as the policy's TreeFilter has them, and `places` to look at beside the allowed trees.
+    """
+
+    from_root: str
+    anywhere: str
+    places: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
 class Walls:
     """What one session may reach: absolute paths; a directory means everything beneath it.
 
     The system's own directories are readable beside `read_paths`; `home` and `working_dir` are writable beside
-    `write_paths`. `exec_paths` are real files (the program, its interpreters, its loader) or directories.
+    `write_paths`. `exec_paths` are real files (the program, its interpreters, its loader) or directories;
+    `named_programs` are the names that lead to them. `private_home`: the session's own where that can be had.
     """
 
     user: SessionUser
@@ -137,6 +154,9 @@ class Walls:
     write_paths: tuple[str, ...] = attrs.field(validator=_absolute)
     exec_paths: tuple[str, ...] = attrs.field(validator=_absolute)
     limits: Limits
+    named_programs: tuple[str, ...] = ()
+    private_home: bool = False
+    hidden: Hidden = Hidden(from_root="(?!)", anywhere="(?!)", places=())
 
 
 @attrs.frozen(kw_only=True)
@@ -159,8 +179,14 @@ class Plan:
     signal_scope: bool
     switch_user: bool
     seccomp: bool
+    spaces: int  # see `Spaces.ahead`
+    internet: bool  # the session's filter lets internet sockets through
+    network: NetworkUse
+    private_tmp: bool
+    private_tmp_bytes: int
     require: tuple[str, ...]
     layers: tuple[LayerReport, ...]  # what is expected; an Init carries what was found
+    besieged: bool = False  # the doctor's: inits have attacks on their own walls at hand
 
     def with_cgroup(self, report: LayerReport) -> Plan:
         """Return this plan with what became of the cgroup layer, and what that leaves to the rlimits."""
@@ -168,13 +194,27 @@ class Plan:
         return attrs.evolve(self, layers=tuple(found.get(layer.name, layer) for layer in self.layers))
 
 
-def make_plan(capabilities: Capabilities, settings: SandboxSettings, cgroup: LayerReport = NO_CGROUP) -> Plan:
-    """Decide the layers for this host; *cgroup* is what is known of that one.
+def make_plan(
+    capabilities: Capabilities,
+    settings: SandboxSettings,
+    cgroup: LayerReport = NO_CGROUP,
+    network: NetworkUse = "none",
+) -> Plan:
+    """Decide the layers for this host.
+
+    Args:
+        capabilities: of the host.
+        settings: of the operator.
+        cgroup: what is known of that layer.
+        network: which commands the policy allows it.
 
     Raises:
         Refused: a layer of `settings.require` cannot be enforced here.
     """
-    expected = {report.name: report for report in _expected(capabilities, cgroup)}
+    spaces = choose_spaces(
+        capabilities, enabled=settings.enable_namespaces, private_tmp=settings.private_tmp, network=network
+    )
+    expected = {report.name: report for report in _expected(capabilities, cgroup, spaces)}
     for name in settings.require:
         check_enforced(expected[name])
     return Plan(
@@ -182,6 +222,11 @@ def make_plan(capabilities: Capabilities, settings: SandboxSettings, cgroup: Lay
         signal_scope=capabilities.landlock_abi >= SIGNAL_SCOPE_ABI,
         switch_user=capabilities.is_root,
         seccomp=capabilities.seccomp.present,
+        spaces=spaces.ahead,
+        internet=spaces.internet,
+        network=network,
+        private_tmp=settings.private_tmp,
+        private_tmp_bytes=settings.private_tmp_bytes,
         require=settings.require,
         layers=tuple(expected[name] for name in LAYERS),
     )
@@ -194,21 +239,14 @@ def check_enforced(required: LayerReport) -> None:
         raise Refused(layer=required.name, why=why, remedy=_remedy(required.name))
 
 
-def _expected(capabilities: Capabilities, cgroup: LayerReport) -> tuple[LayerReport, ...]:
+def _expected(capabilities: Capabilities, cgroup: LayerReport, spaces: Spaces) -> tuple[LayerReport, ...]:
     return (
         _user(capabilities),
         LayerReport(name="no_new_privs", state="enforced", detail="set-user-ID programs gain nothing"),
         _landlock(capabilities),
-        _process_tree(capabilities),
         _rlimits(cgroup),
-        LayerReport(
-            name="blocked_paths",
-            state="partial",
-            detail="enforced for the file tools; commands can reach them inside an allowed root, "
-            "which only a mount namespace could prevent",
-        ),
         _seccomp(capabilities),
-        *(LayerReport(name=name, state="unavailable", detail=why) for name, why in _NOT_USED),
+        *(LayerReport(name=name, state=state, detail=detail) for name, (state, detail) in spaces.layers),
         cgroup,
     )
 
@@ -228,13 +266,6 @@ def _seccomp(capabilities: Capabilities) -> LayerReport:
     return LayerReport(name="seccomp", state="enforced", detail=detail)
 
 
-_NOT_USED = (
-    ("pid_namespace", "this version does not use pid namespaces; commands see the ids of all processes"),
-    ("mount_namespace", "this version does not use mount namespaces; /tmp is the machine's own"),
-    ("network", "this version does not restrict the network"),
-)
-
-
 def _user(capabilities: Capabilities) -> LayerReport:
     if capabilities.is_root and not capabilities.may_switch_user:
         return LayerReport(
@@ -251,22 +282,19 @@ def _landlock(capabilities: Capabilities) -> LayerReport:
     return LayerReport(name="landlock", state="enforced", detail=f"ABI {capabilities.landlock_abi}")
 
 
-def _process_tree(capabilities: Capabilities) -> LayerReport:
-    if capabilities.landlock_abi >= SIGNAL_SCOPE_ABI:
-        return LayerReport(name="process_tree", state="enforced", detail="one subreaper and signal scope per command")
-    return LayerReport(
-        name="process_tree",
-        state="partial",
-        detail=f"trees are ended in rounds and commands can signal the user's other processes; "
-        f"Landlock ABI {SIGNAL_SCOPE_ABI} (Linux 6.12) closes this, here is {capabilities.landlock_detail}",
-    )
+_REMEDIES = MappingProxyType(
+    {
+        "landlock": "boot Linux 6.12 or newer with landlock in its lsm= list",
+        "process_tree": "boot Linux 6.12 or newer with landlock in its lsm= list",
+        "user": "give the broker CAP_SETUID and CAP_SETGID, start it as a plain user",
+        "pid_namespace": NAMESPACES_REMEDY,
+        "mount_namespace": NAMESPACES_REMEDY,
+        "network": NETWORK_REMEDY,
+        "cgroup": "do that",
+        "blocked_paths": "what appears after a session began cannot be hidden from it on any host",
+    }
+)
 
 
 def _remedy(layer: str) -> str:
-    if layer in {"landlock", "process_tree"}:
-        return "boot Linux 6.12 or newer with landlock in its lsm= list, or take it out of sandbox.require"
-    if layer == "user":
-        return "give the broker CAP_SETUID and CAP_SETGID, start it as a plain user, or take it out of sandbox.require"
-    if layer == "cgroup":
-        return "do that, or take it out of sandbox.require"
-    return "take it out of sandbox.require"
+    return ", or ".join(filter(None, (_REMEDIES.get(layer), "take it out of sandbox.require")))

@@ -204,6 +204,14 @@ def enforce(options: Options) -> None:
     install(assemble(syscalls.this_machine(), rules(options)))
 
 
+def forbid_internet() -> None:
+    """Put a small filter on top of the session's: no internet sockets for this process and its children."""
+    eacces = refuse(errno.EACCES)
+    families = (socket.AF_INET, socket.AF_INET6)
+    table = tuple(Rule("socket", eacces, Condition(0, family)) for family in families)
+    install(assemble(syscalls.this_machine(), table))
+
+
 # Calls that do nothing whatever the filter says, and the error that only the filter gives them: without it the
 # kernel finds fault with the arguments before it looks at anybody's rights.
 _PROBES = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from collections.abc import Mapping
 from functools import partial
@@ -17,6 +18,9 @@ from live_urls import Desk, ask
 from mcp.client.client import Client
 from tarbytes import END, content, header
 from whole import open_whole
+
+from sandbox.cgroup_layer import look
+from sandbox.plan import SandboxSettings
 
 MIB = 1024 * 1024
 OVERRIDE = {"memory_max": 300 * MIB, "pids_max": 40, "file_size_max": 2 * MIB, "open_files_max": 50}
@@ -233,6 +237,25 @@ async def blocked_extensions(brokers: Brokers) -> None:
     assert changed.error[0] == "POLICY_002"
 
 
+CONNECT = "import socket, sys; socket.create_connection(('127.0.0.1', int(sys.argv[1]))).close()"
+
+
+def network(place: str) -> Row:
+    """Whether a command reaches a port of this machine, by what the policy or its rule says."""
+
+    async def row(_brokers: Brokers) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            words = ("python3", "-I", "-c", CONNECT, str(server.getsockname()[1]))
+            for said in ("allow", "deny"):
+                rule = {"executable": "/usr/bin/python3"} | ({"network": said} if place == "rule" else {})
+                policy = {"allowed_commands": {"python3": rule}} | ({"network": said} if place == "policy" else {})
+                with running_broker(policy=policy) as broker:
+                    ended = await in_session(broker, lambda client, session_id: run(client, session_id, *words))
+                    assert (ended["exit_code"] == 0) is (said == "allow"), ended["stderr"]
+
+    return row
+
+
 def archive_cap(cap: Mapping[str, int], sizes: Mapping[str, int]) -> Row:
     """Both ways: what holds more is neither packed nor unpacked."""
     archive = b"".join(header(name.encode(), content_bytes=n) + content(b"x" * n) for name, n in sizes.items()) + END
@@ -268,21 +291,24 @@ LOOK = "read group </proc/self/cgroup; group=${group#0::}; exec cat /sys/fs/cgro
 def grouped(name: str, *, override: bool) -> Row:
     """A limit that only a control group has: read where the kernel keeps it, the command's own or its session's."""
     value, file, text = GROUPED[name]
-    look = f"{LOOK}{'$group' if override else '${group%/*}'}/{file}"
+    script = f"{LOOK}{'$group' if override else '${group%/*}'}/{file}"
     rule = {"executable": "/bin/sh", "may_run": ["/bin/cat"]}
     own = {"allowed_commands": {"sh": {**rule, "resource_override": {name: value}}}}
     general = {"allowed_commands": {"sh": rule}, "resource_limits": {name: value}}
     policy = yaml.safe_dump({"policy": {"allowed_paths": ["~/**"], **(own if override else general)}})
 
     async def row(_brokers: Brokers) -> None:
+        place = look(
+            SandboxSettings(unprivileged_user="", cgroup_base="", enable_cgroups=True, require=()), frozenset()
+        )
+        if place.base is None:
+            pytest.skip(f"test_whole_cgroup_guest.py shows this in a guest; here: {place.report.detail}")
         with tempfile.TemporaryDirectory() as folder:
             # In this process: a broker of its own could not move us out of the group it would use.
             async with open_whole(Path(folder), policy.replace("{", "{{").replace("}", "}}"), GROUPED_SERVER) as whole:
                 session = await whole.ok("create_session")
-                layer = cgroup_layer(session["isolation"])
-                if layer["state"] == "unavailable":
-                    pytest.skip(f"test_whole_cgroup_guest.py shows this in a guest; here: {layer['detail']}")
-                argv = ["sh", "-c", look]
+                assert cgroup_layer(session["isolation"])["state"] == "enforced"
+                argv = ["sh", "-c", script]
                 seen = await whole.ok("execute_command", session_id=session["session_id"], argv=argv)
                 assert seen["stdout"].strip() == text
 
@@ -325,6 +351,7 @@ ROWS: Mapping[str, Row] = {
     f"{COMMAND}.allowed_flags": allowed_flags,
     f"{COMMAND}.env": rule_env,
     f"{COMMAND}.may_run": may_run,
+    f"{COMMAND}.network": network("rule"),
     f"{COMMAND}.description": description,
     f"{COMMAND}.examples.allow": at_once(examples_allow),
     f"{COMMAND}.examples.deny": at_once(examples_deny),
@@ -332,6 +359,7 @@ ROWS: Mapping[str, Row] = {
     "policy.blocked_paths": blocked_paths,
     "policy.denied_env": denied_env,
     "policy.allowed_env": allowed_env,
+    "policy.network": network("policy"),
     "policy.file_limits.max_read_size": max_read_size,
     "policy.file_limits.max_write_size": max_write_size,
     "policy.file_limits.max_session_bytes": max_session_bytes,

@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -478,6 +479,41 @@ async def cgroup_base(_brokers: Brokers) -> None:
     assert one != two
 
 
+async def enable_namespaces(_brokers: Brokers) -> None:
+    for value in (True, False):
+        with running_broker({"sandbox": {"enable_namespaces": value}}) as broker:
+            own = await in_session(broker, lambda client, session_id: run(client, session_id, "sh", "-c", "echo $$"))
+            assert (int(own["stdout"]) != own["pid"]) is (value and await has_namespaces(broker))
+
+
+async def private_tmp(_brokers: Brokers) -> None:
+    for value in (True, False):
+        with running_broker({"sandbox": {"private_tmp": value}}, {"allowed_paths": ["~/**", "/tmp/**"]}) as broker:
+            name = f"/tmp/{broker.base.name}.tmp"
+            words = ("sh", "-c", f"echo x > {name}")
+            made = await in_session(broker, lambda client, session_id, words=words: run(client, session_id, *words))
+            assert made["exit_code"] == 0
+            assert os.path.exists(name) is not (value and await has_namespaces(broker))
+            Path(name).unlink(missing_ok=True)
+
+
+async def private_tmp_bytes(_brokers: Brokers) -> None:
+    words = ("sh", "-c", "head -c 2000000 /dev/zero > /tmp/f")
+    for size_bytes in (1 << 20, 4 << 20):
+        with running_broker({"sandbox": {"private_tmp_bytes": size_bytes}}) as broker:
+            if not await has_namespaces(broker):
+                pytest.skip("this machine gives sessions no mounts of their own")
+            filled = await in_session(broker, lambda client, session_id: run(client, session_id, *words))
+            assert (filled["exit_code"] == 0) is (size_bytes > 2_000_000)
+
+
+async def has_namespaces(broker: LiveBroker) -> bool:
+    """Whether sessions have mounts and processes of their own here."""
+    async with connect(broker) as client:
+        layers = (await ok(client, "get_system_info"))["isolation"]
+    return any((each["name"], each["state"]) == ("mount_namespace", "enforced") for each in layers)
+
+
 async def cgroup_detail(sandbox: Mapping[str, object]) -> str:
     """What a broker says of its cgroup layer."""
     try:
@@ -531,5 +567,8 @@ ROWS: Mapping[str, Row] = {
     "server.sandbox.unprivileged_user": unprivileged_user,
     "server.sandbox.cgroup_base": cgroup_base,
     "server.sandbox.enable_cgroups": enable_cgroups,
+    "server.sandbox.enable_namespaces": enable_namespaces,
+    "server.sandbox.private_tmp": private_tmp,
+    "server.sandbox.private_tmp_bytes": private_tmp_bytes,
     "server.sandbox.require": at_once(require),
 }

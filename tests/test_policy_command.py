@@ -229,7 +229,8 @@ def test_explain_says_what_would_run() -> None:
         "reason:    Command 'python3' runs only when it is confirmed: ask the person you work for, then repeat "
         "the call with confirm: true.\n"
         "runs:      /usr/bin/python3 with argv ['python3', '-c', 'a\\nb']\n"
-        "may start: any program that its session may execute"
+        "may start: any program that its session may execute\n"
+        "network:   denied"
     )
 
 

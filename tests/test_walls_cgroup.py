@@ -204,7 +204,7 @@ def test_the_customers_relative_base_means_that_a_place_is_looked_for() -> None:
 async def test_chores_are_done_in_order_and_told_in_the_loop() -> None:
     chores, done = Chores(), []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(chores.run)
+        nursery.start_soon(chores.work_off)
         for number in range(3):
             chores.soon(lambda number=number: number * 10, done.append)
         await chores.settled()
