@@ -298,9 +298,16 @@ def grouped(name: str, *, override: bool) -> Row:
     policy = yaml.safe_dump({"policy": {"allowed_paths": ["~/**"], **(own if override else general)}})
 
     async def row(_brokers: Brokers) -> None:
-        place = look(
-            SandboxSettings(unprivileged_user="", cgroup_base="", enable_cgroups=True, require=()), frozenset()
+        settings = SandboxSettings(
+            unprivileged_user="",
+            cgroup_base="",
+            enable_cgroups=True,
+            enable_namespaces=False,
+            private_tmp=False,
+            private_tmp_bytes=1,
+            require=(),
         )
+        place = look(settings, frozenset())
         if place.base is None:
             pytest.skip(f"test_whole_cgroup_guest.py shows this in a guest; here: {place.report.detail}")
         with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,8 @@ from sandbox.plan import SandboxSettings
 
 def settings(**fields: object) -> SandboxSettings:
     given = {"unprivileged_user": "", "cgroup_base": "data/cgroup", "enable_cgroups": True, "require": ()}
-    return SandboxSettings(**(given | fields))  # type: ignore[arg-type]
+    unused = {"enable_namespaces": False, "private_tmp": False, "private_tmp_bytes": 1}
+    return SandboxSettings(**(given | unused | fields))  # type: ignore[arg-type]
 
 
 PURE = "35 24 0:31 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
