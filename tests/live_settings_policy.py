@@ -304,7 +304,7 @@ def grouped(name: str, *, override: bool) -> Row:
             enable_cgroups=True,
             enable_namespaces=False,
             private_tmp=False,
-            private_tmp_bytes=1,
+            private_tmp_bytes=1 << 28,
             require=(),
         )
         place = look(settings, frozenset())
