@@ -178,10 +178,10 @@ _ROWS = (
     make_tool(
         "open_transfer",
         "Open transfer",
-        "Make a URL for one file of any size, for a program of yours that speaks HTTP: its bytes pass neither through "
-        "you nor through base64. Run the curl line where the local file is. One use, until expires_at; a cut transfer "
-        "goes on at next_offset (curl -C). Then stat_transfer has the sha256. Without HTTP use download_file, "
-        "upload_file.",
+        "Make a URL for one file of any size, or a directory (archive), for a program of yours that speaks HTTP: its "
+        "bytes pass neither through you nor through base64. Run the curl line where the local file is. One use, until "
+        "expires_at; a cut transfer goes on at next_offset (curl -C). Then stat_transfer has the sha256. Without HTTP "
+        "use download_file, upload_file.",
         "destructive",
     ),
     make_tool(

@@ -110,7 +110,9 @@ def decide(host: Host, session: Session[Belongings] | None, request: Request) ->
 
 def _purpose_of(request: Request) -> Purpose | None:
     if isinstance(request, OpenTransfer):
-        return "read" if request.direction == "download" else "write"
+        if request.direction == "download":
+            return "read"
+        return "write" if request.archive is None else "make"
     return PURPOSES.get(type(request))
 
 

@@ -154,6 +154,7 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
         refusals.TransferOver: ErrorCode.TRANSFER_OVER,
         refusals.SourceChanged: ErrorCode.FILE_CHANGED,
         refusals.SourceUnreadable: ErrorCode.FILE_ACCESS_DENIED,
+        refusals.ArchiveTooLarge: ErrorCode.FILE_TOO_LARGE,
         refusals.UnsizedSource: ErrorCode.FILE_ACCESS_DENIED,
         refusals.TransfersClosed: ErrorCode.SESSION_CLOSED,
     }

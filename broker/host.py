@@ -21,7 +21,7 @@ from policy.path import PathRules
 from policy.rules import Policy
 from sandbox.facts import FactSource
 from sandbox.launcher import Launcher
-from sandbox.plan import Hidden, LayerReport, Limits, SessionUser
+from sandbox.plan import Hidden, LayerReport, Limits, SessionUser, Walls
 from transfers.media import MediaTypes
 from transfers.part import Discarded
 
@@ -82,6 +82,21 @@ class Host:
     def account(self) -> User:
         """The session user, as the policy's environment knows it."""
         return User(name=self.user.name, home=self.user.home)
+
+    def walls(self, working_dir: str) -> Walls:
+        """What a session that begins in *working_dir* may reach."""
+        return Walls(
+            user=self.user,
+            home=self.user.home,
+            working_dir=working_dir,
+            read_paths=(),
+            write_paths=self.grants.write_paths,
+            exec_paths=self.grants.exec_paths,
+            limits=self.limits,
+            named_programs=self.grants.named_programs,
+            private_home=self.grants.private_home,
+            hidden=self.grants.hidden,
+        )
 
 
 @attrs.frozen(kw_only=True)

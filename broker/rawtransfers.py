@@ -17,6 +17,9 @@ from typing import Any
 import attrs
 import trio
 
+from broker.archives import ArchiveSink, ArchiveSource
+from broker.errors import BrokerError
+from sandbox.file_errors import FileError
 from transfers.refusals import TooManyTransfers, TransferError, TransferNotFound, TransferOver, TransfersClosed
 from transfers.streams import Sink, Source
 from transfers.ticket import Ticket, TicketState
@@ -38,6 +41,8 @@ class RawTransfer:
     client: str
     in_session: Callable[..., Awaitable[Any]]
     """`Session.call`: what it runs ends with the session."""
+    archive: ArchiveSource | ArchiveSink | None = None
+    """Its end inside, when it is a directory that goes through."""
     sha256: str | None = attrs.field(default=None, init=False)
     trouble: str = attrs.field(default="", init=False)
     """Why the last request did not bring it to its end."""
@@ -58,9 +63,9 @@ class RawTransfer:
         try:
             with trio.CancelScope() as self._use:
                 yield
-        except TransferError as error:
+        except (TransferError, FileError, BrokerError) as error:
             self.trouble = str(error)
-            if error.is_final:
+            if isinstance(error, TransferError) and error.is_final:
                 self.ticket.end(TicketState.FAILED, str(error))
             raise
         finally:
@@ -223,8 +228,8 @@ class SessionTransfers:
         self._closed = True
         for transfer in list(self._transfers.values()):
             transfer.ticket.end(TicketState.CANCELLED, "its session ended")
-            if isinstance(transfer, RawDownload):
-                transfer.source.close()
+            end = transfer.source if isinstance(transfer, RawDownload) else transfer.sink
+            end.close()
             self._forget(transfer.id)
 
     def _forget(self, transfer_id: str) -> None:

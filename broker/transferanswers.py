@@ -37,6 +37,7 @@ STATUSES: Mapping[ErrorCode, int] = MappingProxyType(
 )
 """Of failures; any other is 500."""
 RETRY_AFTER_S = 1
+_PUT = "curl --globoff --fail-with-body --silent --show-error --upload-file"
 
 
 def reply_of(failure: Failure) -> Reply:
@@ -93,14 +94,26 @@ def offset_headers(received_bytes: int, size_bytes: int | None, *, complete: boo
     return headers if size_bytes is None else (*headers, (b"upload-length", b"%d" % size_bytes))
 
 
-def curl_line(method: str, path: str, url: str) -> str:
-    """A line for a shell; the local file has the name of the other one, in the current directory."""
+def curl_line(method: str, path: str, url: str, archive: str | None = None) -> str:
+    """A line for a shell; the local file has the name of the other one, in the current directory.
+
+    Of an *archive*, a directory of that name is packed on its way up; a download becomes a file with that ending.
+    """
     name = posixpath.basename(path.rstrip("/")) or "file"
+    if archive is not None and method == "PUT":
+        return f"{_pack_line(name, archive)} | {_PUT} - {shlex.quote(url)}"
+    if archive is not None:
+        name = f"{name}.{archive}"
     # Behind ./ no name is an option, and "-" is no standard input; quoted, none is anything else.
     local = shlex.quote(f"./{_plain(name)}")
     if method == "GET":
         return f"curl --globoff --fail --silent --show-error --output {local} {shlex.quote(url)}"
-    return f"curl --globoff --fail-with-body --silent --show-error --upload-file {local} {shlex.quote(url)}"
+    return f"{_PUT} {local} {shlex.quote(url)}"
+
+
+def _pack_line(name: str, archive: str) -> str:
+    gzip = "--gzip " if archive == "tar.gz" else ""
+    return f"tar --create {gzip}--file=- --directory={shlex.quote(f'./{_plain(name)}')} ."
 
 
 def _plain(name: str) -> str:

@@ -37,8 +37,11 @@ class OpenTransfer:
         ),
     ] = None
     archive: Annotated[
-        Literal["tar"] | None,
-        About(description="tar: path is a directory, which goes through the URL as a tar stream."),
+        Literal["tar", "tar.gz"] | None,
+        About(
+            description="path is a directory and goes through the URL as a tar stream. Upload: path must be free or an "
+            "empty directory; plain files and directories only, all of it is put in place at the end, or nothing."
+        ),
     ] = None
 
 

@@ -33,6 +33,14 @@ class OpenTransferResult:
 
 
 @attrs.frozen(kw_only=True)
+class LeftOut:
+    """One path of a directory that is not in its archive."""
+
+    path: Annotated[str, About(description="Relative to the directory.")]
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
 class StatTransferResult:
     """What is known of a transfer; finish_transfer and cancel_transfer answer it as well."""
 
@@ -47,6 +55,11 @@ class StatTransferResult:
     sha256: Annotated[str | None, About(description="Of the whole file, hexadecimal, when it is complete.")]
     expires_at: Expiry
     error: Annotated[str | None, About(description="Why it failed, or was cut last.")]
+    archive_entries: Annotated[int | None, About(description="Files and directories of a complete archive.")] = None
+    left_out_count: Annotated[
+        int | None, About(description="Links, devices, closed and unreadable paths that are not in the archive.")
+    ] = None
+    left_out: Annotated[tuple[LeftOut, ...], About(description="The first of them.")] = ()
 
 
 @attrs.frozen(kw_only=True)

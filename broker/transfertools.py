@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import os
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from types import MappingProxyType
 from typing import Any, Literal
 
 import trio
 
+from broker.archivetools import open_archive_sink, open_archive_source
 from broker.belongings import PartDestination
 from broker.decisions import Subject
 from broker.errors import BrokerError, ErrorCode
@@ -29,6 +30,7 @@ from broker.transferrequests import CancelTransfer, FinishTransfer, OpenTransfer
 from broker.transferresults import (
     CancelTransferResult,
     FinishTransferResult,
+    LeftOut,
     OpenTransferResult,
     StatTransferResult,
 )
@@ -46,18 +48,39 @@ async def perform_open_transfer(scope: Scope, request: OpenTransfer, path: str) 
             "this broker serves standard input and output, not HTTP, so there is no URL to open: use download_file or "
             "upload_file",
         )
-    if request.archive is not None:
-        raise BrokerError(ErrorCode.INVALID_ARGUMENTS, "archive: this broker has no archives; leave it out")
     with scope.own.raw.room():
-        if request.direction == "download":
-            transfer: RawDownload | RawUpload = await _open_download(scope, path)
-        else:
-            transfer = await _open_upload(scope, request, path)
+        transfer = await _OPENERS[request.direction, request.archive is not None](scope, request, path)
         token = scope.own.raw.add(transfer)
-    return _opened(transfer, f"{scope.base_url}{TRANSFERS_PATH}{token}")
+    return _opened(request, transfer, f"{scope.base_url}{TRANSFERS_PATH}{token}")
 
 
-async def _open_download(scope: Scope, path: str) -> RawDownload:
+async def _open_archive_download(scope: Scope, request: OpenTransfer, path: str) -> RawDownload:
+    source = await open_archive_source(scope, path, gzip=request.archive == "tar.gz")
+    return RawDownload(
+        ticket=scope.own.raw.new_ticket(),
+        source=source,
+        archive=source,
+        filename=f"{posixpath.basename(source.path) or 'root'}.{request.archive}",
+        **_whose(scope, source.path),
+    )
+
+
+async def _open_archive_upload(scope: Scope, request: OpenTransfer, path: str) -> RawUpload:
+    max_bytes = scope.host.policy.file_limits.archive_max_bytes
+    _require_fit(request, max_bytes)
+    declared = Declared(size_bytes=request.size_bytes, sha256=request.sha256)
+    sink = await open_archive_sink(scope, path, declared, gzip=request.archive == "tar.gz")
+    return RawUpload(
+        ticket=scope.own.raw.new_ticket(),
+        sink=sink,
+        archive=sink,
+        size_bytes=request.size_bytes,
+        max_bytes=max_bytes,
+        **_whose(scope, sink.path),
+    )
+
+
+async def _open_download(scope: Scope, _: OpenTransfer, path: str) -> RawDownload:
     own = scope.own
     with await own.files.resolve(path, read=True) as found:
         await require_file(scope.host, found, "read")
@@ -72,8 +95,7 @@ async def _open_download(scope: Scope, path: str) -> RawDownload:
 
 async def _open_upload(scope: Scope, request: OpenTransfer, path: str) -> RawUpload:
     own, max_bytes = scope.own, scope.host.policy.file_limits.max_write_size
-    if request.size_bytes is not None and request.size_bytes > max_bytes:
-        raise TooLarge("upload", request.size_bytes, max_bytes)
+    _require_fit(request, max_bytes)
     async with AsyncExitStack() as on_failure:
         with await own.files.place(path) as place:
             await require_place(scope.host, place)
@@ -96,6 +118,24 @@ async def _open_upload(scope: Scope, request: OpenTransfer, path: str) -> RawUpl
         max_bytes=max_bytes,
         **_whose(scope, part.path),
     )
+
+
+def _require_fit(request: OpenTransfer, max_bytes: int) -> None:
+    if request.size_bytes is not None and request.size_bytes > max_bytes:
+        raise TooLarge("upload", request.size_bytes, max_bytes)
+
+
+_OPENERS: Mapping[
+    tuple[str, bool], Callable[[Scope, OpenTransfer, str], Awaitable[RawDownload] | Awaitable[RawUpload]]
+] = MappingProxyType(
+    {
+        ("download", False): _open_download,
+        ("upload", False): _open_upload,
+        ("download", True): _open_archive_download,
+        ("upload", True): _open_archive_upload,
+    }
+)
+"""By direction, and whether a directory goes through."""
 
 
 async def perform_stat_transfer(scope: Scope, request: StatTransfer, _: Subject) -> StatTransferResult:
@@ -140,14 +180,14 @@ def _whose(scope: Scope, path: str) -> dict[str, Any]:
     }
 
 
-def _opened(transfer: RawDownload | RawUpload, url: str) -> OpenTransferResult:
+def _opened(request: OpenTransfer, transfer: RawDownload | RawUpload, url: str) -> OpenTransferResult:
     method: Literal["GET", "PUT"] = "GET" if isinstance(transfer, RawDownload) else "PUT"
     return OpenTransferResult(
         transfer_id=transfer.id,
         url=url,
         method=method,
         expires_at=transfer.expires_at(),
-        curl=curl_line(method, transfer.path, url),
+        curl=curl_line(method, transfer.path, url, request.archive),
         path=transfer.path,
         size_bytes=transfer.size_bytes,
     )
@@ -169,6 +209,17 @@ def _facts(transfer: RawDownload | RawUpload) -> dict[str, Any]:
         "sha256": transfer.sha256,
         "expires_at": transfer.expires_at(),
         "error": transfer.ticket.why or transfer.trouble or None,
+        **_archive_facts(transfer),
+    }
+
+
+def _archive_facts(transfer: RawDownload | RawUpload) -> dict[str, Any]:
+    if transfer.archive is None or (summary := transfer.archive.summary) is None:
+        return {}
+    return {
+        "archive_entries": summary.files + summary.directories,
+        "left_out_count": summary.left_out_count,
+        "left_out": tuple(LeftOut(path=shown_path(path), reason=why) for path, why in summary.left_out),
     }
 
 

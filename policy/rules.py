@@ -107,6 +107,8 @@ class FileLimits:
     max_write_size: int = attrs.field(validator=_positive)  # bytes a file
     max_session_bytes: int = attrs.field(validator=_positive)  # written by one session
     min_free_bytes: int = attrs.field(validator=attrs.validators.ge(0))  # of the file system written to
+    archive_max_entries: int = attrs.field(validator=_positive)  # files and directories of one archive
+    archive_max_bytes: int = attrs.field(validator=_positive)  # of its tar stream, headers included
     blocked_extensions: tuple[str, ...] = attrs.field(validator=check_extensions)  # for writing only
 
 

@@ -56,6 +56,7 @@ class _Unpacker:
         self._rules = Rules(spec["rules"])
         self._new_path: str = spec["new_path"].rstrip("/")
         self._max_file_bytes: int = spec["max_file_bytes"]
+        self._max_content_bytes: int = spec["max_content_bytes"]
         self._reserve_bytes: int = spec["reserve_bytes"]
         self._umask = os.umask(0o077)
         os.umask(self._umask)
@@ -98,8 +99,7 @@ class _Unpacker:
         path = f"{self._new_path}/{member.relative}"
         if not self._rules.permit_file(path):
             raise Refused("blocked", errno.EACCES, f"the policy keeps {member.relative!r} closed to writing")
-        self._job.counts["needed"] = self._job.counts.get("bytes", 0) + member.size
-        require_fit(self._top, member.size, self._max_file_bytes, self._reserve_bytes, what=repr(member.relative))
+        self._require_fit(member)
         folder = self._descent.enter(member.parts[:-1])
         with Held(os.open(member.parts[-1], NEW_FILE, 0o600, dir_fd=folder.fd)) as file:
             for piece in inlet.pieces(member.size):
@@ -110,6 +110,13 @@ class _Unpacker:
             os.fchmod(file.fd, member.mode & PLAIN_MODE & ~self._umask)
             os.utime(file.fd, ns=(member.mtime_ns, member.mtime_ns))
         self._job.count("files")
+
+    def _require_fit(self, member: Member) -> None:
+        needed = self._job.counts["needed"] = self._job.counts.get("bytes", 0) + member.size
+        require_fit(self._top, member.size, self._max_file_bytes, self._reserve_bytes, what=repr(member.relative))
+        if needed > self._max_content_bytes:
+            why = f"its files have more than the {self._max_content_bytes} bytes that max_session_bytes leaves"
+            raise Refused("too_large", errno.EFBIG, why)
 
     def _permit_directory(self, relative: str) -> None:
         if not self._rules.permit(f"{self._new_path}/{relative}"):

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -25,7 +24,9 @@ from sandbox.file_errors import FileError, OpenerGone, TookTooLong, shown
 from sandbox.treework import TreeWork, Work
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
 
     from sandbox.exchange import Exchange
     from sandbox.namework import EntryPlace
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 PIPE_BYTES = 1024 * 1024
 PIECE_BYTES = 256 * 1024
+WORKERS = 16  # of one session at a time, of which those of slow clients do little
 TIDY_S = 10.0  # for a worker to remove a half-unpacked tree when its caller has left
 
 
@@ -50,19 +52,19 @@ class Summary:
     left_out: tuple[tuple[str, str], ...]
 
 
-@attrs.define(eq=False)
-class _Run:
-    """A worker at its job, and what came of it."""
+class _AtWork:
+    """A worker at its job, and our end of its pipe. Leaving the context ends both."""
 
-    asked: str
-    pipe: trio.lowlevel.FdStream | None
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    done: trio.Event = attrs.field(factory=trio.Event)
-    work: Work | None = None
-    error: FileError | None = None
+    def __init__(self, asked: str, pipe: trio.lowlevel.FdStream) -> None:
+        self.asked = asked
+        self.pipe = pipe
+        self.scope = trio.CancelScope()
+        self.done = trio.Event()
+        self.work: Work | None = None
+        self.error: FileError | None = None
 
     def result(self) -> Summary:
-        """Return what was done. Raises: FileError as the worker refuses; TookTooLong."""
+        """Return what was done. Raises: FileError as the worker refuses; TookTooLong; OpenerGone."""
         if self.error is not None:
             raise self.error
         if self.work is None:
@@ -78,14 +80,29 @@ class _Run:
             left_out=tuple((path, why) for path, why in self.work.done.get("left_out", ())),
         )
 
+    async def aclose(self) -> None:
+        """End the worker, if it has not, and close the pipe after it: its end would be the end of an archive.
 
-class Packing:
+        Cancellation: shielded, at most TIDY_S and what the exchange takes.
+        """
+        self.scope.cancel(reason="nobody wants the archive any more")
+        with trio.CancelScope(shield=True):
+            await self.done.wait()
+        self.pipe.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class Packing(_AtWork):
     """The bytes of an archive, once, as they come. `summary` is there when they came to their end."""
 
-    def __init__(self, run: _Run, pipe: trio.lowlevel.FdStream) -> None:
-        self._run = run
-        self._pipe = pipe
-        self._summary: Summary | None = None
+    _summary: Summary | None = None
 
     @property
     def summary(self) -> Summary:
@@ -99,27 +116,24 @@ class Packing:
 
     async def __anext__(self) -> bytes:
         """Return the next bytes. Raises: FileError; what came before is then no archive, and says so itself."""
-        if piece := await self._pipe.receive_some(PIECE_BYTES):
-            return bytes(piece)
-        await self._run.done.wait()
-        self._summary = self._run.result()
+        with contextlib.suppress(trio.ClosedResourceError):  # the session has ended, as the result will say
+            if piece := await self.pipe.receive_some(PIECE_BYTES):
+                return bytes(piece)
+        await self.done.wait()
+        self._summary = self.result()
         raise StopAsyncIteration
 
 
-class Unpacking:
+class Unpacking(_AtWork):
     """Takes the bytes of an archive. Nothing is in place before `finish` returned."""
-
-    def __init__(self, run: _Run, pipe: trio.lowlevel.FdStream) -> None:
-        self._run = run
-        self._pipe = pipe
 
     async def write(self, data: bytes | memoryview) -> None:
         """Pass on the next bytes. Raises: FileError as soon as the worker refuses them."""
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await self._pipe.send_all(data)
+            await self.pipe.send_all(data)
             return
-        await self._run.done.wait()
-        self._run.result()
+        await self.done.wait()
+        self.result()
         raise ValueError("the archive was finished")
 
     async def finish(self) -> Summary:
@@ -127,106 +141,81 @@ class Unpacking:
 
         Raises: FileError, and nothing is there. Cancellation: all of it is there, or nothing.
         """
-        await self._pipe.aclose()
-        await self._run.done.wait()
-        return self._run.result()
+        await self.pipe.aclose()
+        await self.done.wait()
+        return self.result()
 
 
 class Archives:
-    """The archives of one session that are being made or unpacked; each has a worker of its own."""
+    """The archives of one session that are being made or unpacked; each has a worker of its own.
+
+    The session's end ends them all, and frees what they hold.
+    """
 
     def __init__(self, exchange: Exchange, nursery: trio.Nursery) -> None:
-        self._trees = TreeWork(exchange)  # with turns of their own: a slow client keeps nobody from searching
+        self._trees = TreeWork(exchange, WORKERS)  # of their own: a slow client keeps nobody from searching
         self._nursery = nursery
 
-    @asynccontextmanager
-    async def open_pack(self, found: Resolved, spec: dict[str, Any], *, timeout_s: float) -> AsyncIterator[Packing]:
+    def open_pack(self, found: Resolved, spec: dict[str, Any], *, timeout_s: float) -> Packing:
         """Pack a directory that was resolved with `read=True`.
 
         Args:
             spec: rules, link_roots, max_entries, max_bytes, gzip.
             timeout_s: seconds for all of it, the time that the reader takes included.
-        Raises: WrongKind, AccessDenied. Ownership: leaving ends the worker; *found* stays the caller's.
+        Raises: WrongKind, AccessDenied, OpenerGone. Ownership: leaving ends the worker (`async with`); *found* stays
+            the caller's, who may close it at once.
         """
         directory = found.directory()
         ours, theirs = _pipe()
-        async with (
-            trio.lowlevel.FdStream(ours) as pipe,
-            self._at_work("pack", found.asked, spec, (directory, theirs), timeout_s=timeout_s) as run,
-        ):
-            yield Packing(run, pipe)
+        packing = Packing(found.asked, trio.lowlevel.FdStream(ours))
+        self._start(packing, "pack", spec, [os.dup(directory), theirs], timeout_s=timeout_s)
+        return packing
 
-    @asynccontextmanager
-    async def open_unpack(
-        self, target: EntryPlace, spec: dict[str, Any], *, timeout_s: float
-    ) -> AsyncIterator[Unpacking]:
+    def open_unpack(self, target: EntryPlace, spec: dict[str, Any], *, timeout_s: float) -> Unpacking:
         """Unpack to a name that is free, or an empty directory's.
 
         Args:
             spec: rules, new_path, mode (None, or that of the directory there), replace_empty, max_entries,
-                max_bytes, max_file_bytes, reserve_bytes, gzip.
+                max_bytes, max_file_bytes, max_content_bytes, reserve_bytes, gzip.
             timeout_s: seconds for all of it, the time that the writer takes included.
-        Ownership: leaving without `finish` removes what there was, and so does the end of the session; *target*
-            stays the caller's.
-        Cancellation: as leaving; within TIDY_S.
+        Raises: OpenerGone. Ownership: leaving (`async with`) without `finish` removes what there was, and so does the
+            end of the session; *target* stays the caller's, who may close it at once.
         """
+        parent = os.dup(target.fd)
         theirs, ours = _pipe()
-        fds = (target.fd, theirs)
-        async with (
-            trio.lowlevel.FdStream(ours) as pipe,  # closed last: an end of the pipe is an end of the archive
-            self._at_work(
-                "unpack", target.asked, {**spec, "name": target.name}, fds, timeout_s=timeout_s, until_done=pipe
-            ) as run,
-        ):
-            yield Unpacking(run, pipe)
+        unpacking = Unpacking(target.asked, trio.lowlevel.FdStream(ours))
+        self._start(unpacking, "unpack", {**spec, "name": target.name}, [parent, theirs], timeout_s=timeout_s)
+        return unpacking
 
-    @asynccontextmanager
-    async def _at_work(
-        self,
-        op: str,
-        asked: str,
-        spec: dict[str, Any],
-        fds: Sequence[int],
-        *,
-        timeout_s: float,
-        until_done: trio.lowlevel.FdStream | None = None,
-    ) -> AsyncIterator[_Run]:
-        """Have a worker at it while the block lasts; *fds* are the caller's, but the last, its end of the pipe.
-
-        *until_done*: our end, which is of no use once the worker has ended.
-        """
-        run = _Run(asked=asked, pipe=until_done)
-        own = [os.dup(fds[0]), fds[-1]]  # the job may outlive the caller's `with` by the moment that it is ended in
+    def _start(self, at_work: _AtWork, op: str, spec: dict[str, Any], fds: Sequence[int], *, timeout_s: float) -> None:
+        """Have a worker at it, in the background; *fds* are its own."""
         try:
-            self._nursery.start_soon(self._mind, run, op, spec, own, timeout_s)
+            self._nursery.start_soon(self._mind, at_work, op, spec, fds, timeout_s)
         except RuntimeError:  # the nursery is closed: so is the session
-            _close(own)
-            run.done.set()
-        try:
-            yield run
-        finally:
-            run.scope.cancel(reason="nobody wants the archive any more")
-            with trio.CancelScope(shield=True):  # bounded by the worker's own end
-                await run.done.wait()
+            _end(at_work, fds)
 
-    async def _mind(self, run: _Run, op: str, spec: dict[str, Any], fds: Sequence[int], timeout_s: float) -> None:
+    async def _mind(
+        self, at_work: _AtWork, op: str, spec: dict[str, Any], fds: Sequence[int], timeout_s: float
+    ) -> None:
         try:
-            with run.scope:
-                run.work = await self._trees.run(
-                    op, run.asked, spec, fds, timeout_s=timeout_s, changes=op == "unpack", tidy_s=TIDY_S
+            with at_work.scope:
+                at_work.work = await self._trees.run(
+                    op, at_work.asked, spec, fds, timeout_s=timeout_s, changes=op == "unpack", tidy_s=TIDY_S
                 )
         except FileError as error:
-            run.error = error
+            at_work.error = error
         finally:
-            _close(fds)
-            if run.pipe is not None:
-                run.pipe.close()
-            run.done.set()
+            _end(at_work, fds)
 
 
-def _close(fds: Sequence[int]) -> None:
+def _end(at_work: _AtWork, fds: Sequence[int]) -> None:
+    """Free what is of no use without the worker; what it packed may still be read."""
     for fd in fds:
         os.close(fd)
+    has_ended = at_work.work is not None or at_work.error is not None
+    if isinstance(at_work, Unpacking) or not has_ended:
+        at_work.pipe.close()
+    at_work.done.set()
 
 
 def _pipe() -> tuple[int, int]:

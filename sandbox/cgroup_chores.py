@@ -37,7 +37,7 @@ class Chores:
         self.soon(lambda: None, lambda _: done.set())
         await done.wait()
 
-    async def run(self) -> None:
+    async def work_off(self) -> None:
         """Work until `stop`, whatever is cancelled: sessions that are being cancelled still need it."""
         limiter = trio.CapacityLimiter(1)
         with self._scope:

@@ -173,7 +173,7 @@ async def open_tree(base: Group) -> AsyncIterator[Tree]:
         top.enable(CONTROLLERS & top.controllers())
         async with trio.open_nursery() as nursery:
             chores = Chores()
-            nursery.start_soon(chores.run)
+            nursery.start_soon(chores.work_off)
             try:
                 yield Tree(top, chores)
             finally:

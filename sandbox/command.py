@@ -28,6 +28,7 @@ class ExecPlan:
     `exec_paths` narrows what the command's tree may execute (None: what the session may). `network`: it gets
     internet sockets, if its session has any. `terminal`: its size, and
     all three streams are that. `search`: no program, but a search (`sandbox/seeker.py`) in what `stdin_fd` is.
+    `attack`: no program either, but an attack on the walls (`sandbox/siege.py`), in a besieged session alone.
     """
 
     program: str
@@ -42,6 +43,7 @@ class ExecPlan:
     stdin_fd: int | None = None
     terminal: Size | None = None
     search: Mapping[str, object] | None = None
+    attack: Mapping[str, object] | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -279,4 +279,5 @@ def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Messa
         "hide": hide_for(plan, walls),
         "expected": {layer.name: (layer.state, layer.detail) for layer in plan.layers},
         "cgroup": grouped,
+        "besieged": plan.besieged,
     }

@@ -124,4 +124,5 @@ def _spec(plan: ExecPlan, limits: Limits, numbers: list[int], *, grouped: bool, 
         "fds": numbers,
         "terminal": plan.terminal is not None,
         "search": None if plan.search is None else dict(plan.search),
+        "attack": None if plan.attack is None else dict(plan.attack),
     }

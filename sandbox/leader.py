@@ -10,6 +10,7 @@ import fcntl
 import os
 import signal
 import socket
+import sys
 import termios
 
 from sandbox import landlock, prctl, rlimits, seccomp, seeker, wire
@@ -95,6 +96,10 @@ def _become(sock: socket.socket, spec: wire.Message, fds: list[int], *, abi: int
             stage = "search"
             sock.close()
             seeker.main(spec["search"])
+        if spec["attack"] is not None:  # likewise; only the doctor's session has loaded what can do it
+            stage = "attack"
+            sock.close()
+            sys.modules["sandbox.siege"].main(spec["attack"])
         stage = "exec"
         os.execve(spec["program"], spec["argv"], spec["env"])  # noqa: S606 - no shell is the point
     except (OSError, ValueError) as error:

@@ -186,6 +186,7 @@ class Plan:
     private_tmp_bytes: int
     require: tuple[str, ...]
     layers: tuple[LayerReport, ...]  # what is expected; an Init carries what was found
+    besieged: bool = False  # the doctor's: inits have attacks on their own walls at hand
 
     def with_cgroup(self, report: LayerReport) -> Plan:
         """Return this plan with what became of the cgroup layer, and what that leaves to the rlimits."""

@@ -60,9 +60,9 @@ class _Heard:
 class TreeWork:
     """Jobs of one session."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, workers: int = WORKERS) -> None:
         self._exchange = exchange
-        self._limiter = trio.CapacityLimiter(WORKERS)
+        self._limiter = trio.CapacityLimiter(workers)
 
     async def run(
         self,

@@ -36,6 +36,7 @@ def unpack_spec(target: Path, **fields: Any) -> dict[str, Any]:
         "mode": None,
         "replace_empty": False,
         "max_file_bytes": 1 << 40,
+        "max_content_bytes": 1 << 40,
         "reserve_bytes": 0,
         **LIMITS,
         **fields,

@@ -11,10 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
-from live import RESOURCE_LIMITS, Answer, call, connect, new_session, ok, refused_start, run, running_broker
+from archiving import plant
+from live import RESOURCE_LIMITS, Answer, LiveBroker, call, connect, new_session, ok, refused_start, run, running_broker
 from live_settings_server import Brokers, Row, at_once, cgroup_layer, in_both, in_session
+from live_urls import Desk, ask
 from mcp.client.client import Client
+from tarbytes import END, content, header
 from whole import open_whole
+
+from sandbox.cgroup_layer import look
+from sandbox.plan import SandboxSettings
 
 MIB = 1024 * 1024
 OVERRIDE = {"memory_max": 300 * MIB, "pids_max": 40, "file_size_max": 2 * MIB, "open_files_max": 50}
@@ -250,6 +256,29 @@ def network(place: str) -> Row:
     return row
 
 
+def archive_cap(cap: Mapping[str, int], sizes: Mapping[str, int]) -> Row:
+    """Both ways: what holds more is neither packed nor unpacked."""
+    archive = b"".join(header(name.encode(), content_bytes=n) + content(b"x" * n) for name, n in sizes.items()) + END
+
+    async def move(broker: LiveBroker) -> tuple[int, int]:
+        folder = f"{len(sizes)} files"
+        plant(broker.workspace / folder, {name: b"x" * n for name, n in sizes.items()})
+        async with connect(broker) as client:
+            session_id = await new_session(client, working_dir=str(broker.workspace))
+            desk = Desk(broker=broker, client=client, session_id=session_id)
+            down = await ask("GET", (await desk.open("download", folder, archive="tar"))["url"])
+            up = await ask("PUT", (await desk.open("upload", f"new {folder}", archive="tar"))["url"], archive)
+            await ok(client, "kill_session", session_id=session_id)
+            return down.status, up.status
+
+    async def row(brokers: Brokers) -> None:
+        assert await move(brokers.usual) == (200, 200)
+        with running_broker(policy={"file_limits": cap}) as capped:
+            assert await move(capped) == (413, 413)
+
+    return row
+
+
 GROUPED = {
     "memory_swap_max": (8192, "memory.swap.max", "8192"),
     "cpu_max": (0.5, "cpu.max", "50000 100000"),
@@ -262,21 +291,31 @@ LOOK = "read group </proc/self/cgroup; group=${group#0::}; exec cat /sys/fs/cgro
 def grouped(name: str, *, override: bool) -> Row:
     """A limit that only a control group has: read where the kernel keeps it, the command's own or its session's."""
     value, file, text = GROUPED[name]
-    look = f"{LOOK}{'$group' if override else '${group%/*}'}/{file}"
+    script = f"{LOOK}{'$group' if override else '${group%/*}'}/{file}"
     rule = {"executable": "/bin/sh", "may_run": ["/bin/cat"]}
     own = {"allowed_commands": {"sh": {**rule, "resource_override": {name: value}}}}
     general = {"allowed_commands": {"sh": rule}, "resource_limits": {name: value}}
     policy = yaml.safe_dump({"policy": {"allowed_paths": ["~/**"], **(own if override else general)}})
 
     async def row(_brokers: Brokers) -> None:
+        settings = SandboxSettings(
+            unprivileged_user="",
+            cgroup_base="",
+            enable_cgroups=True,
+            enable_namespaces=False,
+            private_tmp=False,
+            private_tmp_bytes=1 << 28,
+            require=(),
+        )
+        place = look(settings, frozenset())
+        if place.base is None:
+            pytest.skip(f"test_whole_cgroup_guest.py shows this in a guest; here: {place.report.detail}")
         with tempfile.TemporaryDirectory() as folder:
             # In this process: a broker of its own could not move us out of the group it would use.
             async with open_whole(Path(folder), policy.replace("{", "{{").replace("}", "}}"), GROUPED_SERVER) as whole:
                 session = await whole.ok("create_session")
-                layer = cgroup_layer(session["isolation"])
-                if layer["state"] == "unavailable":
-                    pytest.skip(f"test_whole_cgroup_guest.py shows this in a guest; here: {layer['detail']}")
-                argv = ["sh", "-c", look]
+                assert cgroup_layer(session["isolation"])["state"] == "enforced"
+                argv = ["sh", "-c", script]
                 seen = await whole.ok("execute_command", session_id=session["session_id"], argv=argv)
                 assert seen["stdout"].strip() == text
 
@@ -332,6 +371,8 @@ ROWS: Mapping[str, Row] = {
     "policy.file_limits.max_write_size": max_write_size,
     "policy.file_limits.max_session_bytes": max_session_bytes,
     "policy.file_limits.min_free_bytes": min_free_bytes,
+    "policy.file_limits.archive_max_entries": archive_cap({"archive_max_entries": 3}, dict.fromkeys("abcd", 0)),
+    "policy.file_limits.archive_max_bytes": archive_cap({"archive_max_bytes": 6000}, {"a": 6000}),
     "policy.file_limits.blocked_extensions": blocked_extensions,
     **{f"policy.resource_limits.{name}": limit(name) for name in CHANGED_LIMITS},
     **{f"policy.resource_limits.{name}": grouped(name, override=False) for name in GROUPED},

@@ -12,7 +12,6 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -29,6 +28,7 @@ from archiving import (
     unpack_to,
 )
 from door import OTHER_UID, Door, descriptors, needs_root, open_door, reachable
+from tarbytes import archive_of
 from test_archive_pack import NAMES, plant_names
 from test_sandbox_files_write import small_disk
 
@@ -59,29 +59,6 @@ def python_tar(source: Path, form: int) -> bytes:
     with tarfile.open(fileobj=file, mode="w", format=form) as archive:
         archive.add(source, arcname=".")
     return file.getvalue()
-
-
-def archive_of(tree: Tree, **fields: Any) -> bytes:
-    """A tree as Python's tarfile writes it; *fields* of every entry."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        _add(archive, "", tree, fields)
-    return file.getvalue()
-
-
-def _add(archive: tarfile.TarFile, prefix: str, tree: Tree, fields: dict[str, Any]) -> None:
-    for name, content in tree.items():
-        info = tarfile.TarInfo(prefix + name)
-        info.mode = 0o755 if isinstance(content, dict) else 0o644
-        if isinstance(content, dict):
-            info.type = tarfile.DIRTYPE
-        else:
-            info.size = len(content)
-        for field, value in fields.items():
-            setattr(info, field, value)
-        archive.addfile(info, None if isinstance(content, dict) else io.BytesIO(content))
-        if isinstance(content, dict):
-            _add(archive, f"{prefix}{name}/", content, fields)
 
 
 @pytest.mark.parametrize("form", GNU_FORMATS)

@@ -62,7 +62,10 @@ COMMAND_RESULT = (
     " command_id running next_cursor stdout_omitted_bytes stderr_omitted_bytes dropped_bytes memory_peak_bytes"
     " cpu_user_ms cpu_system_ms oom_killed killed_by"
 )
-TRANSFER_RESULT = "transfer_id direction path state bytes_done next_offset size_bytes sha256 expires_at error"
+TRANSFER_RESULT = (
+    "transfer_id direction path state bytes_done next_offset size_bytes sha256 expires_at error "
+    "archive_entries left_out_count left_out"
+)
 RESULTS = {
     "create_session": "session_id working_dir created_at idle_timeout_seconds isolation",
     "kill_session": "session_id processes_ended commands_ended",

@@ -22,7 +22,8 @@ from sandbox.plan import SandboxSettings
 
 def settings(**fields: object) -> SandboxSettings:
     given = {"unprivileged_user": "", "cgroup_base": "data/cgroup", "enable_cgroups": True, "require": ()}
-    return SandboxSettings(**(given | fields))  # type: ignore[arg-type]
+    unused = {"enable_namespaces": False, "private_tmp": False, "private_tmp_bytes": 1 << 28}
+    return SandboxSettings(**(given | unused | fields))  # type: ignore[arg-type]
 
 
 PURE = "35 24 0:31 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -204,7 +205,7 @@ def test_the_customers_relative_base_means_that_a_place_is_looked_for() -> None:
 async def test_chores_are_done_in_order_and_told_in_the_loop() -> None:
     chores, done = Chores(), []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(chores.run)
+        nursery.start_soon(chores.work_off)
         for number in range(3):
             chores.soon(lambda number=number: number * 10, done.append)
         await chores.settled()

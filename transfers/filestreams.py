@@ -127,7 +127,6 @@ class FileSink:
 
     _uploads: Uploads
     _transfer_id: str
-    resumable: bool = True
 
     @property
     def received_bytes(self) -> int:
@@ -148,3 +147,6 @@ class FileSink:
     async def abort(self, why: str) -> None:
         """Discard the upload."""
         await self._uploads.discard(self._transfer_id, why)
+
+    def close(self) -> None:
+        """Do nothing: the table discards its uploads when it closes."""

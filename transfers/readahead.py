@@ -1,4 +1,4 @@
-"""Reading one piece ahead of whoever sends: the disk works while the network does, and never further than that."""
+"""Reading a little ahead of whoever sends: disk and digest work while the network does, and never further than that."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ async def reading_ahead(
 ) -> AsyncIterator[ReadAhead]:
     """Call *read* (offset, length) for the bytes from *start* to *stop*, while the pieces before are used.
 
-    Memory: two pieces, the one that is used and the one that waits. Cancellation: at leaving, what is read then
-    comes to its end first.
+    Memory: three pieces, the one that is used, the one that waits, and the one that was read behind it.
+    Cancellation: at leaving, what is read then comes to its end first.
     """
-    give, take = trio.open_memory_channel[bytes](0)
+    give, take = trio.open_memory_channel[bytes](1)
     ahead = ReadAhead(take)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_read_all, ahead, give, read, range(start, stop, piece_bytes), stop)

@@ -187,6 +187,15 @@ class SourceUnreadable(TransferError):
         self.why = why
 
 
+class ArchiveTooLarge(TransferError):
+    """The directory holds more than an archive may."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path!r} is too much for one archive ({why}); transfer a directory in it instead")
+        self.path = path
+        self.why = why
+
+
 class UnsizedSource(TransferError):
     """The file says it is empty and yet yields bytes, as files of /proc and /sys do."""
 

@@ -1,7 +1,7 @@
 """What a raw transfer reads from and writes to: two small protocols, so that a file and an archive plug in alike.
 
 `filestreams.py` has those of a file. An archive has no size beforehand and cannot begin in the middle: its source
-says so by `size_bytes` None and an empty `tag`, and its sink by `resumable` False.
+says so by `size_bytes` None and an empty `tag`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-PIECE_BYTES = 512 * 1024
-"""How much moves at a time: below it turns of the loop count, above it memory, and others wait for their turn."""
+PIECE_BYTES = 1024 * 1024
+"""How much moves at a time: below it the turns of loop and threads count, above it memory and the wait of others."""
 
 
 class Pieces(Protocol):
-    """Bytes in order, read ahead by one piece."""
+    """Bytes in order, read a little ahead."""
 
     async def next(self) -> bytes:
         """Return the next bytes, empty at the end.
@@ -72,10 +72,6 @@ class Sink(Protocol):
     def received_bytes(self) -> int:
         """How many bytes were taken; the next ones go behind them."""
 
-    @property
-    def resumable(self) -> bool:
-        """Whether a later request may go on where this one ended."""
-
     async def write(self, data: bytes) -> None:
         """Take the next bytes.
 
@@ -87,3 +83,6 @@ class Sink(Protocol):
 
     async def abort(self, why: str) -> None:
         """Throw away what was received; the destination is as it was. After an end this does nothing."""
+
+    def close(self) -> None:
+        """Let go of it at the session's end, which throws away what was received. Safe to repeat."""
