@@ -251,10 +251,11 @@ async def test_many_commands_leave_everything_as_it_was() -> None:
     async with open_world() as world:
         for _ in range(30):
             await world.run("/bin/true")
-        before = (stray_fds(world), threading.active_count())
+        before, threads = stray_fds(world), threading.active_count()
         for _ in range(400):
             assert (await world.run("/bin/true", stdin=b"x")).how == Exited(0)
-        assert (stray_fds(world), threading.active_count()) == before
+        assert stray_fds(world) == before
+        assert threading.active_count() <= threads  # an idle one may have ended meanwhile
         assert len(everything_below(world.init)) <= 10  # init, opener, two keepers or three, and their leaders
 
 
