@@ -115,7 +115,7 @@ def session_home() -> Iterator[tuple[SessionUser, str]]:
 
 def plan_for(abi: int = ABI, *, network: NetworkUse = "none", **settings: Any) -> Plan:
     capabilities = attrs.evolve(CAPABILITIES, landlock_abi=abi, landlock_detail=f"ABI {abi}")
-    return make_plan(capabilities, attrs.evolve(SETTINGS, **settings), network)
+    return make_plan(capabilities, attrs.evolve(SETTINGS, **settings), network=network)
 
 
 def walls_for(user: SessionUser, home: str, **fields: Any) -> Walls:
