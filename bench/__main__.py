@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import attrs
 import trio
 
-from bench import ends, latency, load, memory, start, transfer
+from bench import ends, latency, load, memory, sparse, start, transfer
 from bench.table import Row, render
 from tests.live import LiveBroker, running_broker
 
@@ -62,6 +62,10 @@ async def _transfers(broker: LiveBroker, effort: Effort) -> list[Row]:
     return await transfer.transfer_rows(broker, int(effort.of(64, 256)))
 
 
+async def _sparse(broker: LiveBroker, effort: Effort) -> list[Row]:
+    return await sparse.sparse_rows(broker, effort.of(1, 10))
+
+
 async def _start(_broker: LiveBroker, effort: Effort) -> list[Row]:
     return await start.start_rows(int(effort.of(2, 5)))
 
@@ -78,6 +82,7 @@ PARTS: Mapping[str, Part] = {
     "session": _session,
     "growth": _growth,
     "transfers": _transfers,
+    "sparse": _sparse,
     "start": _start,
 }
 
