@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import attrs
 import trio
 
-from bench import ends, latency, load, memory, sparse, start, transfer
+from bench import ends, latency, load, memory, raw, sparse, start, transfer
 from bench.table import Row, render
 from tests.live import LiveBroker, running_broker
 
@@ -62,6 +62,10 @@ async def _transfers(broker: LiveBroker, effort: Effort) -> list[Row]:
     return await transfer.transfer_rows(broker, int(effort.of(64, 256)))
 
 
+async def _raw(broker: LiveBroker, effort: Effort) -> list[Row]:
+    return await raw.raw_rows(broker, int(effort.of(64, 512)), int(effort.of(3, 5)))
+
+
 async def _sparse(broker: LiveBroker, effort: Effort) -> list[Row]:
     return await sparse.sparse_rows(broker, effort.of(1, 10))
 
@@ -82,6 +86,7 @@ PARTS: Mapping[str, Part] = {
     "session": _session,
     "growth": _growth,
     "transfers": _transfers,
+    "raw": _raw,
     "sparse": _sparse,
     "start": _start,
 }

@@ -1,11 +1,12 @@
-"""The command line: serve (default), check, explain.
+"""The command line: serve (default), check, explain, doctor.
 
     python -m broker [serve] [--config-dir PATH] [--host ADDRESS] [--port PORT] [--insecure-bind] [--stdio]
     python -m broker check [--config-dir PATH]
     python -m broker explain [--config-dir PATH] [--confirm] -- ARGV
+    python -m broker doctor [--config-dir PATH] [--json]
 
-Exit status: 0 done, 1 denied (explain), 2 the configuration or the arguments are wrong, 3 this machine cannot enforce
-what is required.
+Exit status: 0 done, 1 denied (explain) or a layer does not hold (doctor), 2 the configuration or the arguments are
+wrong, or the doctor can have no session, 3 this machine cannot enforce what is required.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigFaults as faults:
         print(faults, file=sys.stderr)
         return EXIT_USAGE
-    run = {"serve": _serve, "check": _check, "explain": _explain}[options.subcommand]
+    run = {"serve": _serve, "check": _check, "explain": _explain, "doctor": _doctor}[options.subcommand]
     return run(config, options)
 
 
@@ -68,13 +69,15 @@ def _parser() -> argparse.ArgumentParser:
     serve = subcommands.add_parser("serve", help="run the broker (the default)", allow_abbrev=False)
     check = subcommands.add_parser("check", help="validate the configuration", allow_abbrev=False)
     explain = subcommands.add_parser("explain", help="what the policy decides about a command", allow_abbrev=False)
-    for each in (serve, check, explain):
+    doctor = subcommands.add_parser("doctor", help="attack the walls of a session from inside", allow_abbrev=False)
+    for each in (serve, check, explain, doctor):
         each.add_argument("--config-dir", type=Path, help="folder with server.yaml and policy.yaml (default: config)")
     serve.add_argument("--host", help="bind address, instead of server.host")
     serve.add_argument("--port", type=int, help="bind port, instead of server.port; 0 takes a free one")
     serve.add_argument("--insecure-bind", action="store_true", help="allow a bind beyond loopback, unauthenticated")
     serve.add_argument("--stdio", action="store_true", help="speak MCP on standard input and output, not HTTP")
     explain.add_argument("--confirm", action="store_true", help="as if the call said confirm: true")
+    doctor.add_argument("--json", action="store_true", help="say it as JSON")
     explain.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- ARGV")
     return parser
 
@@ -93,6 +96,22 @@ def _explain(config: Config, options: argparse.Namespace) -> int:
     decision = decide_command(config.policy, words, confirm=options.confirm, programs=real_paths)
     print(explain(decision, words))
     return 0 if isinstance(decision, Allow) else EXIT_DENIED
+
+
+def _doctor(config: Config, options: argparse.Namespace) -> int:
+    import trio  # noqa: PLC0415  as in _run
+
+    from broker import doctor, wiring  # noqa: PLC0415  as in _run
+
+    diagnosis = None
+    try:
+        diagnosis = trio.run(doctor.examine, config, wiring.lay_foundation(config))
+    except* (*wiring.CANNOT_START, *doctor.CANNOT_EXAMINE) as refused:
+        print(f"cannot examine: {'; '.join(_reasons(refused))}", file=sys.stderr)
+    if diagnosis is None:
+        return EXIT_USAGE
+    print(doctor.as_json(diagnosis) if options.json else "\n".join(doctor.spoken(diagnosis)))
+    return 0 if diagnosis.holds else EXIT_DENIED
 
 
 def _serve(config: Config, options: argparse.Namespace) -> int:

@@ -22,13 +22,17 @@ from broker.contract import TOOLS
 from broker.endpoint import McpServer, build_server
 from broker.gateway import Gateway
 from broker.listener import serve_http
+from broker.rawtransfers import TransferDesk
 from broker.records import Records
 from broker.sockets import ListenFailed
 from broker.stdio import serve_stdio
 from broker.supervisor import Supervisor, SupervisorSettings, open_supervisor
+from broker.transferdoor import TransferDoor
 from broker.wiring import Foundation, audit_settings, build_host, http_settings
 from config.load import Config
+from sandbox.cgroup_layer import open_groups
 from sandbox.launcher import open_launcher
+from sandbox.plan import Refused
 from transfers.part import Discarded
 
 log = logging.getLogger("broker")
@@ -39,8 +43,9 @@ INSTRUCTIONS = (
     "everything the session started."
 )
 
-CANNOT_SERVE = (ListenFailed, AuditUnavailable)
-"""What `run_http` and `run_stdio` raise when the address or the logs cannot be had; the text is for the operator."""
+CANNOT_SERVE = (ListenFailed, AuditUnavailable, Refused)
+"""What `run_http` and `run_stdio` raise when the address, the logs or a required layer cannot be had; the text is for
+the operator."""
 
 
 def program_version() -> str:
@@ -62,7 +67,10 @@ async def run_http(config: Config, foundation: Foundation, announce: Callable[[s
         async def serve(*, task_status: trio.TaskStatus[tuple[str, ...]]) -> None:
             settings = http_settings(config.server)
             server = build_mcp(broker)
-            await serve_http(settings, server, stop=broker.stop, end_work=broker.end_work, task_status=task_status)
+            door = TransferDoor(broker.desk, broker.audit)
+            await serve_http(
+                settings, server, stop=broker.stop, end_work=broker.end_work, door=door, task_status=task_status
+            )
             nursery.cancel_scope.cancel(reason="the server has stopped")
 
         nursery.start_soon(_mind_signals, broker, nursery.cancel_scope)
@@ -94,6 +102,7 @@ class Broker:
     audit: Audit
     gateway: Gateway
     supervisor: Supervisor[Belongings]
+    desk: TransferDesk
     drain_s: float
     stop: trio.Event = attrs.field(factory=trio.Event, init=False)
 
@@ -122,15 +131,30 @@ async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[B
     with open_audit(audit_settings(server)) as audit:
         records = Records(audit)
         async with (
-            open_launcher(foundation.plan) as launcher,
+            open_groups(foundation.cgroup, server.sandbox, foundation.limit_files) as (groups, layer),
+            open_launcher(plan := foundation.plan.with_cgroup(layer), groups) as launcher,
             open_supervisor(
                 settings, wait_lost=tend, on_end=records.session_ended, drain_s=server.timeouts.kill_grace + 5
             ) as supervisor,
         ):
             host = build_host(
-                config, foundation, launcher, supervisor, partial(_record_discard, audit), records.job_ended
+                config,
+                foundation,
+                launcher,
+                supervisor,
+                plan.layers,
+                partial(_record_discard, audit),
+                records.job_ended,
             )
-            broker = Broker(audit=audit, gateway=Gateway(host, audit), supervisor=supervisor, drain_s=server.drain_s)
+            if layer != foundation.cgroup.report:
+                log.info("layer %s: %s: %s", layer.name, layer.state, layer.detail)
+            broker = Broker(
+                audit=audit,
+                gateway=Gateway(host, audit),
+                supervisor=supervisor,
+                desk=host.desk,
+                drain_s=server.drain_s,
+            )
             try:
                 yield broker
             finally:

@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from broker.jobs import Job, Jobs
+from broker.rawtransfers import SessionTransfers, TransferDesk
 from sandbox.descriptors import Disk
 from sandbox.file_errors import FileError
 from sandbox.files import Files, Part, Resolved, open_files
@@ -37,6 +38,7 @@ class Belongings:
     init: Init
     files: Files
     transfers: Transfers
+    raw: SessionTransfers
     jobs: Jobs
     working_dir: str
     environment: Mapping[str, str]
@@ -62,13 +64,14 @@ async def open_belongings(
     environment: Mapping[str, str],
     on_discard: Callable[[Discarded], None],
     on_job_end: Callable[[Job], None],
+    desk: TransferDesk,
 ) -> AsyncIterator[Belongings]:
     """Bring the session's init to life and open its files and transfers.
 
     Raises:
         BirthFailed: the init could not be born; nothing is left of it.
-    Ownership: transfers close first (an unfinished upload is discarded), then files, then everything below the init
-        is ended and gone, then the commands' output.
+    Ownership: URLs close first, then transfers (an unfinished upload is discarded), then files, then everything below
+        the init is ended and gone, then the commands' output.
     """
     limiter = trio.CapacityLimiter(DISK_THREADS)
     jobs = Jobs(settings.max_commands, settings.output, on_job_end)
@@ -78,15 +81,17 @@ async def open_belongings(
             open_files(init.files_socket, disk=Disk(reserve_bytes=settings.transfers.reserve_bytes)) as files,
             open_transfers(settings.transfers, limiter=limiter, on_discard=on_discard) as transfers,
         ):
-            yield Belongings(
-                init=init,
-                files=files,
-                transfers=transfers,
-                jobs=jobs,
-                working_dir=walls.working_dir,
-                environment=environment,
-                sweep_s=settings.sweep_s,
-            )
+            with closing(SessionTransfers(desk, limiter)) as raw:
+                yield Belongings(
+                    init=init,
+                    files=files,
+                    transfers=transfers,
+                    raw=raw,
+                    jobs=jobs,
+                    working_dir=walls.working_dir,
+                    environment=environment,
+                    sweep_s=settings.sweep_s,
+                )
 
 
 async def tend(own: Belongings) -> None:
@@ -100,6 +105,7 @@ async def tend(own: Belongings) -> None:
 async def _sweep(own: Belongings) -> None:
     while True:
         await trio.sleep(own.sweep_s)
+        await own.raw.sweep()
         await own.transfers.sweep()
 
 

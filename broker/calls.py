@@ -22,6 +22,7 @@ class Call:
 
     `arguments` are the client's own, not validated. `client` and `request_id` are what the client says of
     itself: good for the audit log, never for a decision. `report` is there if the client asked for progress.
+    `base_url` is how it reaches this server over HTTP, without a slash at the end; empty where it does not.
     """
 
     tool: str
@@ -30,6 +31,7 @@ class Call:
     client: str
     request_id: str
     report: Report | None = None
+    base_url: str = ""
 
 
 @attrs.frozen(kw_only=True)

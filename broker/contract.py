@@ -176,6 +176,39 @@ _ROWS = (
         "destructive",
     ),
     make_tool(
+        "open_transfer",
+        "Open transfer",
+        "Make a URL for one file of any size, or a directory (archive), for a program of yours that speaks HTTP: its "
+        "bytes pass neither through you nor through base64. Run the curl line where the local file is. One use, until "
+        "expires_at; a cut transfer goes on at next_offset (curl -C). Then stat_transfer has the sha256. Without HTTP "
+        "use download_file, upload_file.",
+        "destructive",
+    ),
+    make_tool(
+        "stat_transfer",
+        "Transfer state",
+        "How far a transfer of open_transfer is: state, bytes_done, where to go on, its sha256 when it is complete, "
+        "error when it failed.",
+        "readOnly",
+        "idempotent",
+    ),
+    make_tool(
+        "finish_transfer",
+        "Finish upload",
+        "Put an upload in place with what was received so far, at once. Not needed after a PUT of the whole file. "
+        "After TRANSFER_MISMATCH send what is missing.",
+        "destructive",
+        "idempotent",
+    ),
+    make_tool(
+        "cancel_transfer",
+        "Cancel transfer",
+        "Close the URL of a transfer and end the request that uses it. What an unfinished upload received is "
+        "discarded; the destination is as it was.",
+        "destructive",
+        "idempotent",
+    ),
+    make_tool(
         "read_output",
         "Read output",
         "Read what a command said from cursor on, while it runs or after: go on with next_cursor. With wait_seconds it "

@@ -27,6 +27,7 @@ from broker.requests import (
     WriteFile,
 )
 from broker.session import Session
+from broker.transferrequests import OpenTransfer
 from broker.treerequests import (
     CopyPath,
     DeletePath,
@@ -41,6 +42,7 @@ from policy.command import decide_command
 from policy.decision import Allow, Confirm, Deny, Run, shown
 from policy.environment import decide_environment
 from policy.path import Purpose, decide_path, lexical_path
+from sandbox.file_errors import NotFound
 
 
 @attrs.frozen
@@ -99,11 +101,19 @@ def decide(host: Host, session: Session[Belongings] | None, request: Request) ->
             return _of_two_paths(host, session, (source, "read"), (destination, "write"))
         case DeletePath(recursive=True, confirm=False):
             raise _unconfirmed(_of_path(host, session, request.path, "remove"))
-        case _ if purpose := PURPOSES.get(type(request)):
-            path: str = getattr(request, "path")  # noqa: B009  every class of the table has one
+        case _ if purpose := _purpose_of(request):
+            path: str = getattr(request, "path")  # noqa: B009  every class with a purpose has one
             return _of_path(host, session, path, purpose)
         case _:
             return Allow(rule="tools", reason="The tool needs no further permission.", subject=None)
+
+
+def _purpose_of(request: Request) -> Purpose | None:
+    if isinstance(request, OpenTransfer):
+        if request.direction == "download":
+            return "read"
+        return "write" if request.archive is None else "make"
+    return PURPOSES.get(type(request))
 
 
 def require_path(host: Host, path: str, purpose: Purpose) -> Allow[str]:
@@ -112,6 +122,15 @@ def require_path(host: Host, path: str, purpose: Purpose) -> Allow[str]:
     if isinstance(decision, Deny):
         raise Denied(ErrorCode.POLICY_PATH_VIOLATION, decision)
     return decision
+
+
+def require_end(host: Host, missing: NotFound) -> None:
+    """Decide about where the links of a path lead at which there is nothing to be seen; raises Denied.
+
+    In a root of its own a session does not see what the policy does not allow, so that a link to it leads nowhere.
+    """
+    if missing.led_to:
+        require_path(host, missing.led_to, "read")
 
 
 def _of_command(host: Host, argv: tuple[str, ...], *, confirm: bool) -> Allow[Subject]:

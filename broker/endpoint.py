@@ -141,7 +141,16 @@ def call_of(context: Context) -> Call:
         principal=PRINCIPAL,
         client=client[:CLIENT_CHARS],
         request_id=str(context.request_id)[:CLIENT_CHARS],
+        base_url=_base_url(context.request),
     )
+
+
+def _base_url(request: Any) -> str:
+    """How the client reaches this server: the Host it named, which the guard has allowed; on stdio nothing."""
+    if request is None:
+        return ""
+    host = next((value.decode("latin-1") for name, value in request.scope["headers"] if name == b"host"), "")
+    return f"{request.scope['scheme']}://{host}" if host else ""
 
 
 def _report(context: Context) -> Report | None:

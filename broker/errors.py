@@ -49,6 +49,11 @@ class ErrorCode(Enum):
     FILE_TIMEOUT = ("FILE_008", True, "Read error_message for what was done; raise timeout_seconds or work on a part.")
     TRANSFER_NOT_FOUND = ("TRANSFER_001", False, "Start again: the first chunk with an empty transfer_id.")
     TRANSFER_OFFSET_MISMATCH = ("TRANSFER_002", False, "Send the chunk that begins at the expected offset.")
+    TRANSFER_BUSY = ("TRANSFER_003", True, "Wait until the other request ends; it may be one that was cut.")
+    TRANSFER_OVER = ("TRANSFER_004", False, "Open another with open_transfer; stat_transfer says how this one ended.")
+    TRANSFER_MISMATCH = ("TRANSFER_005", False, "Look at what you send; stat_transfer says what is kept of it.")
+    TRANSFER_STALLED = ("TRANSFER_006", True, "Go on at the offset that HEAD or stat_transfer tells.")
+    TRANSFER_UNAVAILABLE = ("TRANSFER_007", False, "Use download_file or upload_file: there is no HTTP here.")
     PROC_NOT_FOUND = ("PROC_001", False, "Look with get_process_list; the process may have ended.")
     PROC_ACCESS_DENIED = ("PROC_002", False, "Only processes that this session started can be signalled.")
     INVALID_ARGUMENTS = ("ARG_001", False, "Correct the arguments that error_message names, then call again.")
@@ -129,6 +134,7 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
         file_errors.NotEmpty: ErrorCode.FILE_ACCESS_DENIED,
         file_errors.HoldsClosedPaths: ErrorCode.POLICY_PATH_VIOLATION,
         file_errors.BadPattern: ErrorCode.INVALID_ARGUMENTS,
+        file_errors.BadArchive: ErrorCode.INVALID_ARGUMENTS,
         file_errors.TookTooLong: ErrorCode.FILE_TIMEOUT,
         file_errors.WriteFailed: ErrorCode.FILE_WRITE_ERROR,
         file_errors.Unanswered: ErrorCode.FILE_WRITE_ERROR,
@@ -142,8 +148,13 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
         refusals.QuotaExceeded: ErrorCode.POLICY_RESOURCE_EXCEEDED,
         refusals.NoRoom: ErrorCode.FILE_WRITE_ERROR,
         refusals.UploadLost: ErrorCode.FILE_WRITE_ERROR,
+        refusals.SizeMismatch: ErrorCode.TRANSFER_MISMATCH,
+        refusals.DigestMismatch: ErrorCode.TRANSFER_MISMATCH,
+        refusals.TransferBusy: ErrorCode.TRANSFER_BUSY,
+        refusals.TransferOver: ErrorCode.TRANSFER_OVER,
         refusals.SourceChanged: ErrorCode.FILE_CHANGED,
         refusals.SourceUnreadable: ErrorCode.FILE_ACCESS_DENIED,
+        refusals.ArchiveTooLarge: ErrorCode.FILE_TOO_LARGE,
         refusals.UnsizedSource: ErrorCode.FILE_ACCESS_DENIED,
         refusals.TransfersClosed: ErrorCode.SESSION_CLOSED,
     }

@@ -15,7 +15,7 @@ from broker.redact import Redacted
 
 
 class EventType(Enum):
-    """Everything that can be recorded. Begin records are TOOL_CALLED and COMMAND_STARTED."""
+    """Everything that can be recorded. Begin records are TOOL_CALLED, COMMAND_STARTED and TRANSFER_STARTED."""
 
     SERVER_START = "SERVER_START"
     SERVER_STOP = "SERVER_STOP"
@@ -40,6 +40,9 @@ class EventType(Enum):
     FILE_MOVE = "FILE_MOVE"
     FILE_COPY = "FILE_COPY"
     FILE_DELETE = "FILE_DELETE"
+    TRANSFER_OPENED = "TRANSFER_OPENED"
+    TRANSFER_STARTED = "TRANSFER_STARTED"
+    TRANSFER_REFUSED = "TRANSFER_REFUSED"
     FILE_FAILED = "FILE_FAILED"
     PROCESS_KILLED = "PROCESS_KILLED"
     TOOL_CALLED = "TOOL_CALLED"
@@ -77,6 +80,7 @@ _EVENTS: Mapping[str, ToolEvents] = MappingProxyType(
         "move_path": ToolEvents(EventType.FILE_MOVE, EventType.FILE_FAILED),
         "copy_path": ToolEvents(EventType.FILE_COPY, EventType.FILE_FAILED),
         "delete_path": ToolEvents(EventType.FILE_DELETE, EventType.FILE_FAILED),
+        "open_transfer": ToolEvents(EventType.TRANSFER_OPENED, EventType.FILE_FAILED),
         "kill_process": ToolEvents(EventType.PROCESS_KILLED, EventType.TOOL_FAILED),
     }
 )

@@ -27,6 +27,9 @@ PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 SERVER_BUSY = -32000
 
+ABORT_KEY = "broker.abort"
+"""Where the way to break the connection is found in the `state` of an ASGI scope."""
+
 LINGER_S = 1.0
 LINGER_BYTES = 1024 * 1024
 """How long and how much of a refused body is still read: a socket closed with unread data is reset, and the

@@ -51,3 +51,6 @@ Sha256: TypeAlias = Annotated[
     str | None, About(description="SHA-256 of the whole file, hexadecimal; with the last chunk, else null.")
 ]
 TransferId: TypeAlias = Annotated[str, About(description="Names this transfer; it belongs to the session and path.")]
+RawTransferId: TypeAlias = Annotated[
+    str, About(description="The transfer_id that open_transfer returned.", min_length=1, max_length=64)
+]

@@ -98,12 +98,12 @@ async def written(scope: Scope, directory_fd: int, size_bytes: int) -> AsyncIter
     Raises: QuotaExceeded; BrokerError with the numbers for a disk that is full.
     """
     with scope.own.transfers.quota.taken(size_bytes):
-        async with _full_disk_told(scope.host, directory_fd, size_bytes):
+        async with full_disk_told(scope.host, directory_fd, size_bytes):
             yield
 
 
 @asynccontextmanager
-async def _full_disk_told(host: Host, directory_fd: int, needed_bytes: int) -> AsyncIterator[None]:
+async def full_disk_told(host: Host, directory_fd: int, needed_bytes: int) -> AsyncIterator[None]:
     """Let what fails for want of room say how much is needed, if a worker knows no better, and how much there is."""
     full = None
     try:

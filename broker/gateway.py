@@ -7,27 +7,29 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import attrs
 
-from broker import changetools, filetools, jobtools, outputtools, tools, treetools
+from broker import changetools, filetools, jobtools, outputtools, tools, transfertools, treetools
 from broker.audit import Audit, Event, EventType, ToolEvents, events_of
 from broker.belongings import Belongings
 from broker.calls import Answer, Call, OutputFace
 from broker.contract import find_tool
-from broker.decisions import Denied, decide
+from broker.decisions import Denied, decide, require_end
 from broker.errors import ErrorCode, Failure, failure_of
 from broker.host import Host, Scope, Step
 from broker.jobs import CommandNotFound, Job
 from broker.outputuri import OutputName, faces_of, parse_uri
+from broker.records import USED, recorded
 from broker.redact import redact_arguments
 from broker.requests import Request
 from broker.session import Session, SessionClosed
 from broker.supervisor import SessionExpired, SessionNotFound
 from broker.wire import encode
+from sandbox.file_errors import NotFound
 
 STEPS: Mapping[type, Step] = MappingProxyType(
     {
@@ -37,6 +39,7 @@ STEPS: Mapping[type, Step] = MappingProxyType(
         **changetools.STEPS,
         **jobtools.STEPS,
         **outputtools.STEPS,
+        **transfertools.STEPS,
     }
 )
 
@@ -79,11 +82,16 @@ class Gateway:
             client=call.client,
             request_id=call.request_id,
             report=call.report,
+            base_url=call.base_url and (self._host.desk.public_url or call.base_url),
         )
-        if step.inside and session is not None:
-            result = await session.call(step.perform, scope, request, allow.subject)
-        else:
-            result = await step.perform(scope, request, allow.subject)
+        try:
+            if step.inside and session is not None:
+                result = await session.call(step.perform, scope, request, allow.subject)
+            else:
+                result = await step.perform(scope, request, allow.subject)
+        except NotFound as missing:
+            require_end(self._host, missing)
+            raise
         record.result = result
         return result
 
@@ -162,6 +170,7 @@ class _Record:
             rule=error.rule if isinstance(error, Denied) else self._event.rule,
             incident_id=incident_id if unexpected else None,
             exception=error if unexpected else None,
+            **_details_of(failure.partial.get),
         )
         return failure
 
@@ -179,16 +188,21 @@ _RECORDED = MappingProxyType(
         "bytes_received": "data_bytes",
         "bytes_copied": "data_bytes",
         "chunk_size": "data_bytes",
+        "bytes_done": "data_bytes",
     }
 )
 """Fields of results that an end record carries, and under which name."""
 
 
-_DETAILS = ("command_id", "commands_ended")
+_DETAILS = ("command_id", "commands_ended", "transfer_id")
 """Fields of results that go into the details of an end record, unless they are empty."""
 
 
 def _facts_of(result: attrs.AttrsInstance | None) -> dict[str, object]:
     facts = {field: value for name, field in _RECORDED.items() if (value := getattr(result, name, None)) is not None}
-    details = {name: value for name in _DETAILS if (value := getattr(result, name, None))}
-    return facts | ({"details": details} if details else {})
+    return facts | _details_of(lambda name: getattr(result, name, None))
+
+
+def _details_of(field: Callable[[str], object]) -> dict[str, object]:
+    details = {name: value for name in _DETAILS if (value := field(name))} | recorded({n: field(n) for n in USED})
+    return {"details": details} if details else {}

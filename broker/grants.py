@@ -9,15 +9,20 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from types import MappingProxyType
 
 import attrs
 
 from broker.host import Grants
+from policy.command import executables
+from policy.decision import Deny
 from policy.known import may_run_of
-from policy.path import PathRules, Pattern, Root, kernel_roots
-from policy.pattern import ANY_DEPTH, components
-from policy.rules import CommandRule, Policy
+from policy.path import PathRules, Pattern, Root, decide_path, kernel_roots
+from policy.pattern import ANY_DEPTH, components, is_glob
+from policy.rules import CommandRule, Policy, ResourceLimits, ResourceOverride
+from policy.treefilter import tree_filter
+from sandbox.plan import Hidden, Limits, SessionUser
 from sandbox.programs import Program, resolve_program
 
 BENEATH = "/**"
@@ -31,8 +36,8 @@ def resolve_programs(policy: Policy) -> Mapping[str, Program]:
     return MappingProxyType({path: program for path, program in found.items() if not program.problem})
 
 
-def find_grants(policy: Policy, rules: PathRules, programs: Mapping[str, Program]) -> Grants:
-    """What a session may write, and what it and each of its commands may execute."""
+def find_grants(policy: Policy, rules: PathRules, programs: Mapping[str, Program], user: SessionUser) -> Grants:
+    """What a session of *user* may write, what it and each of its commands may execute, what it must not see."""
     rule_paths = {name: tuple(_exec_paths(rule, programs)) for name, rule in policy.allowed_commands.items()}
     everything = dict.fromkeys(path for paths in rule_paths.values() for path in paths)
     narrowed = {
@@ -42,6 +47,21 @@ def find_grants(policy: Policy, rules: PathRules, programs: Mapping[str, Program
         write_paths=tuple(dict.fromkeys(path for root in kernel_roots(rules) for path in _existing(root))),
         exec_paths=tuple(everything),
         of_command=MappingProxyType(narrowed),
+        named_programs=tuple(entry.removesuffix(BENEATH) for entry in executables(policy)),
+        hidden=_hidden(rules),
+        private_home=not user.dedicated and isinstance(decide_path(rules, user.home, "enter"), Deny),
+    )
+
+
+def _hidden(rules: PathRules) -> Hidden:
+    """What to cover in a session's own root: the blocked patterns, and where those begin that say it."""
+    expressions = tree_filter(rules)
+    beginnings = (takewhile(lambda part: not is_glob(part), pattern.parts) for pattern in rules.blocked)
+    places = dict.fromkeys("/" + "/".join(parts) for parts in beginnings)
+    return Hidden(
+        from_root=expressions.blocked_from_root,
+        anywhere=expressions.blocked_anywhere,
+        places=tuple(place for place in places if place != "/"),
     )
 
 
@@ -76,3 +96,16 @@ def _existing(root: Root) -> Iterator[str]:
     for path in [root.prefix] if root.literal else glob.iglob(root.glob, recursive=True, include_hidden=True):
         if os.path.isdir(path) if root.beneath else os.path.isfile(path):
             yield os.path.realpath(path)
+
+
+def limits_of(limits: ResourceLimits | ResourceOverride) -> Limits:
+    """What the policy says, as the sandbox says it."""
+    return Limits(
+        memory_max_bytes=limits.memory_max,
+        swap_max_bytes=limits.memory_swap_max,
+        pids_max=limits.pids_max,
+        file_size_max_bytes=limits.file_size_max,
+        open_files_max=limits.open_files_max,
+        cpu_max_cores=limits.cpu_max,
+        io_weight=limits.io_weight,
+    )

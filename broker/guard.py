@@ -1,7 +1,8 @@
 """The thin ASGI room between Hypercorn and the MCP SDK.
 
 It decides what reaches the SDK at all: HTTP/1.1, an allowed Host and Origin, `/mcp`, a whole body within its
-size and time, a free slot, not while draining. It answers `/healthz` itself. It knows no tool and no session;
+size and time, a free slot, not while draining. It answers `/healthz` itself and leads
+`/transfers/` to a door of its own. It knows no tool and no session;
 of MCP it knows the name of one header and the shape of a JSON-RPC message, because two requests with one id
 on one handshake-era connection would hang the first.
 """
@@ -31,6 +32,7 @@ from broker.exchange import (
 )
 from broker.origins import HostRules
 from broker.slots import Slot, Slots
+from broker.transferdoor import TRANSFERS_PATH, TransferDoor
 
 MCP_PATH = "/mcp"
 HEALTH_PATH = "/healthz"
@@ -62,6 +64,7 @@ class Guard:
     _rules: HostRules
     _limits: GuardLimits
     _version: str
+    _door: TransferDoor | None = None
     draining: bool = False
     calls: Slots = attrs.field(init=False)
     _bodies: Slots = attrs.field(init=False)
@@ -76,6 +79,8 @@ class Guard:
         """Serve one request (HTTP: `connections.py` lets nothing else through)."""
         if reply := self._reply_at_once(scope):
             await reply.send(send, rest=receive)
+        elif self._door is not None and scope["path"].startswith(TRANSFERS_PATH):
+            await self._door(scope, receive, send)
         else:
             await self._serve(scope, receive, send)
 
@@ -87,6 +92,8 @@ class Guard:
             stream.cancel(reason="the broker is stopping")
         with trio.move_on_after(ANSWER_S):
             await self.calls.wait_empty()
+            if self._door is not None:
+                await self._door.streams.wait_empty()
 
     def _reply_at_once(self, scope: Scope) -> Reply | None:
         """Return the answer if it takes no more than the head of the request to know it."""
@@ -94,10 +101,13 @@ class Guard:
             return refused
         if scope["path"] == HEALTH_PATH:
             return self._health(scope["method"])
-        if scope["path"] != MCP_PATH:
+        is_transfer = self._door is not None and scope["path"].startswith(TRANSFERS_PATH)
+        if scope["path"] != MCP_PATH and not is_transfer:
             return refusal(404, f"there is nothing here; MCP is at {MCP_PATH}")
         if self.draining:
             return refusal(503, "the broker is stopping", code=SERVER_BUSY, retry_after_s=5)
+        if is_transfer:
+            return None
         return self._busy("requests") if self._bodies.full else None
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -13,6 +13,7 @@ import attrs
 from broker.belongings import Belongings, BelongingsSettings
 from broker.calls import Report
 from broker.jobs import Job
+from broker.rawtransfers import TransferDesk
 from broker.session import Session
 from broker.supervisor import Supervisor
 from policy.environment import User
@@ -20,7 +21,7 @@ from policy.path import PathRules
 from policy.rules import Policy
 from sandbox.facts import FactSource
 from sandbox.launcher import Launcher
-from sandbox.plan import LayerReport, Limits, SessionUser
+from sandbox.plan import Hidden, LayerReport, Limits, SessionUser, Walls
 from transfers.media import MediaTypes
 from transfers.part import Discarded
 
@@ -47,6 +48,12 @@ class Grants:
     """Of every session: all allowed executables, what they may run, their interpreters and loaders."""
     of_command: Mapping[str, tuple[str, ...]]
     """The narrower list of a command whose rule says what it may run, by the rule's name."""
+    named_programs: tuple[str, ...]
+    """The paths by which the policy names all of these; they may be links to somewhere else."""
+    hidden: Hidden
+    """What stays closed inside `write_paths`, and elsewhere."""
+    private_home: bool
+    """The home is the user's own and the policy does not allow it: a session gets an empty one where it can."""
 
 
 @attrs.frozen(kw_only=True)
@@ -66,6 +73,7 @@ class Host:
     supervisor: Supervisor[Belongings]
     facts: FactSource
     media: MediaTypes
+    desk: TransferDesk
     on_discard: Callable[[str, str, Discarded], None]
     """Told of the principal, the session and the upload."""
     on_job_end: Callable[[Job], None]
@@ -74,6 +82,21 @@ class Host:
     def account(self) -> User:
         """The session user, as the policy's environment knows it."""
         return User(name=self.user.name, home=self.user.home)
+
+    def walls(self, working_dir: str) -> Walls:
+        """What a session that begins in *working_dir* may reach."""
+        return Walls(
+            user=self.user,
+            home=self.user.home,
+            working_dir=working_dir,
+            read_paths=(),
+            write_paths=self.grants.write_paths,
+            exec_paths=self.grants.exec_paths,
+            limits=self.limits,
+            named_programs=self.grants.named_programs,
+            private_home=self.grants.private_home,
+            hidden=self.grants.hidden,
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -86,6 +109,8 @@ class Scope:
     client: str = ""
     request_id: str = ""
     report: Report | None = None
+    base_url: str = ""
+    """See `broker.calls.Call`."""
 
     @property
     def named_session(self) -> Session[Belongings]:

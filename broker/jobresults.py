@@ -19,6 +19,19 @@ SignalNumber: TypeAlias = Annotated[
 Dropped: TypeAlias = Annotated[
     int, About(description="Bytes that came after the quota was full and are not kept anywhere.")
 ]
+MemoryPeak: TypeAlias = Annotated[
+    int | None, About(description="Most memory that it and all it started used at once; null without a cgroup.")
+]
+CpuUser: TypeAlias = Annotated[
+    int | None, About(description="Processor time of it and all it started; null without a cgroup.")
+]
+CpuSystem: TypeAlias = Annotated[int | None, About(description="The kernel's time for them; null without a cgroup.")]
+OomKilled: TypeAlias = Annotated[
+    bool | None, About(description="Memory ran out and the kernel killed it; null without a cgroup.")
+]
+KilledBy: TypeAlias = Annotated[
+    str | None, About(description="The limit that ended it, such as: memory limit 512 MiB reached. Else null.")
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -43,6 +56,11 @@ class ExecuteCommandResult:
     stdout_omitted_bytes: int = 0
     stderr_omitted_bytes: int = 0
     dropped_bytes: Dropped = 0
+    memory_peak_bytes: MemoryPeak = None
+    cpu_user_ms: CpuUser = None
+    cpu_system_ms: CpuSystem = None
+    oom_killed: OomKilled = None
+    killed_by: KilledBy = None
 
 
 @attrs.frozen(kw_only=True)
@@ -92,6 +110,11 @@ class CommandInfo:
     stdout_bytes: int
     stderr_bytes: int
     terminal: Annotated[bool, About(description="It runs on a terminal.")]
+    memory_peak_bytes: MemoryPeak = None
+    cpu_user_ms: CpuUser = None
+    cpu_system_ms: CpuSystem = None
+    oom_killed: OomKilled = None
+    killed_by: KilledBy = None
 
 
 @attrs.frozen(kw_only=True)

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
+from typing import Any
 
 import attrs
 import trio
@@ -145,6 +146,12 @@ class Job:
     def duration_ms(self) -> int:
         """How long it ran, or has been running."""
         return self.ended.duration_ms if self.ended else round((trio.current_time() - self._since_s) * 1000)
+
+    @property
+    def used(self) -> dict[str, Any]:
+        """What is known of its use of the machine, by the names on the wire; nothing before its end or ungrouped."""
+        usage = self.ended.usage if self.ended else None
+        return attrs.asdict(usage) if usage else {}
 
     def write(self, data: bytes, *, last: bool) -> int:
         """Have *data* written to its input; return how many bytes wait there then.

@@ -19,6 +19,7 @@ import trio
 from broker.ansi import strip_ansi
 from broker.belongings import Belongings
 from broker.errors import BrokerError, ErrorCode
+from broker.grants import limits_of
 from broker.host import Host, Scope, Step
 from broker.jobrequests import ExecuteCommand, ListCommands, ResizeTerminal, SignalCommand, WaitCommand, WriteStdin
 from broker.jobresults import (
@@ -38,7 +39,6 @@ from policy.decision import Run
 from policy.environment import build_environment
 from sandbox.command import ExecPlan, Exited, Signalled, TimedOut
 from sandbox.ends import Excerpt
-from sandbox.plan import Limits
 from sandbox.terminal import Size
 
 R = TypeVar("R", bound=ExecuteCommandResult)
@@ -96,7 +96,8 @@ def _plan(scope: Scope, request: ExecuteCommand, run: Run, *, stays: bool) -> Ex
         stdin=None if given is None else given.encode(),
         stdin_stays=stays and given is None,
         exec_paths=host.grants.of_command.get(run.rule_name),
-        limits=_override(run),
+        network=run.network,
+        limits=None if run.resource_override is None else limits_of(run.resource_override),
         terminal=None if size is None else Size(rows=size.rows, columns=size.columns),
     )
 
@@ -107,18 +108,6 @@ def _times(host: Host, request: ExecuteCommand, *, stays: bool) -> Times:
     asked_s = request.timeout_seconds
     timeout_s = default_s if asked_s is None else asked_s
     return Times(timeout_s=timeout_s, grace_s=limits.grace_s, drain_s=limits.drain_s)
-
-
-def _override(run: Run) -> Limits | None:
-    override = run.resource_override
-    if override is None:
-        return None
-    return Limits(
-        memory_max_bytes=override.memory_max,
-        pids_max=override.pids_max,
-        file_size_max_bytes=override.file_size_max,
-        open_files_max=override.open_files_max,
-    )
 
 
 def _answer(kind: type[R], session: Session[Belongings], job: Job, *, plain: bool) -> R:
@@ -144,10 +133,10 @@ def _answer(kind: type[R], session: Session[Belongings], job: Job, *, plain: boo
             timeout_seconds=after_s,
         )
     if result.signal in ENDING_SIGNALS:
+        by = f"killed: {result.killed_by}" if result.killed_by else f"{signal.Signals(result.signal).name} ended it"
         raise BrokerError(
             ErrorCode.CMD_KILLED,
-            f"{signal.Signals(result.signal).name} ended the command before it was done; the output up to then is in "
-            "this answer",
+            f"{by}; the command was not done, its output up to then is in this answer",
             partial=encode(result),
             signal=result.signal,
         )
@@ -174,6 +163,7 @@ def _result(kind: type[R], job: Job, *, plain: bool) -> R:
         stdout_omitted_bytes=stdout.omitted_bytes,
         stderr_omitted_bytes=stderr.omitted_bytes,
         dropped_bytes=job.spill.dropped("both"),
+        **job.used,
     )
 
 
@@ -219,6 +209,7 @@ def _info(job: Job) -> CommandInfo:
         stdout_bytes=job.spill.stdout.total_bytes,
         stderr_bytes=job.spill.stderr.total_bytes,
         terminal=job.has_terminal,
+        **job.used,
     )
 
 

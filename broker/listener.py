@@ -23,6 +23,7 @@ from broker.guard import MCP_PATH, Guard, GuardLimits
 from broker.library_logs import quiet_libraries
 from broker.origins import HostRules, host_rules
 from broker.sockets import host_and_port, open_listeners
+from broker.transferdoor import TransferDoor
 
 HEADER_BYTES = 32 * 1024
 KEEP_ALIVE_S = 30.0
@@ -59,12 +60,13 @@ async def serve_http(
     *,
     stop: trio.Event,
     end_work: Callable[[], Awaitable[None]],
+    door: TransferDoor | None = None,
     task_status: trio.TaskStatus[tuple[str, ...]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve MCP over HTTP until *stop* is set; `started` gives the URLs.
 
     After *stop* nothing new is taken; *end_work* is called once and ends the sessions, so that calls in flight
-    answer; these answers still go out.
+    answer; these answers still go out. Without a *door* there is nothing beneath /transfers/.
 
     Raises:
         ListenFailed: the address cannot be had.
@@ -73,7 +75,7 @@ async def serve_http(
     """
     rules = host_rules(settings.host, settings.allowed_hosts, settings.allowed_origins)
     manager = _session_manager(settings, server, rules)
-    guard = _guard(settings, server, rules, manager)
+    guard = _guard(settings, server, rules, manager, door)
     sockets = await open_listeners(settings.host, settings.port, stall_s=settings.stall_s)
 
     async def drained() -> None:
@@ -108,14 +110,18 @@ def _session_manager(settings: HttpSettings, server: Server[Any], rules: HostRul
 
 
 def _guard(
-    settings: HttpSettings, server: Server[Any], rules: HostRules, manager: StreamableHTTPSessionManager
+    settings: HttpSettings,
+    server: Server[Any],
+    rules: HostRules,
+    manager: StreamableHTTPSessionManager,
+    door: TransferDoor | None,
 ) -> Guard:
     limits = GuardLimits(
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
         max_calls_in_flight=settings.max_calls_in_flight,
     )
-    return Guard(app=manager.handle_request, rules=rules, version=server.version, limits=limits)
+    return Guard(app=manager.handle_request, rules=rules, version=server.version, limits=limits, door=door)
 
 
 def _hypercorn_config(settings: HttpSettings) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -11,8 +12,11 @@ from broker.audit import Audit, Event, EventType, redact_arguments
 from broker.jobs import Job
 from broker.session import EndReason
 from broker.supervisor import SessionEnd
+from sandbox.cgroup_values import CommandUsage
 from sandbox.command import Exited, Signalled, TimedOut
 
+USED = tuple(field.name for field in attrs.fields(CommandUsage))
+"""What a cgroup says of a command, by the names of results and records."""
 _ENDS = MappingProxyType(
     {
         EndReason.EXPIRED: EventType.SESSION_EXPIRED,
@@ -45,7 +49,7 @@ class Records:
                     client=origin.client,
                     request_id=origin.request_id,
                     duration_ms=job.duration_ms,
-                    details={"command_id": job.id, "output_bytes": job.spill.said},
+                    details={"command_id": job.id, "output_bytes": job.spill.said, **recorded(job.used)},
                     **_how(job),
                 )
             )
@@ -67,6 +71,11 @@ class Records:
         )
 
 
+def recorded(used: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says of a command's use of the machine: what is known, and a kill only where there was one."""
+    return {name: value for name in USED if (value := used.get(name)) is not None and value is not False}
+
+
 def _how(job: Job) -> dict[str, Any]:
     """What an end record says of a command."""
     failed = {"event_type": EventType.COMMAND_FAILED}
@@ -74,7 +83,8 @@ def _how(job: Job) -> dict[str, Any]:
         case Exited(code=code):
             return {"event_type": EventType.COMMAND_COMPLETED, "exit_code": code}
         case Signalled(signal=number):
-            return {**failed, "error": f"signal {number} ended it", "error_code": "CMD_003"}
+            by = f"killed: {job.used['killed_by']}" if job.used.get("killed_by") else f"signal {number} ended it"
+            return {**failed, "error": by, "error_code": "CMD_003"}
         case TimedOut(after_s=after_s):
             return {**failed, "error": f"it was ended after {after_s:g} s", "error_code": "CMD_002"}
     if isinstance(job.failure, Exception):

@@ -25,6 +25,7 @@ from broker.jobrequests import (
     WriteStdin,
 )
 from broker.schema import About
+from broker.transferrequests import CancelTransfer, FinishTransfer, OpenTransfer, StatTransfer, TransferRequest
 from broker.treerequests import (
     CopyPath,
     DeletePath,
@@ -37,6 +38,7 @@ from broker.treerequests import (
 )
 
 __all__ = [
+    "CancelTransfer",
     "CopyPath",
     "CreateSession",
     "DeletePath",
@@ -44,6 +46,7 @@ __all__ = [
     "EditFile",
     "ExecuteCommand",
     "FindFiles",
+    "FinishTransfer",
     "GetProcessList",
     "GetSystemInfo",
     "KillProcess",
@@ -52,6 +55,7 @@ __all__ = [
     "ListDirectory",
     "MakeDirectory",
     "MovePath",
+    "OpenTransfer",
     "ReadFile",
     "ReadOutput",
     "Request",
@@ -60,6 +64,7 @@ __all__ = [
     "SearchOutput",
     "SignalCommand",
     "StatPath",
+    "StatTransfer",
     "UploadFile",
     "WaitCommand",
     "WriteFile",
@@ -291,4 +296,5 @@ Request: TypeAlias = (
     | CopyPath
     | DeletePath
     | JobRequest
+    | TransferRequest
 )

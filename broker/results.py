@@ -23,6 +23,13 @@ from broker.jobresults import (
     WriteStdinResult,
 )
 from broker.schema import About
+from broker.transferresults import (
+    CancelTransferResult,
+    FinishTransferResult,
+    OpenTransferResult,
+    StatTransferResult,
+    TransferResult,
+)
 from broker.treeresults import (
     CopyPathResult,
     DeletePathResult,
@@ -35,6 +42,7 @@ from broker.treeresults import (
 )
 
 __all__ = [
+    "CancelTransferResult",
     "CopyPathResult",
     "CpuInfo",
     "CreateSessionResult",
@@ -45,6 +53,7 @@ __all__ = [
     "EditFileResult",
     "ExecuteCommandResult",
     "FindFilesResult",
+    "FinishTransferResult",
     "GetProcessListResult",
     "GetSystemInfoResult",
     "IsolationLayer",
@@ -55,6 +64,7 @@ __all__ = [
     "MakeDirectoryResult",
     "MemoryInfo",
     "MovePathResult",
+    "OpenTransferResult",
     "ProcessInfo",
     "ReadFileResult",
     "ReadOutputResult",
@@ -64,6 +74,7 @@ __all__ = [
     "SearchOutputResult",
     "SignalCommandResult",
     "StatPathResult",
+    "StatTransferResult",
     "UploadFileResult",
     "WaitCommandResult",
     "WriteFileResult",
@@ -281,4 +292,5 @@ Result: TypeAlias = (
     | CopyPathResult
     | DeletePathResult
     | JobResult
+    | TransferResult
 )

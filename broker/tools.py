@@ -42,7 +42,7 @@ from broker.supervisor import new_session_id
 from sandbox.facts import ProcessFacts
 from sandbox.farewell import ask_to_end
 from sandbox.faults import ProcessNotFound
-from sandbox.plan import LayerReport, Walls
+from sandbox.plan import LayerReport
 
 END_BOUND_S = 10.0
 """Seconds a refused birth may take to be cleaned up while its caller waits."""
@@ -51,23 +51,15 @@ END_BOUND_S = 10.0
 async def perform_create_session(scope: Scope, request: CreateSession, working_dir: str) -> CreateSessionResult:
     """Bring a session to life and enter its working directory, whose real path is decided as well."""
     host, session_id = scope.host, request.id or new_session_id()
-    walls = Walls(
-        user=host.user,
-        home=host.user.home,
-        working_dir=working_dir,
-        read_paths=(),
-        write_paths=host.grants.write_paths,
-        exec_paths=host.grants.exec_paths,
-        limits=host.limits,
-    )
     open_resources = partial(
         open_belongings,
         host.launcher,
-        walls,
+        host.walls(working_dir),
         host.belongings,
         environment=request.environment,
         on_discard=partial(host.on_discard, scope.principal, session_id),
         on_job_end=host.on_job_end,
+        desk=host.desk,
     )
     session = await host.supervisor.create(scope.principal, session_id, open_resources)
     await _enter(host, session)

@@ -5,26 +5,32 @@ Decides nothing and runs nothing: `app.py` says in which order things live and d
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import attrs
 import trio
 
 from broker.audit import AuditSettings
 from broker.belongings import Belongings, BelongingsSettings
-from broker.grants import find_grants, resolve_programs, without_own_files
+from broker.grants import find_grants, limits_of, resolve_programs, without_own_files
 from broker.host import CommandLimits, Host
 from broker.jobs import Job
 from broker.listener import HttpSettings
+from broker.rawtransfers import TransferDesk
 from broker.supervisor import Supervisor
 from config.load import Config
 from config.settings import ServerSettings
+from policy.network import network_use
 from policy.path import PathRules
+from policy.rules import Policy
 from sandbox.capabilities import probe
+from sandbox.cgroup_layer import Place, look
 from sandbox.facts import FactSource
 from sandbox.faults import UserUnavailable
 from sandbox.launcher import Launcher
-from sandbox.plan import Limits, Plan, Refused, SessionUser, make_plan
+from sandbox.plan import LayerReport, Plan, Refused, SessionUser, make_plan
 from sandbox.spill import OutputRoom
 from sandbox.users import choose_user
 from transfers.media import MediaTypes
@@ -45,6 +51,9 @@ class Foundation:
 
     plan: Plan
     user: SessionUser
+    cgroup: Place
+    limit_files: frozenset[str]
+    """Of a cgroup: those that the policy makes use of."""
 
 
 def lay_foundation(config: Config) -> Foundation:
@@ -53,9 +62,20 @@ def lay_foundation(config: Config) -> Foundation:
     Raises:
         Refused, UserUnavailable: the broker must not start here, and why.
     """
-    capabilities = probe()
-    plan = make_plan(capabilities, config.server.sandbox)
-    return Foundation(plan=plan, user=choose_user(config.server.sandbox, config.base_dir / "data", capabilities))
+    capabilities, sandbox, limit_files = probe(), config.server.sandbox, _limit_files(config.policy)
+    cgroup = look(sandbox, limit_files)
+    return Foundation(
+        plan=make_plan(capabilities, sandbox, cgroup=cgroup.report, network=network_use(config.policy)),
+        user=choose_user(sandbox, config.base_dir / "data", capabilities),
+        cgroup=cgroup,
+        limit_files=limit_files,
+    )
+
+
+def _limit_files(policy: Policy) -> frozenset[str]:
+    overrides = [limits for rule in policy.allowed_commands.values() if (limits := rule.resource_override) is not None]
+    asked = [limits_of(policy.resource_limits), *map(limits_of, overrides)]
+    return frozenset(name for limits in asked for name, _ in limits.of_group().files())
 
 
 def build_host(
@@ -63,6 +83,7 @@ def build_host(
     foundation: Foundation,
     launcher: Launcher,
     supervisor: Supervisor[Belongings],
+    layers: tuple[LayerReport, ...],
     on_discard: Callable[[str, str, Discarded], None],
     on_job_end: Callable[[Job], None],
 ) -> Host:
@@ -75,8 +96,8 @@ def build_host(
         paths=paths,
         real_paths={path: program.real_path for path, program in programs.items()},
         user=user,
-        grants=find_grants(policy, paths, programs),
-        limits=_limits(config),
+        grants=find_grants(policy, paths, programs, user),
+        limits=limits_of(policy.resource_limits),
         commands=CommandLimits(
             default_s=server.timeouts.command_default,
             max_s=server.timeouts.command_max,
@@ -84,31 +105,32 @@ def build_host(
             drain_s=server.timeouts.output_drain,
         ),
         belongings=_belongings_settings(config),
-        layers=foundation.plan.layers,
+        layers=layers,
         launcher=launcher,
         supervisor=supervisor,
         facts=FactSource(),
         media=MediaTypes(limiter=trio.CapacityLimiter(MEDIA_THREADS)),
+        desk=_transfer_desk(server),
         on_discard=on_discard,
         on_job_end=on_job_end,
     )
 
 
 def _own_files(config: Config) -> tuple[str, ...]:
-    """What no file tool may touch, whatever the policy allows: the broker's configuration and its logs."""
+    """What no session may touch, whatever the policy allows: the broker's configuration, logs, command output."""
     logs = (config.server.logging.audit_log, config.server.logging.error_log)
-    folders = {str(source.parent) for source in config.sources}
+    folders = {str(source.parent) for source in config.sources} | {str(config.base_dir / "data" / "output")}
+    folders |= {str(log_file.parent) for log_file in logs if _holds_only(log_file.parent, logs)}
     return (*sorted(folders), *(f"{log_file}{end}" for log_file in logs for end in ("", ".*")))
 
 
-def _limits(config: Config) -> Limits:
-    limits = config.policy.resource_limits
-    return Limits(
-        memory_max_bytes=limits.memory_max,
-        pids_max=limits.pids_max,
-        file_size_max_bytes=limits.file_size_max,
-        open_files_max=limits.open_files_max,
-    )
+def _holds_only(folder: Path, logs: tuple[Path, ...]) -> bool:
+    """Whether a folder is for the logs alone: closing the folder closes those that rotation is yet to make."""
+    names = tuple(log_file.name for log_file in logs)
+    try:
+        return all(name.startswith(names) for name in os.listdir(folder))
+    except OSError:  # not there, or not ours to see: the logs themselves stay closed
+        return False
 
 
 def _belongings_settings(config: Config) -> BelongingsSettings:
@@ -132,6 +154,17 @@ def _belongings_settings(config: Config) -> BelongingsSettings:
             folder=str(config.base_dir / "data" / "output"),
         ),
         sweep_s=server.sessions.cleanup_interval,
+    )
+
+
+def _transfer_desk(server: ServerSettings) -> TransferDesk:
+    transfers = server.transfers
+    return TransferDesk(
+        ttl_s=transfers.url_ttl_s,
+        idle_s=transfers.idle_s,
+        max_open=transfers.max_open,
+        max_streams=transfers.max_streams,
+        public_url=transfers.public_url.rstrip("/"),
     )
 
 

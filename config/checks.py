@@ -73,6 +73,15 @@ def check_allowed_origins(_instance: object, _attribute: object, value: tuple[st
             raise ValueError(f"{printable(entry)!r} is not scheme://host, scheme://host:port or scheme://host:*")
 
 
+def check_public_url(_instance: object, _attribute: object, value: str) -> None:
+    """Accept nothing, or what URLs of this server begin with: `https://name`, `http://name:port/path`."""
+    scheme, separator, rest = value.partition("://")
+    authority, _, path = rest.partition("/")
+    plain = all(c.isascii() and (c.isalnum() or c in "/._~-") for c in path)
+    if value and not (scheme in {"http", "https"} and separator and _is_authority(authority) and plain):
+        raise ValueError(f"must be empty, or like https://name/path, is {printable(value)!r}")
+
+
 def _is_authority(text: str) -> bool:
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):

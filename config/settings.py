@@ -20,6 +20,7 @@ from config.checks import (
     check_allowed_origins,
     check_bind_host,
     check_file_path,
+    check_public_url,
     lowered,
 )
 from config.keys import Key, describe_keys
@@ -106,6 +107,10 @@ class TransferSettings:
 
     max_open: int = attrs.field(validator=Between(1, 10_000, "transfers"))
     max_chunk_bytes: int = attrs.field(validator=Between(1024, 256 * MIB, "bytes"))
+    url_ttl_s: float = attrs.field(validator=_DURATION)
+    idle_s: float = attrs.field(validator=_DURATION)
+    max_streams: int = attrs.field(validator=Between(1, 10_000, "requests"))
+    public_url: str = attrs.field(validator=check_public_url)
 
 
 @attrs.frozen(kw_only=True)
@@ -144,9 +149,8 @@ class ServerSettings:
             audit_log=base_dir / self.logging.audit_log,
             error_log=base_dir / self.logging.error_log,
         )
-        base = self.sandbox.cgroup_base
-        sandbox = attrs.evolve(self.sandbox, cgroup_base=str(base_dir / base) if base else "")
-        return attrs.evolve(self, logging=logs, sandbox=sandbox)
+        # Not sandbox.cgroup_base: a folder beside the configuration is no cgroup, so a relative one names none.
+        return attrs.evolve(self, logging=logs)
 
 
 @attrs.frozen(kw_only=True)

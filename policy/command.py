@@ -19,6 +19,7 @@ import attrs
 from policy.decision import Allow, CommandDecision, Confirm, Deny, Run, shown, strictness
 from policy.gates import first_denial
 from policy.known import may_run_of
+from policy.network import may_use_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -113,6 +114,7 @@ def _decide_by(policy: Policy, name: str, words: tuple[str, ...], *, confirm: bo
         argv=(rule.executable if "/" in words[0] else words[0], *words[1:]),
         env=rule.env,
         may_run=may_run_of(rule),
+        network=may_use_network(policy, rule, words),
         resource_override=rule.resource_override,
     )
     if rule.requires_confirmation and not confirm:

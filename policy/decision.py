@@ -29,7 +29,7 @@ class Run:
     """What runs when a command is allowed: nothing here is looked up again later.
 
     `may_run` None means that the program may start whatever its session may; otherwise only these (`X/**`:
-    all beneath X).
+    all beneath X). `network`: whether it gets internet sockets.
     """
 
     rule_name: str  # the key in allowed_commands
@@ -37,6 +37,7 @@ class Run:
     argv: tuple[str, ...]
     env: Mapping[str, str] = attrs.field(converter=_read_only)
     may_run: tuple[str, ...] | None
+    network: bool
     resource_override: ResourceOverride | None
 
 

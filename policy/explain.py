@@ -54,6 +54,7 @@ def _consequences(decision: Decision) -> list[tuple[str, str]]:
 
 def _run_lines(run: Run) -> list[tuple[str, str]]:
     lines = [("runs", f"{run.program} with argv {argv_text(run.argv)}"), ("may start", _may_run(run.may_run))]
+    lines.append(("network", "allowed" if run.network else "denied"))
     if run.env:
         lines.append(("sets", ", ".join(f"{name}={shown(value)}" for name, value in sorted(run.env.items()))))
     if run.resource_override:

@@ -1,6 +1,6 @@
 """What the broker knows of well-known programs: arguments that act, and the helpers they cannot do without.
 
-It holds for a rule that says nothing itself (`denied_args`, `may_run` left out), so that a file which only
+It holds for a rule that says nothing itself (`denied_args`, `may_run`, `network` left out), so that a file which only
 names `/usr/bin/git` is not a way to write files or to start programs by an option. A rule that gives its own
 list, even an empty one, replaces what stands here: the operator has the last word.
 
@@ -24,10 +24,14 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class Known:
-    """One program: the arguments it must not get, the other programs it starts in honest use."""
+    """One program: the arguments it must not get, the other programs it starts in honest use.
+
+    `network`: the words after its name with which its work is the network.
+    """
 
     denied_args: tuple[str, ...]
     may_run: tuple[str, ...] | None = None
+    network: tuple[str, ...] = ()
 
 
 _GIT_DENIED: Final = (
@@ -57,9 +61,11 @@ _GIT_MAY_RUN: Final = (
     "/usr/bin/ssh",
 )
 
+_GIT_NETWORK: Final = ("clone", "fetch", "ls-remote", "pull", "push", "remote show", "remote update")
+
 KNOWN: Final[Mapping[str, Known]] = MappingProxyType(
     {
-        "git": Known(denied_args=_GIT_DENIED, may_run=_GIT_MAY_RUN),
+        "git": Known(denied_args=_GIT_DENIED, may_run=_GIT_MAY_RUN, network=_GIT_NETWORK),
         "find": Known(
             denied_args=(
                 *("-exec", "-execdir", "-ok", "-okdir", "-delete"),

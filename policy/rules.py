@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Literal
 
 import attrs
 
@@ -28,8 +29,13 @@ from policy.grammar import (
 
 Example = str | tuple[str, ...]  # a line split as a shell would split it, or an argv word by word
 
+Permission = Literal["allow", "deny"]
+
 _positive = attrs.validators.ge(1)
 _positive_or_none = attrs.validators.optional(_positive)
+_not_negative = attrs.validators.ge(0)
+_cores = attrs.validators.optional(attrs.validators.ge(0.01))  # the kernel gives no less
+_weight = attrs.validators.optional([attrs.validators.ge(1), attrs.validators.le(10_000)])
 
 
 def _read_only_variables(variables: Mapping[str, str]) -> Mapping[str, str]:
@@ -53,16 +59,20 @@ class ResourceOverride:
     """Limits of one command that differ from `resource_limits`; None keeps the general one."""
 
     memory_max: int | None = attrs.field(default=None, validator=_positive_or_none)  # bytes
+    memory_swap_max: int | None = attrs.field(default=None, validator=attrs.validators.optional(_not_negative))  # bytes
     pids_max: int | None = attrs.field(default=None, validator=_positive_or_none)  # processes and threads
     file_size_max: int | None = attrs.field(default=None, validator=_positive_or_none)  # bytes
     open_files_max: int | None = attrs.field(default=None, validator=_positive_or_none)  # descriptors
+    cpu_max: float | None = attrs.field(default=None, validator=_cores)  # processors
+    io_weight: int | None = attrs.field(default=None, validator=_weight)
 
 
 @attrs.frozen(kw_only=True)
 class CommandRule:
     """One entry of `allowed_commands`: a program, and what its arguments may be.
 
-    `denied_args`, `may_run`: None means what `known.py` knows of the program, an empty list means none.
+    `denied_args`, `may_run`: None means what `known.py` knows of the program, an empty list means none. `network`:
+    None means what the policy says, and where that says nothing, what `known.py` knows.
     """
 
     executable: str = attrs.field(validator=check_program_path)
@@ -74,6 +84,7 @@ class CommandRule:
     allowed_flags: tuple[str, ...] | None = attrs.field(default=None, validator=check_flags)
     env: Mapping[str, str] = attrs.field(factory=dict, converter=_read_only_variables, validator=check_variables)
     may_run: tuple[str, ...] | None = attrs.field(default=None, validator=check_programs)
+    network: Permission | None = None
     description: str = ""
     examples: Examples | None = None
 
@@ -96,6 +107,8 @@ class FileLimits:
     max_write_size: int = attrs.field(validator=_positive)  # bytes a file
     max_session_bytes: int = attrs.field(validator=_positive)  # written by one session
     min_free_bytes: int = attrs.field(validator=attrs.validators.ge(0))  # of the file system written to
+    archive_max_entries: int = attrs.field(validator=_positive)  # files and directories of one archive
+    archive_max_bytes: int = attrs.field(validator=_positive)  # of its tar stream, headers included
     blocked_extensions: tuple[str, ...] = attrs.field(validator=check_extensions)  # for writing only
 
 
@@ -104,9 +117,12 @@ class ResourceLimits:
     """What the processes of a session may use."""
 
     memory_max: int = attrs.field(validator=_positive)  # bytes
+    memory_swap_max: int = attrs.field(validator=_not_negative)  # bytes
     pids_max: int = attrs.field(validator=_positive)  # processes and threads
     file_size_max: int = attrs.field(validator=_positive)  # bytes of one file
     open_files_max: int = attrs.field(validator=_positive)  # descriptors of one process
+    cpu_max: float | None = attrs.field(default=None, validator=_cores)  # processors; None: all there are
+    io_weight: int | None = attrs.field(default=None, validator=_weight)  # None: the kernel's 100
 
 
 @attrs.frozen(kw_only=True)
@@ -120,5 +136,6 @@ class Policy:
     blocked_paths: tuple[str, ...] = attrs.field(validator=check_patterns)
     denied_env: tuple[str, ...] = attrs.field(validator=check_variable_patterns)  # beside variables.py
     allowed_env: tuple[str, ...] | None = attrs.field(default=None, validator=check_variable_patterns)
+    network: Permission | None = None  # of commands whose rule does not say
     file_limits: FileLimits
     resource_limits: ResourceLimits

@@ -1,84 +1,157 @@
-"""The stages in which a session init confines itself, and the probes that say what came of it. Child side.
+"""The stages in which a session init confines itself. Child side.
 
-Each stage is fatal and has a name. The order is load-bearing: limits while they can still be set, the user before
-no_new_privs and the death signal (a change of credentials clears those), Landlock, and the system call filter last,
-because it refuses what the others do. Namespaces and mounts belong in front of `user`.
+Each stage is fatal and has a name. The order is load-bearing: the limits count the machine's processes, so they come
+before the new root takes these out of sight; mounts need the rights that the user then gives up; the user comes before
+no_new_privs and the death signal, which a change of credentials clears; Landlock looks its paths up in the new root;
+the system call filter is last, because it refuses what the others do. What no session differs in, the other
+namespaces, was done before there was one (`ahead.py`). Afterwards `findings.py` says what holds.
 """
 
 from __future__ import annotations
 
 import os
-import resource
 import signal
 
-from sandbox import landlock, prctl, rlimits, seccomp, syscalls, trees
+from sandbox import hiding, landlock, mounts, namespaces, prctl, rlimits, seccomp, syscalls, trees
+from sandbox.stages import StageFailed, stage
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sandbox.ahead import Ahead
     from sandbox.wire import Message
 
-    Layer = dict[str, str]
-
-# The network is no layer of this version, and memory files cannot be kept from being executed by anything else.
-FILTER = seccomp.Options(internet=True)
 CANARY = "/"  # listing it is granted by no rule of ours, and every user may do it outside
 
 
-class StageFailed(Exception):
-    """One stage could not be done: there will be no session."""
+class Birth:
+    """A birth under way: what was asked for, what was done ahead, what came of the stages so far.
 
-    def __init__(self, stage: str, why: str) -> None:
-        """Keep stage and reason apart."""
-        super().__init__(f"{stage}: {why}")
-        self.stage = stage
-        self.why = why
+    Attributes:
+        tasks_room: how many tasks the user may have beside a command's own.
+        missing: granted paths that are not there.
+        outcome: of the new root; None without one.
+        search: for blocked paths; None without a new root.
+        plain_memfds: whether the kernel keeps memory files from being executed without the filter's help.
+        canary_sings: whether the canary could be listed before Landlock.
+        opener_pid: of the opener that was forked after the last stage.
+    """
+
+    __slots__ = (
+        "ahead",
+        "canary_sings",
+        "missing",
+        "opener_pid",
+        "outcome",
+        "plain_memfds",
+        "search",
+        "spec",
+        "tasks_room",
+    )
+
+    def __init__(self, spec: Message, ahead: Ahead) -> None:
+        self.spec = spec
+        self.ahead = ahead
+        self.tasks_room = 0
+        self.missing: tuple[str, ...] = ()
+        self.outcome: mounts.Outcome | None = None
+        self.search: hiding.Search | None = None
+        self.plain_memfds = False
+        self.canary_sings = False
+        self.opener_pid = 0
+
+    @property
+    def filter_options(self) -> seccomp.Options:
+        """The session's filter; what runs in it may put another on top."""
+        return seccomp.Options(internet=self.spec["internet"], plain_memfds=self.plain_memfds)
+
+    def raise_walls(self) -> None:
+        """Perform every stage, in order. Raises StageFailed."""
+        for name, perform in STAGES:
+            with stage(name):
+                perform(self)
 
 
-def raise_walls(spec: Message) -> None:
-    """Perform every stage, in order. Raises StageFailed."""
-    for name, stage in STAGES:
-        try:
-            stage(spec)
-        except OSError as error:
-            raise StageFailed(name, error.strerror or str(error)) from error
-
-
-def _process_tree(_spec: Message) -> None:
+def _process_tree(_birth: Birth) -> None:
     prctl.prctl(prctl.SET_CHILD_SUBREAPER, 1)
 
 
-def _rlimits(spec: Message) -> None:
+def _rlimits(birth: Birth) -> None:
     rlimits.no_core_dumps()
-    present = trees.threads_of_user(spec["uid"])
-    spec["tasks_room"] = rlimits.room(present, dedicated=spec["dedicated"])
+    present = trees.threads_of_user(birth.spec["uid"])
+    birth.tasks_room = rlimits.room(present, dedicated=birth.spec["dedicated"])
 
 
-def _user(spec: Message) -> None:
+def _cgroup_namespace(birth: Birth) -> None:
+    if birth.ahead.flags and birth.spec["cgroup"]:  # the broker has put us into the session's group by now
+        namespaces.unshare(namespaces.CGROUP)
+
+
+def _mounts(birth: Birth) -> None:
+    if not birth.ahead.flags:
+        return
+    namespaces.unshare(namespaces.MOUNT)  # not ahead: what the machine mounts meanwhile belongs to the session
+    root = birth.spec["root"]
+    search = hiding.Search(birth.spec["hide"])
+    birth.outcome = mounts.build(
+        mounts.RootPlan(
+            binds=root["binds"],
+            private=root["private"],
+            private_bytes=root["private_bytes"],
+            masks=search.found(),
+            cgroup=birth.spec["cgroup"],
+        )
+    )
+    birth.search = search
+
+
+def _memory_files(birth: Birth) -> None:
+    if birth.ahead.flags:
+        birth.plain_memfds = namespaces.forbid_memfd_execution()
+
+
+def _nesting(birth: Birth) -> None:
+    if birth.ahead.flags & namespaces.USER:
+        namespaces.forbid_nesting()
+
+
+def _user(birth: Birth) -> None:
+    spec = birth.spec
+    namespaces.drop_bounding()
     if spec["switch_user"]:
         os.setgroups(spec["groups"])
         os.setresgid(spec["gid"], spec["gid"], spec["gid"])
         os.setresuid(spec["uid"], spec["uid"], spec["uid"])
     if 0 in os.getresuid() or 0 in os.getresgid():
         raise StageFailed("user", "a session never runs as root")
+    if birth.ahead.flags:
+        birth.ahead.release(spec["uid"], spec["gid"])
 
 
-def _no_new_privs(_spec: Message) -> None:
+def _capabilities(_birth: Birth) -> None:
+    namespaces.drop_capabilities()
+
+
+def _no_new_privs(_birth: Birth) -> None:
     prctl.prctl(prctl.SET_NO_NEW_PRIVS, 1)
 
 
-def _not_dumpable(_spec: Message) -> None:
+def _not_dumpable(_birth: Birth) -> None:
     prctl.prctl(prctl.SET_DUMPABLE, 0)
 
 
-def _death_signal(spec: Message) -> None:
-    prctl.die_with(spec["broker_pid"], signal.SIGTERM)
+def _death_signal(birth: Birth) -> None:
+    if birth.ahead.flags:
+        birth.ahead.stay_bound()
+    else:
+        prctl.die_with(birth.spec["broker_pid"], signal.SIGTERM)
 
 
-def _landlock(spec: Message) -> None:
-    spec["canary_sings"] = _can_list(CANARY)  # the control: before the walls this works
-    spec["missing"] = landlock.enforce(
+def _landlock(birth: Birth) -> None:
+    spec = birth.spec
+    birth.canary_sings = can_list(CANARY)  # the control: before the walls this works
+    birth.missing = landlock.enforce(
         spec["abi"],
         handled=landlock.handled_rights(spec["abi"]),
         grants=spec["grants"],
@@ -86,18 +159,23 @@ def _landlock(spec: Message) -> None:
     )
 
 
-def _seccomp(spec: Message) -> None:
-    if spec["seccomp"]:
+def _seccomp(birth: Birth) -> None:
+    if birth.spec["seccomp"]:
         try:
-            seccomp.enforce(FILTER)
+            seccomp.enforce(birth.filter_options)
         except syscalls.UnknownMachine as error:
             raise StageFailed("seccomp", str(error)) from error
 
 
-STAGES: tuple[tuple[str, Callable[[Message], None]], ...] = (
+STAGES: tuple[tuple[str, Callable[[Birth], None]], ...] = (
     ("process_tree", _process_tree),
     ("rlimits", _rlimits),
+    ("cgroup_namespace", _cgroup_namespace),
+    ("mount_namespace", _mounts),
+    ("memory_files", _memory_files),
+    ("nesting", _nesting),
     ("user", _user),
+    ("capabilities", _capabilities),
     ("no_new_privs", _no_new_privs),
     ("not_dumpable", _not_dumpable),
     ("death_signal", _death_signal),
@@ -106,89 +184,10 @@ STAGES: tuple[tuple[str, Callable[[Message], None]], ...] = (
 )
 
 
-def report(spec: Message) -> list[Layer]:
-    """Say of each layer what is true in here now. Raises StageFailed where a wall does not hold."""
-    return [
-        _user_layer(spec),
-        _no_new_privs_layer(),
-        _landlock_layer(spec),
-        _process_tree_layer(spec),
-        _rlimits_layer(spec),
-        _seccomp_layer(spec),
-    ]
-
-
-def _layer(name: str, state: str, detail: str) -> Layer:
-    return {"name": name, "state": state, "detail": detail}
-
-
-def _user_layer(spec: Message) -> Layer:
-    uids, gids = os.getresuid(), os.getresgid()
-    if set(uids) != {spec["uid"]} or set(gids) != {spec["gid"]}:
-        raise StageFailed("user", f"the ids are {uids} and {gids}, not {spec['uid']} and {spec['gid']}")
-    try:
-        os.setuid(0)
-    except PermissionError:
-        return _layer("user", "enforced", f"runs as {spec['user_name']} (uid {spec['uid']}), never as root")
-    raise StageFailed("user", "root could be had back")
-
-
-def _no_new_privs_layer() -> Layer:
-    if prctl.prctl(prctl.GET_NO_NEW_PRIVS) != 1:
-        raise StageFailed("no_new_privs", "the flag is not set")
-    if prctl.prctl(prctl.GET_DUMPABLE) != 0:
-        raise StageFailed("not_dumpable", "the init can be traced by its own user")
-    return _layer("no_new_privs", "enforced", "set-user-ID programs gain nothing")
-
-
-def _landlock_layer(spec: Message) -> Layer:
-    if not spec["abi"]:
-        return _layer("landlock", "unavailable", spec["details"]["landlock"])
-    if spec["canary_sings"] and not spec["canary_granted"] and _can_list(CANARY):
-        raise StageFailed("landlock", f"{CANARY} can still be listed")
-    limits = [] if spec["abi"] >= 3 else ["truncation is not restricted before ABI 3"]
-    if spec["abi"] < 2:
-        limits.append("nothing can be moved between directories before ABI 2")
-    if spec["canary_granted"]:
-        limits.append("the policy allows the whole file system")
-    if spec["missing"]:
-        limits.append("not there or not reachable, so not granted: " + _some(spec["missing"]))
-    detail = f"ABI {spec['abi']}; a program that may start the dynamic loader can load any readable program"
-    return _layer("landlock", "enforced" if spec["abi"] >= 3 else "partial", "; ".join([detail, *limits]))
-
-
-def _some(paths: tuple[str, ...]) -> str:
-    shown = ", ".join(paths[:5])
-    return shown if len(paths) <= 5 else f"{shown} and {len(paths) - 5} more"
-
-
-def _can_list(path: str) -> bool:
+def can_list(path: str) -> bool:
+    """Tell whether a directory can be listed here and now."""
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
     except PermissionError:
         return False
     return True
-
-
-def _process_tree_layer(spec: Message) -> Layer:
-    if not prctl.is_subreaper():
-        raise StageFailed("process_tree", "orphans would escape")
-    if spec["abi"] < 6:
-        return _layer("process_tree", "partial", spec["details"]["process_tree"])
-    if not trees.scope_holds(spec["broker_pid"]):
-        raise StageFailed("process_tree", "the broker can be signalled from inside")
-    return _layer("process_tree", "enforced", "one subreaper and signal scope per command")
-
-
-def _rlimits_layer(spec: Message) -> Layer:
-    if resource.getrlimit(resource.RLIMIT_CORE) != (0, 0):
-        raise StageFailed("rlimits", "core files are not switched off")
-    return _layer("rlimits", "partial", spec["details"]["rlimits"])
-
-
-def _seccomp_layer(spec: Message) -> Layer:
-    if not spec["seccomp"]:
-        return _layer("seccomp", "unavailable", spec["details"]["seccomp"])
-    if weak := seccomp.weak_points(FILTER):
-        raise StageFailed("seccomp", f"these calls are not refused: {', '.join(weak)}")
-    return _layer("seccomp", "enforced", spec["details"]["seccomp"])

@@ -1,20 +1,32 @@
 """What this kernel and this user can do, as one frozen value.
 
-Only looks; nothing here changes the process. Each feature carries the sentence that says why it is missing,
-because `plan` and the operator need the reason and not only the fact.
+Only looks, and has one thing tried by a process of its own; nothing here changes this one. Each feature carries the
+sentence that says why it is missing, because `plan` and the operator need the reason and not only the fact.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import attrs
 
-from sandbox import landlock, syscalls
+from sandbox import landlock, namespaces, syscalls
 
 CAP_SETGID_BIT = 6
 CAP_SETUID_BIT = 7
+CAP_SYS_ADMIN_BIT = 21
+TRIAL = "import sys; sys.path.append({parent!r}); from sandbox.trial import main; main({flags}, 0, 0)"
+PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent)
+TRIAL_S = 60.0  # it takes about 50 ms, and seconds on a busy emulated machine
+HINTS = (
+    ("user.max_user_namespaces", "0"),
+    ("kernel.unprivileged_userns_clone", "0"),
+    ("kernel.apparmor_restrict_unprivileged_userns", "1"),
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -34,30 +46,35 @@ class Capabilities:
     is_root: bool
     may_switch_user: bool
     seccomp: Feature
-    user_namespaces: Feature
-    cgroup2: Feature
+    namespaces: Feature
+    network_namespace: Feature
 
 
 def probe() -> Capabilities:
     """Look at the running kernel and at the rights of this process."""
     abi, why_not = landlock.abi()
+    is_root = os.geteuid() == 0
+    spaces, network = _namespaces(is_root=is_root)
     return Capabilities(
         landlock_abi=abi,
         landlock_detail=f"ABI {abi}" if abi else why_not,
-        is_root=os.geteuid() == 0,
+        is_root=is_root,
         may_switch_user=_may_switch_user(),
         seccomp=_seccomp(),
-        user_namespaces=_user_namespaces(),
-        cgroup2=_cgroup2(),
+        namespaces=spaces,
+        network_namespace=network,
     )
 
 
 def _may_switch_user() -> bool:
+    return all(_effective() >> bit & 1 for bit in (CAP_SETGID_BIT, CAP_SETUID_BIT))
+
+
+def _effective() -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("CapEff:"):
-            effective = int(line.split()[1], 16)
-            return all(effective >> bit & 1 for bit in (CAP_SETGID_BIT, CAP_SETUID_BIT))
-    return False
+            return int(line.split()[1], 16)
+    return 0
 
 
 def _seccomp() -> Feature:
@@ -71,26 +88,47 @@ def _seccomp() -> Feature:
     return Feature(present=False, detail="this kernel has no seccomp filters")
 
 
-def _user_namespaces() -> Feature:
-    if _read("/proc/sys/user/max_user_namespaces").strip() in {"", "0"}:
-        return Feature(present=False, detail="user.max_user_namespaces is 0 or missing")
-    if _read("/proc/sys/kernel/unprivileged_userns_clone").strip() == "0":
-        return Feature(present=False, detail="kernel.unprivileged_userns_clone is 0")
-    if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").strip() == "1":
-        return Feature(present=False, detail="kernel.apparmor_restrict_unprivileged_userns is 1")
-    return Feature(present=True, detail="allowed")
+def _namespaces(*, is_root: bool) -> tuple[Feature, Feature]:
+    """Try them: the many settings that forbid them only serve to explain a failure."""
+    flags = namespaces.MOUNT | namespaces.PID | namespaces.IPC | namespaces.UTS
+    flags |= 0 if is_root else namespaces.USER
+    why_not = _attempt(flags | namespaces.NET)
+    if not why_not:
+        return Feature(present=True, detail="tried"), Feature(present=True, detail="tried")
+    without_network = Feature(present=False, detail=why_not + _hint(is_root=is_root))
+    if not (why := _attempt(flags)):
+        return Feature(present=True, detail="tried"), without_network
+    return Feature(present=False, detail=why + _hint(is_root=is_root)), without_network
 
 
-def _cgroup2() -> Feature:
-    for line in _read("/proc/self/mountinfo").splitlines():
-        mount, _, filesystem = line.partition(" - ")
-        if filesystem.startswith("cgroup2 "):
-            where = mount.split()[4]
-            controllers = _read(f"{where}/cgroup.controllers").split()
-            if {"memory", "pids"} <= set(controllers):
-                return Feature(present=True, detail=where)
-            return Feature(present=False, detail=f"{where} has no memory and pids controllers")
-    return Feature(present=False, detail="no cgroup2 file system is mounted")
+def _attempt(flags: int) -> str:
+    """Try *flags* in a process of its own; return why that failed, or nothing."""
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", TRIAL.format(parent=PACKAGE_PARENT, flags=flags)],
+            env={},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TRIAL_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"the trial of namespaces did not end within {TRIAL_S:g} s"
+    try:
+        verdict = json.loads(tried.stdout)
+    except ValueError:
+        return f"the trial of namespaces ended without a word (status {tried.returncode})"
+    return f"{verdict['stage']}: {verdict['why']}" if verdict else ""
+
+
+def _hint(*, is_root: bool) -> str:
+    """Name the setting that is known to forbid what failed, if there is one."""
+    if is_root:
+        return " (root without CAP_SYS_ADMIN)" if not _effective() >> CAP_SYS_ADMIN_BIT & 1 else ""
+    for setting, forbids in HINTS:
+        if _read(f"/proc/sys/{setting.replace('.', '/')}").strip() == forbids:
+            return f" ({setting} is {forbids})"
+    return ""
 
 
 def _read(path: str) -> str:

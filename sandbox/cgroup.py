@@ -12,7 +12,6 @@ import errno
 import os
 import select
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from sandbox.cgroup_values import GroupLimits
 
 CGROUP2_MAGIC = 0x63677270
+READ_BYTES = 1 << 16
 STATFS_BYTES = 256  # more than struct statfs has; its first long is the magic number
 
 
@@ -95,15 +95,25 @@ class Group:
         Raises:
             CgroupFault: a limit was refused, or reads back as something else.
         """
-        absent = []
-        for name, value in limits.files():
-            if not os.path.exists(f"{self.path}/{name}"):
-                absent.append(name)
-                continue
-            self.write(name, value)
-            if (found := self.read(name).strip()) != value:
-                raise CgroupFault(f"{self.path}/{name}", f"wrote {value!r}, but it reads {found!r}")
-        return tuple(absent)
+        return tuple(name for name, value in limits.files() if not self._set(name, value))
+
+    def _set(self, name: str, value: str) -> bool:
+        """Write a limit and read it back; return whether there is such a file."""
+        path = f"{self.path}/{name}"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.write(fd, value.encode("ascii"))
+                found = os.pread(fd, READ_BYTES, 0).decode("ascii").strip()
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise CgroupFault(path, f"writing {value!r}: {error.strerror}") from error
+        if found != value:
+            raise CgroupFault(path, f"wrote {value!r}, but it reads {found!r}")
+        return True
 
     def join(self, pid: int) -> None:
         """Move a process here, with all its threads. Raises CgroupFault, ProcessLookupError: it is gone."""
@@ -113,6 +123,14 @@ class Group:
             if isinstance(fault.__cause__, ProcessLookupError):
                 raise ProcessLookupError(errno.ESRCH, f"no process {pid}") from fault
             raise
+
+    def open_entry(self) -> int:
+        """Open the way in: a process that writes "0" to this descriptor moves here, whoever it is."""
+        path = f"{self.path}/cgroup.procs"
+        try:
+            return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CgroupFault(path, error.strerror or str(error)) from error
 
     def pids(self) -> list[int]:
         """List the members, without those of groups below."""
@@ -179,16 +197,18 @@ class Group:
         cpu = read_flat(self.read("cpu.stat"))  # there without a controller too
         return Usage(
             memory_peak_bytes=self._number("memory.peak"),  # Linux 5.19
-            cpu_us=cpu["usage_usec"],
+            cpu_user_us=cpu["user_usec"],
+            cpu_system_us=cpu["system_usec"],
             cpu_throttled_us=cpu.get("throttled_usec", 0),
-            oom_kills=self._counted("memory.events", "oom_kill"),
-            forks_refused=self._counted("pids.events", "max"),
+            oom_kills=self.counted("memory.events", "oom_kill"),
+            forks_refused=self.counted("pids.events", "max"),
         )
 
     def _number(self, name: str) -> int | None:
         return int(self.read(name)) if os.path.exists(f"{self.path}/{name}") else None
 
-    def _counted(self, name: str, what: str) -> int:
+    def counted(self, name: str, what: str) -> int:
+        """Return one number of a file of counts; 0 where this kernel keeps no such count."""
         return read_flat(self.read(name)).get(what, 0) if os.path.exists(f"{self.path}/{name}") else 0
 
     def _event(self, name: str) -> bool:
@@ -214,9 +234,14 @@ class Group:
         """Read one of the group's files."""
         path = f"{self.path}/{name}"
         try:
-            return Path(path).read_text(encoding="ascii")
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                pieces = list(iter(lambda: os.read(fd, READ_BYTES), b""))
+            finally:
+                os.close(fd)
         except OSError as error:
             raise CgroupFault(path, error.strerror or str(error)) from error
+        return b"".join(pieces).decode("ascii")
 
     def write(self, name: str, value: str) -> None:
         """Write one of the group's files in one system call, never making one."""

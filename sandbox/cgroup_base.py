@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 REQUIRED = frozenset({"memory", "pids"})
-_REMEDY = "run the broker as a systemd service with Delegate=yes, or under `systemd-run --user --scope -p Delegate=yes`"
+_REMEDY = (
+    "run the broker as a systemd service with Delegate=yes, or under `systemd-run --user --scope -p Delegate=yes`, or "
+    "name a delegated group in sandbox.cgroup_base"
+)
 
 
 class NoCgroup(CgroupFault):
@@ -70,15 +73,28 @@ def directory_of(group: str, mounts: tuple[Mount, ...]) -> str | None:
 
 
 def find_base(configured: str) -> Group:
-    """Find the group below which ours are made: *configured* if it says one, else by looking around.
+    """Find the group below which ours are made: *configured* if that is an absolute path, else by looking around.
 
-    Root takes its own group only; a plain user also one above it, as far up as it was delegated.
+    A relative path is a folder beside the configuration, which is no group: the customer's files have one. Looking
+    around, root takes its own group only; a plain user also one above it, as far up as it was delegated.
 
     Raises:
         NoCgroup: there is none, and why.
     """
-    if configured:
-        return _usable(configured)
+    if os.path.isabs(configured):
+        base = _usable(configured)
+        _check_way(_own_directory(), configured)
+        return base
+    faults = []
+    for path in _upwards(_own_directory()):
+        try:
+            return _usable(path)
+        except NoCgroup as fault:
+            faults.append(fault)
+    raise faults[0]
+
+
+def _own_directory() -> str:
     mounts = cgroup2_mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
     if not mounts:
         raise NoCgroup("/proc/self/mountinfo", "no cgroup v2 file system is mounted", "mount one")
@@ -86,13 +102,14 @@ def find_base(configured: str) -> Group:
     own = group and directory_of(group, mounts)
     if not own:
         raise NoCgroup("/proc/self/cgroup", f"the broker's own cgroup {group!r} is not in any cgroup v2 mount here")
-    faults = []
-    for path in _upwards(own):
-        try:
-            return _usable(path)
-        except NoCgroup as fault:
-            faults.append(fault)
-    raise faults[0]
+    return own
+
+
+def _check_way(own: str, base: str) -> None:
+    """Refuse a base into which we could move nobody: the kernel asks for a right above both places."""
+    above = os.path.commonpath([own, base])
+    if os.geteuid() != 0 and not os.access(f"{above}/cgroup.procs", os.W_OK):
+        raise NoCgroup(base, f"nobody can be moved there from the broker's own {own}: {above} is not delegated")
 
 
 def _upwards(own: str) -> Iterator[str]:
@@ -105,8 +122,6 @@ def _upwards(own: str) -> Iterator[str]:
 
 
 def _usable(path: str) -> Group:
-    if not os.path.isabs(path):
-        raise NoCgroup(path, "sandbox.cgroup_base must be an absolute path, or empty to look for one")
     if not is_cgroup2(path):
         raise NoCgroup(path, "this is no cgroup v2 directory, so files written there would limit nothing")
     group = Group(path)

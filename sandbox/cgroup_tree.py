@@ -5,9 +5,11 @@
         broker                    the broker itself, when base is where it was: a group with members controls nothing
         session-1                 the limits of a session
           init                    the session's own processes
-          command-1, command-2    one command each, with limits of its own
+          command-1, command-2    one command each, with limits of its own (cgroup_leaves)
 
-A tree whose lock can be had belonged to a broker that is gone; the next one kills and removes it. Broker side.
+A session may use what its commands together may, and what its own processes need beside them, so that it is a
+command's own limit that is reached first. A tree whose lock can be had belonged to a broker that is gone; the next
+one kills and removes it. Broker side.
 """
 
 from __future__ import annotations
@@ -20,11 +22,15 @@ import os
 import secrets
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 from sandbox import trees
 from sandbox.cgroup import CgroupFault
 from sandbox.cgroup_base import REQUIRED, NoCgroup
+from sandbox.cgroup_chores import Chores
+from sandbox.cgroup_leaves import Leaf
+from sandbox.cgroup_values import FILES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,18 +39,24 @@ if TYPE_CHECKING:
     from sandbox.cgroup_values import GroupLimits
 
 PREFIX = "remote-broker-"
-CONTROLLERS = REQUIRED | frozenset({"cpu", "io"})
+OPTIONAL = frozenset({"cpu", "io"})
+CONTROLLERS = REQUIRED | OPTIONAL
 HOME = "broker"
 END_S = 5.0
+# The init, the opener with its workers, and for each command that runs or lingers a keeper and its next process.
+OWN_MEMORY_BYTES = 64 << 20
+OWN_PIDS = 192
 
 
 class Tree:
-    """This broker's part of the hierarchy."""
+    """This broker's part of the hierarchy. `absent`: files of limits that there are none of in it."""
 
-    def __init__(self, top: Group, controllers: frozenset[str]) -> None:
-        """Use *top*, which `open_tree` owns."""
+    def __init__(self, top: Group, chores: Chores) -> None:
+        """Use *top* and *chores*, which `open_tree` owns."""
         self.path = top.path
-        self.controllers = controllers
+        self.controllers = top.enabled()
+        self.absent = frozenset(name for name in FILES if not os.path.exists(f"{top.path}/{name}"))
+        self.chores = chores
         self._top = top
         self._numbers = itertools.count(1)
 
@@ -57,21 +69,35 @@ class Tree:
         """
         group = self._top.create(f"session-{next(self._numbers)}")
         try:
-            absent = group.limit(limits)
-            yield SessionGroup(group, absent)
+            session = SessionGroup(group, self.absent)
+            try:
+                session.limit(limits)
+                yield session
+            finally:
+                session.closed = True
         finally:
             with trio.move_on_after(END_S, shield=True):
+                await self.chores.settled()  # none of them makes a leaf in a group that is being removed
                 await _end(group)
 
 
 class SessionGroup:
-    """One session's group. First `join`, then the init may make a cgroup namespace, then `settle`, then commands."""
+    """One session's group. First `join`, then the init may make a cgroup namespace, then `settle`, then leaves."""
 
-    def __init__(self, group: Group, unlimited: tuple[str, ...]) -> None:
-        """Use *group*; *unlimited* are the limits this kernel has no file for."""
+    def __init__(self, group: Group, absent: frozenset[str]) -> None:
+        """Use *group*; nobody counts on the *absent* limits."""
         self.group = group
-        self.unlimited = unlimited
+        self.closed = False
+        self._absent = absent
         self._numbers = itertools.count(1)
+
+    def limit(self, limits: GroupLimits) -> None:
+        """Let all commands together use so much, and our own processes what they need. Raises CgroupFault."""
+        self._limit(self.group, limits.with_room(OWN_MEMORY_BYTES, OWN_PIDS))
+
+    def _limit(self, group: Group, limits: GroupLimits) -> None:
+        if absent := set(group.limit(limits)) - self._absent:
+            raise CgroupFault(group.path, f"there is no {' and no '.join(sorted(absent))}, so nothing limits there")
 
     async def join(self, pid: int) -> None:
         """Put the session's first process in, before it is told anything."""
@@ -85,24 +111,21 @@ class SessionGroup:
         _vacate(self.group, self.group.create("init"))
         self.group.enable(CONTROLLERS & self.group.controllers())
 
-    @contextlib.asynccontextmanager
-    async def open_command(self, limits: GroupLimits) -> AsyncIterator[Group]:
-        """Make one command's group; what lives in it when the block ends stays until the session does."""
+    def make_leaf(self, limits: GroupLimits) -> Leaf:
+        """Make a command's group, with its share of *limits*. Blocks. Raises CgroupFault."""
+        if self.closed:
+            raise CgroupFault(self.group.path, "the session is ending")
         group = self.group.create(f"command-{next(self._numbers)}")
-        try:
-            group.limit(limits)
-            yield group
-        finally:
-            with contextlib.suppress(CgroupFault):  # daemons it left behind; the session's end removes it
-                group.remove()
+        self._limit(group, attrs.evolve(limits.without_shared(limits), kill_together=True))
+        return Leaf(group, limits, group.open_entry(), self.group)
 
 
 async def _end(group: Group) -> None:
     """Kill everything in *group* and remove it. The caller bounds it."""
-    group.kill()
+    await trio.to_thread.run_sync(group.kill)
     await group.wait_empty()
     with contextlib.suppress(CgroupFault):  # a process that hangs in the kernel; the next broker tries again
-        group.remove()
+        await trio.to_thread.run_sync(group.remove)
 
 
 async def sweep(base: Group) -> list[str]:
@@ -144,12 +167,17 @@ async def open_tree(base: Group) -> AsyncIterator[Tree]:
     """
     await sweep(base)
     top, lock = _make_top(base)
-    controllers = CONTROLLERS & base.controllers()
-    added = controllers - base.enabled()
+    added = (CONTROLLERS & base.controllers()) - base.enabled()
     try:
         _enable(base, top, added)
-        top.enable(controllers)
-        yield Tree(top, controllers)
+        top.enable(CONTROLLERS & top.controllers())
+        async with trio.open_nursery() as nursery:
+            chores = Chores()
+            nursery.start_soon(chores.work_off)
+            try:
+                yield Tree(top, chores)
+            finally:
+                chores.stop()
     finally:
         with trio.move_on_after(END_S, shield=True):
             for child in top.children():
@@ -171,7 +199,7 @@ def _make_top(base: Group) -> tuple[Group, int]:
 def _enable(base: Group, top: Group, names: frozenset[str]) -> None:
     """Control *names* below *base*; if its own members are in the way, they are us, and move into our tree."""
     try:
-        base.enable(names)
+        _enable_each(base, names)
     except CgroupFault as fault:
         if not isinstance(fault.__cause__, OSError) or fault.__cause__.errno != errno.EBUSY:
             raise
@@ -181,7 +209,15 @@ def _enable(base: Group, top: Group, names: frozenset[str]) -> None:
                 base.path, f"{len(strangers)} processes that are not the broker's live here too, such as {strangers[0]}"
             ) from fault
         _vacate(base, top.create(HOME))
-        base.enable(names)
+        _enable_each(base, names)
+
+
+def _enable_each(base: Group, names: frozenset[str]) -> None:
+    """Control *names* below *base*, or without those that not everybody needs and this kernel refuses."""
+    base.enable(names & REQUIRED)
+    for name in names & OPTIONAL:
+        with contextlib.suppress(CgroupFault):  # cpu is refused while real-time processes run; who needs it is told
+            base.enable({name})
 
 
 def _vacate(group: Group, to: Group) -> None:
@@ -196,7 +232,7 @@ def _dismantle(base: Group, top: Group, added: frozenset[str]) -> None:
     """Undo what `open_tree` did; what lived in *base* goes back there once it controls nothing any more."""
     homes = [child for child in top.children() if os.path.basename(child.path) == HOME]
     top.enable(top.enabled(), sign="-")
-    base.enable(added, sign="-")
+    base.enable(added & base.enabled(), sign="-")
     for home in homes:
         _vacate(home, base)
     top.remove()

@@ -8,6 +8,7 @@ import attrs
 
 CPU_PERIOD_US = 100_000
 CPU_QUOTA_MIN_US = 1000  # the kernel takes none below
+FILES = ("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max", "io.weight")
 
 
 def _at_least_one(_owner: object, field: attrs.Attribute[int | None], value: int | None) -> None:
@@ -46,15 +47,55 @@ class GroupLimits:
 
     def files(self) -> tuple[tuple[str, str], ...]:
         """Name each file that sets one of these, and what it reads back as."""
-        wanted = (
-            ("memory.max", _pages(self.memory_max_bytes)),
-            ("memory.swap.max", _pages(self.swap_max_bytes)),
-            ("memory.oom.group", "1" if self.kill_together else None),
-            ("pids.max", None if self.pids_max is None else str(self.pids_max)),
-            ("cpu.max", _quota(self.cpu_max_cores)),
-            ("io.weight", None if self.io_weight is None else f"default {self.io_weight}"),
+        values = (
+            _pages(self.memory_max_bytes),
+            _pages(self.swap_max_bytes),
+            "1" if self.kill_together else None,
+            None if self.pids_max is None else str(self.pids_max),
+            _quota(self.cpu_max_cores),
+            None if self.io_weight is None else f"default {self.io_weight}",
         )
-        return tuple((name, value) for name, value in wanted if value is not None)
+        return tuple((name, value) for name, value in zip(FILES, values, strict=True) if value is not None)
+
+    def beyond(self, other: GroupLimits) -> bool:
+        """Tell whether these allow more of anything than *other*."""
+        return other.widened(self) != other
+
+    def widened(self, other: GroupLimits) -> GroupLimits:
+        """Return these limits, raised where *other* is wider; what is limited nowhere here stays so."""
+        wider = {
+            name: max(mine, theirs)
+            for name in _ADDED_UP
+            if (mine := getattr(self, name)) is not None and (theirs := getattr(other, name)) is not None
+        }
+        return attrs.evolve(self, **wider)
+
+    def without_shared(self, session: GroupLimits) -> GroupLimits:
+        """Return what of these limits one command needs for itself: time and disk are shared out by the session's."""
+        cores, weight = self.cpu_max_cores, self.io_weight
+        return attrs.evolve(
+            self,
+            cpu_max_cores=None if cores == session.cpu_max_cores else cores,
+            io_weight=None if weight == session.io_weight else weight,
+        )
+
+    def with_room(self, memory_bytes: int, pids: int) -> GroupLimits:
+        """Return these limits with room for so much more."""
+        memory, tasks = self.memory_max_bytes, self.pids_max
+        return attrs.evolve(
+            self,
+            memory_max_bytes=None if memory is None else memory + memory_bytes,
+            pids_max=None if tasks is None else tasks + pids,
+        )
+
+
+# What a group above must have room for, because it counts together; a weight is relative and needs none.
+_ADDED_UP = ("memory_max_bytes", "swap_max_bytes", "pids_max", "cpu_max_cores")
+
+
+def shown_size(size_bytes: int) -> str:
+    """Return a size as people read it."""
+    return f"{size_bytes / (1 << 20):.6g} MiB"
 
 
 def _pages(size_bytes: int | None) -> str | None:
@@ -73,10 +114,22 @@ class Usage:
     """What the members of a group have used so far, the gone ones included. None: this kernel does not tell."""
 
     memory_peak_bytes: int | None
-    cpu_us: int
+    cpu_user_us: int
+    cpu_system_us: int
     cpu_throttled_us: int
     oom_kills: int  # processes killed for memory; a plain SIGKILL does not count
     forks_refused: int
+
+
+@attrs.frozen(kw_only=True)
+class CommandUsage:
+    """What a command and all it started used up to its end. `killed_by`: the memory limit that ended it, in words."""
+
+    memory_peak_bytes: int | None
+    cpu_user_ms: int
+    cpu_system_ms: int
+    oom_killed: bool
+    killed_by: str | None
 
 
 def read_flat(text: str) -> dict[str, int]:

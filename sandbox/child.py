@@ -20,6 +20,7 @@ import trio
 
 from sandbox import wire
 from sandbox.faults import BirthFailed
+from sandbox.pids import take_pid
 
 if TYPE_CHECKING:
     import socket
@@ -33,11 +34,48 @@ END_S = 5.0  # after the socket closed and a SIGKILL: more means that the kernel
 
 @attrs.define(eq=False)
 class Child:
-    """A started interpreter: its socket, its pidfd, and the duty to reap it."""
+    """A started interpreter: its socket, its pidfd, and the duty to reap it.
+
+    With namespaces of its own it only stands by: another process, `first_pid` of ours and 1 of its own, has the
+    socket, and this one ends when nothing is left in there.
+    """
 
     pid: int
     sock: socket.socket
     _pidfd: int
+    flags: int
+    first_pid: int = 0
+    terminal_maker_fd: int = -1  # see `open_terminal`; ours, until the end
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Its processes, by numbers of ours; all there are until a birth."""
+        return (self.pid, self.first_pid) if self.first_pid else (self.pid,)
+
+    async def wait_ahead(self) -> None:
+        """Wait until it is where a birth begins; the caller bounds it.
+
+        Raises:
+            BirthFailed: a stage failed.
+        """
+        if self.flags and not self.first_pid:
+            _, (pidfd,) = await self.hear()
+            self.first_pid = take_pid(pidfd)
+
+    async def hear(self) -> tuple[wire.Message, list[int]]:
+        """Wait for what it says.
+
+        Raises:
+            BirthFailed: that a stage failed, or nothing any more.
+        """
+        await trio.lowlevel.wait_readable(self.sock)
+        received = wire.receive(self.sock)
+        if received is None:
+            raise BirthFailed("start", "the interpreter ended without a word")
+        message, _ = received
+        if message["op"] == "failed":
+            raise BirthFailed(message["stage"], message["why"])
+        return received
 
     async def wait_gone(self) -> int:
         """Wait until it exited; reap it; return its wait code (negative: a signal)."""
@@ -58,26 +96,28 @@ class Child:
         """Tell whether it exited, without waiting and without reaping it."""
         return os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
-    def kill(self) -> None:
-        """Send SIGKILL."""
+    def signal(self, signum: int) -> None:
+        """Send a signal. SIGTERM is enough to end a pid namespace at once; elsewhere it is a request."""
         with contextlib.suppress(ProcessLookupError):  # it is gone, which is what we want
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(self._pidfd, signum)
 
     async def end(self) -> bool:
         """Close the socket, wait for it to end what it holds, kill it if it does not; return whether it is gone.
 
-        Cancellation: shielded, at most END_S seconds and once more after a SIGKILL.
+        Cancellation: shielded, at most END_S seconds, and as long again after SIGTERM and after SIGKILL.
         """
         self.sock.close()
+        if self.terminal_maker_fd >= 0:
+            os.close(self.terminal_maker_fd)
+            self.terminal_maker_fd = -1
         if self._pidfd < 0:
             return True
-        with trio.move_on_after(END_S, shield=True):
-            await self.wait_gone()
-            return True
-        self.kill()
-        with trio.move_on_after(END_S, shield=True):
-            await self.wait_gone()
-            return True
+        for harder in (signal.SIGTERM, signal.SIGKILL, None):
+            with trio.move_on_after(END_S, shield=True):
+                await self.wait_gone()
+                return True
+            if harder is not None:
+                self.signal(harder)
         self._close_pidfd()
         return False
 
@@ -93,8 +133,8 @@ class Child:
         self._pidfd = -1
 
 
-def start_spare() -> Child:
-    """Start an interpreter that waits for its birth spec.
+def start_spare(flags: int) -> Child:
+    """Start an interpreter that moves into namespaces of its own (*flags*, or none) and waits for its birth spec.
 
     Raises:
         BirthFailed: the interpreter cannot be started.
@@ -111,7 +151,10 @@ def start_spare() -> Child:
         finally:
             os.close(high)
     ours.setblocking(False)
-    return Child(pid, ours, os.pidfd_open(pid))
+    if flags:
+        with contextlib.suppress(OSError):  # it ended at once; whoever takes it learns that
+            wire.send(ours, {"op": "ahead", "flags": flags})
+    return Child(pid, ours, os.pidfd_open(pid), flags)
 
 
 def _spawn(socket_fd: int) -> int:

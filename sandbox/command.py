@@ -12,6 +12,7 @@ from sandbox.launching import open_command
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from sandbox.cgroup_values import CommandUsage
     from sandbox.launcher import Init
     from sandbox.plan import Limits
     from sandbox.running import Command
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 class ExecPlan:
     """What to run. `env` is the whole environment; `stdin` None is /dev/null, unless it `stays` open for more.
 
-    `exec_paths` narrows what the command's tree may execute (None: what the session may). `terminal`: its size, and
+    `exec_paths` narrows what the command's tree may execute (None: what the session may). `network`: it gets
+    internet sockets, if its session has any. `terminal`: its size, and
     all three streams are that. `search`: no program, but a search (`sandbox/seeker.py`) in what `stdin_fd` is.
+    `attack`: no program either, but an attack on the walls (`sandbox/siege.py`), in a besieged session alone.
     """
 
     program: str
@@ -34,11 +37,13 @@ class ExecPlan:
     cwd: str
     stdin: bytes | None = None
     exec_paths: tuple[str, ...] | None = None
+    network: bool = False
     limits: Limits | None = None
     stdin_stays: bool = False
     stdin_fd: int | None = None
     terminal: Size | None = None
     search: Mapping[str, object] | None = None
+    attack: Mapping[str, object] | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -75,7 +80,7 @@ How = Exited | Signalled | TimedOut
 
 @attrs.frozen(kw_only=True)
 class Ended:
-    """A command's whole story. `drained`: both pipes were read to their end."""
+    """A command's whole story. `drained`: both pipes were read to their end; `usage`: None without a cgroup."""
 
     how: How
     stdout: Captured
@@ -83,6 +88,7 @@ class Ended:
     drained: bool
     duration_ms: int
     pid: int
+    usage: CommandUsage | None = None
 
 
 async def run_command(
@@ -136,6 +142,7 @@ async def run_command(
             drained=drained,
             duration_ms=round((trio.current_time() - started_s) * 1000),
             pid=command.pid,
+            usage=None if command.leaf is None else command.leaf.usage(),
         )
 
 

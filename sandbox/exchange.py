@@ -20,7 +20,7 @@ import attrs
 import trio
 
 from sandbox import wire
-from sandbox.file_errors import BadPath, FileError, OpenerGone, Unanswered, from_errno, from_refusal, shown
+from sandbox.file_errors import BadPath, FileError, NotFound, OpenerGone, Unanswered, from_errno, from_refusal, shown
 
 if TYPE_CHECKING:
     import socket
@@ -110,7 +110,10 @@ class Exchange:
                 raise _gone(path)
             raise Unanswered(path, f"{shown(path)}: no answer within {self.answer_s:g} s", "ETIMEDOUT")
         if "refused" in answer.body:
-            raise from_refusal(path, answer.body["refused"], answer.body["errno"], answer.body["why"])
+            error = from_refusal(path, answer.body["refused"], answer.body["errno"], answer.body["why"])
+            if isinstance(error, NotFound):
+                error.led(answer.body.get("led_to", path))
+            raise error
         return answer
 
     async def _send(self, path: str, message: dict[str, Any], fds: Sequence[int]) -> None:

@@ -32,7 +32,18 @@ class FileError(Exception):
 
 
 class NotFound(FileError):
-    """No file has this path."""
+    """No file has this path. `led_to`: where its links lead, if that is elsewhere; not for the caller's eyes."""
+
+    _led_to = ""
+
+    @property
+    def led_to(self) -> str:
+        """Return a real path at which there is nothing, or nothing that the session can see; or an empty text."""
+        return self._led_to
+
+    def led(self, path: str) -> None:
+        """Remember where the links led."""
+        self._led_to = path if path != self.path else ""
 
 
 class AccessDenied(FileError):
@@ -80,6 +91,10 @@ class BadPattern(FileError):
     """A glob or a regular expression has no meaning."""
 
 
+class BadArchive(FileError):
+    """The archive is damaged, incomplete, or holds something else than plain files and directories."""
+
+
 class TookTooLong(FileError):
     """The work on a tree was stopped at its deadline; what its text says was done stays done."""
 
@@ -116,6 +131,7 @@ _BY_REFUSAL = MappingProxyType(
         "changed": Changed,
         "blocked": HoldsClosedPaths,
         "pattern": BadPattern,
+        "archive": BadArchive,
         "too_large": TooLarge,
         "no_space": NoSpace,
     }

@@ -15,7 +15,9 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import trio
 
+from sandbox.archives import Archives
 from sandbox.descriptors import Disk
 from sandbox.exchange import Exchange, checked_path, open_exchange
 from sandbox.file_errors import Changed, Exists, shown
@@ -68,9 +70,10 @@ class Listing:
 class Files:
     """File operations of one session; any number of tasks may use them at once."""
 
-    def __init__(self, exchange: Exchange, disk: Disk) -> None:
+    def __init__(self, exchange: Exchange, disk: Disk, nursery: trio.Nursery) -> None:
         self._exchange = exchange
         self._disk = disk
+        self.archives = Archives(exchange, nursery)
         self.names = NameWork(exchange, disk)
         self.trees = TreeWork(exchange)
 
@@ -188,5 +191,8 @@ async def open_files(
         answer_s: seconds after which a silent opener makes a request fail as Unanswered.
     Ownership: *sock* is closed at the end, which ends the opener.
     """
-    async with open_exchange(sock, answer_s=answer_s) as exchange:
-        yield Files(exchange, disk or Disk())
+    async with open_exchange(sock, answer_s=answer_s) as exchange, trio.open_nursery() as nursery:
+        try:
+            yield Files(exchange, disk or Disk(), nursery)
+        finally:
+            nursery.cancel_scope.cancel(reason="the files are closed")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from sandbox import landlock
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sandbox.landlock import Grant
     from sandbox.plan import Walls
 
@@ -42,15 +44,20 @@ DEVICES = (
 )
 
 
-def grants_for(walls: Walls) -> tuple[Grant, ...]:
-    """List the rules of a session's domain; rules on the same path add up."""
-    writable = dict.fromkeys((walls.home, walls.working_dir, *walls.write_paths))
+def grants_for(walls: Walls, private: Collection[str] = ()) -> tuple[Grant, ...]:
+    """List the rules of a session's domain, with *private* directories of its own; rules on one path add up."""
+    writable = dict.fromkeys((*writable_paths(walls), *private))
     return (
         *((path, landlock.READ) for path in (*SYSTEM_PATHS, *walls.read_paths)),
         *((path, landlock.DEVICE) for path in DEVICES),
         *((path, landlock.WRITE) for path in writable),
         *((path, landlock.RUN) for path in walls.exec_paths),
     )
+
+
+def writable_paths(walls: Walls) -> tuple[str, ...]:
+    """Return what a session may write: its home, where it begins, and what the policy allows."""
+    return tuple(dict.fromkeys((walls.home, walls.working_dir, *walls.write_paths)))
 
 
 def grants_everything(walls: Walls) -> bool:

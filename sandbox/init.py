@@ -1,9 +1,9 @@
 """The session init: an interpreter that confines itself once, stage by stage, and then serves. Child side.
 
-It is started as a bare spare, gets its birth spec over the socket, and answers with a report made by probes from
-inside the walls, or with the stage that failed. Then it forks a keeper whenever the broker asks for one, reaps,
-and ends everything below it when the broker's end of the socket closes, or the broker's thread does (SIGTERM by
-PR_SET_PDEATHSIG).
+It is started as a bare spare, goes ahead into the namespaces of the session-to-be where there are any, gets its birth
+spec over the socket, and answers with a report made by probes from inside the walls, or with the stage that failed.
+Then it forks a keeper whenever the broker asks for one, reaps, and ends everything below it when the broker's end of
+the socket closes, or the broker's thread does (by PR_SET_PDEATHSIG, in a pid namespace through who stands by).
 
 Whatever is needed later is imported here, before the walls: behind them the standard library may be out of reach.
 """
@@ -16,7 +16,10 @@ import os
 import signal
 import socket
 
-from sandbox import birth, keeper, opener, prctl, trees, wire
+from sandbox import findings, keeper, opener, prctl, trees, wire
+from sandbox.ahead import Ahead
+from sandbox.birth import Birth
+from sandbox.stages import StageFailed
 from sandbox.wakeup import Wakeup
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
@@ -25,26 +28,57 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
+TERMINAL_MAKER = "/dev/pts/ptmx"
+
+
 def main(fd: int, broker_pid: int) -> NoReturn:
     """Wait for a birth spec on *fd*, be born, serve until the session ends."""
     prctl.die_with(broker_pid, signal.SIGKILL)
     # Here and once: exec passes an ignored signal on, and Python ignores SIGPIPE and SIGXFSZ.
     prctl.default_signals()
     sock = socket.socket(fileno=prctl.keep_only(fd))
-    received = wire.receive(sock)
-    if received is None:  # the broker needs no further session
-        os._exit(0)
-    spec, (opener_fd,) = received
     try:
-        birth.raise_walls(spec)
-        opener_pid = _fork_opener(opener_fd)
-        wire.send(sock, {"op": "born", "layers": birth.report(spec)})
-    except birth.StageFailed as failed:
+        born = _be_born(sock)
+    except StageFailed as failed:
         wire.send(sock, {"op": "failed", "stage": failed.stage, "why": failed.why})
         os._exit(1)
     _save_memory()
-    Init(sock, spec, opener_pid).serve()
+    Init(sock, born).serve()
     os._exit(0)
+
+
+def _be_born(sock: socket.socket) -> Birth:
+    """Go ahead as far as the broker says, wait for the spec, raise the walls, report. Raises StageFailed."""
+    ahead = Ahead()
+    message, fds = _receive(sock)
+    if message["op"] == "ahead":
+        ahead.move(message["flags"])
+        myself = os.pidfd_open(os.getpid())
+        wire.send(sock, {"op": "ahead"}, [myself])
+        os.close(myself)
+        message, fds = _receive(sock)
+    if message["besieged"]:
+        from sandbox import siege  # noqa: F401, PLC0415  here and nowhere else: no real session has it at hand
+    birth = Birth(message, ahead)
+    birth.raise_walls()
+    birth.opener_pid = _fork_opener(fds[0])
+    _say_born(sock, birth)
+    return birth
+
+
+def _say_born(sock: socket.socket, birth: Birth) -> None:
+    """Report, and hand over what makes terminals in here, if those are ours."""
+    makers = [os.open(TERMINAL_MAKER, os.O_PATH | os.O_CLOEXEC)] if birth.ahead.flags else []
+    wire.send(sock, {"op": "born", "layers": findings.report(birth)}, makers)
+    for fd in makers:
+        os.close(fd)
+
+
+def _receive(sock: socket.socket) -> tuple[wire.Message, list[int]]:
+    received = wire.receive(sock)
+    if received is None:  # the broker needs no further session
+        os._exit(0)
+    return received
 
 
 def _save_memory() -> None:
@@ -81,27 +115,32 @@ def _fork_opener(fd: int) -> int:
 class Init:
     """Forks keepers, reaps, ends it all."""
 
-    def __init__(self, sock: socket.socket, spec: wire.Message, opener_pid: int) -> None:
+    def __init__(self, sock: socket.socket, birth: Birth) -> None:
         """Own *sock* and everything below this process."""
         self._sock = sock
-        self._abi: int = spec["abi"]
-        self._tasks_room: int = spec["tasks_room"]
-        self._broker_pid: int = spec["broker_pid"]
-        self._ours = {opener_pid}  # the opener and the keepers
+        self._abi: int = birth.spec["abi"]
+        self._tasks_room = birth.tasks_room
+        self._grouped: bool = birth.spec["cgroup"]
+        self._broker_pid: int = birth.spec["broker_pid"]
+        self._first = bool(birth.ahead.flags)
+        self._ours = {birth.opener_pid}  # the opener and the keepers
         self._keeper_killed = False
         self._wakeup = Wakeup(sock)
 
     def serve(self) -> None:
-        """Serve until the broker closes the socket or dies; nothing is left below us on return."""
+        """Serve until the broker closes the socket or dies; nothing is left below us when this process ends."""
         with contextlib.suppress(ConnectionError, wire.WireBroken):  # the broker is gone: what remains is to end
             self._serve()
+        if self._first:  # the kernel ends a pid namespace with its process 1
+            return
         if self._abi >= 6 and trees.scope_holds(self._broker_pid):
             trees.end_domain(_forget)
         else:
             trees.end_in_rounds(_forget)
 
     def _serve(self) -> None:
-        self._fork_keeper()
+        if not self._grouped:  # else it comes with a group for its first command
+            self._fork_keeper([])
         while True:
             readable, signals = self._wakeup.wait()
             if signal.SIGTERM in signals:
@@ -109,20 +148,33 @@ class Init:
             if signals:
                 self._reap()
             if readable:
-                if wire.receive(self._sock) is None:
+                received = wire.receive(self._sock)
+                if received is None:
                     return
-                self._fork_keeper()  # the one thing a broker asks for
+                self._fork_keeper(received[1])  # the one thing a broker asks for
 
-    def _fork_keeper(self) -> None:
+    def _fork_keeper(self, entry: list[int]) -> None:
+        """Fork a keeper and tell it of the group for its first command, if there are groups."""
         ours, theirs = wire.pair()
         init_pid = os.getpid()
         with ours:
             with theirs:
                 pid = fork(
-                    lambda: keeper.main(theirs.fileno(), abi=self._abi, tasks_room=self._tasks_room, init_pid=init_pid)
+                    lambda: keeper.main(
+                        theirs.fileno(),
+                        abi=self._abi,
+                        tasks_room=self._tasks_room,
+                        init_pid=init_pid,
+                        grouped=self._grouped,
+                    )
                 )
+            for fd in entry:
+                wire.send(ours, {"op": "leaf"}, [fd])
+                os.close(fd)
             self._ours.add(pid)
-            wire.send(self._sock, {"op": "keeper", "pid": pid}, [ours.fileno()])
+            pidfd = os.pidfd_open(pid)  # its number in here may mean nothing outside
+            wire.send(self._sock, {"op": "keeper"}, [ours.fileno(), pidfd])
+            os.close(pidfd)
 
     def _reap(self) -> None:
         self._keeper_killed = False

@@ -60,8 +60,11 @@ class Job:
     def tick(self) -> None:
         """Look at the clock and, now and then, at the broker. Raises: Stop."""
         now = time.monotonic()
-        if now < self._look_at:
-            return
+        if now >= self._look_at:
+            self.look(now)
+
+    def look(self, now: float) -> None:
+        """Look at the clock and at the broker at once. Raises: Stop."""
         if now >= self._deadline:
             raise Stop("time")
         self._look_at = min(now + LOOK_S, self._deadline)
@@ -69,6 +72,20 @@ class Job:
             raise Stop("left")
         if now > self._flush_at:
             self.flush()
+
+    def wait_ready(self, fd: int, events: int) -> None:
+        """Wait until *fd* is ready for one of poll's *events*, as long as there is time. Raises: Stop."""
+        poll = select.poll()
+        poll.register(fd, events)
+        poll.register(self._sock, select.POLLIN)
+        ready: list[tuple[int, int]] = []
+        while not ready:
+            left_s = self._deadline - time.monotonic()
+            if left_s <= 0:
+                raise Stop("time")
+            ready = poll.poll(1000 * min(left_s, 3600) + 1)
+        if any(number == self._sock.fileno() for number, _ in ready):
+            raise Stop("left")
 
     def emit(self, item: list[Any], size_bytes: int) -> None:
         """Report a finding of about *size_bytes*. Raises: Stop when it is one more than was asked for."""

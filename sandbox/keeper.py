@@ -4,9 +4,12 @@ It holds one leader-to-be ready, reports how the leader ended and when the tree 
 one ready. It ends the tree when told, when the broker's socket closes, and when the init dies (SIGTERM, asked
 for by PR_SET_PDEATHSIG: SIGKILL would leave the tree without anybody to end it).
 
-Messages out: ready {serial, leader} + launch socket; ended {serial, status, empty}; empty {serial}.
+Messages out: ready {serial} + launch socket and pidfd of the leader; ended {serial, status, empty}; empty {serial}.
 Messages in: signal {serial, signal}; kill {serial}. A serial that is no longer current is ignored, so that an
 order cannot hit the next command.
+
+In a session with control groups every leader gets one of its own: leaf + the way into it comes in before a leader is
+forked, and the leader enters and says ready by itself, because entering takes the kernel milliseconds.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
-def main(sock_fd: int, *, abi: int, tasks_room: int, init_pid: int) -> NoReturn:
+def main(sock_fd: int, *, abi: int, tasks_room: int, init_pid: int, grouped: bool) -> NoReturn:
     """Keep commands until there is nobody to keep them for."""
     prctl.die_with(init_pid, signal.SIGTERM)
     prctl.prctl(prctl.SET_CHILD_SUBREAPER, 1)
@@ -32,7 +35,7 @@ def main(sock_fd: int, *, abi: int, tasks_room: int, init_pid: int) -> NoReturn:
     landlock.scope_signals(abi)
     # The init has our user, so only the domain can be what refuses the signal.
     scoped = trees.scope_holds(init_pid)
-    keeper = Keeper(sock, abi=abi, tasks_room=tasks_room, scoped=scoped)
+    keeper = Keeper(sock, abi=abi, tasks_room=tasks_room, scoped=scoped, grouped=grouped)
     with contextlib.suppress(ConnectionError, wire.WireBroken):  # the broker is gone: what remains is to end
         keeper.serve()
     keeper.end_tree()
@@ -42,15 +45,18 @@ def main(sock_fd: int, *, abi: int, tasks_room: int, init_pid: int) -> NoReturn:
 class Keeper:
     """The current command's tree, from the waiting leader to the last reaped orphan."""
 
-    def __init__(self, sock: socket.socket, *, abi: int, tasks_room: int, scoped: bool) -> None:
-        """Own *sock*; *scoped* says whether kill(-1) stays inside our domain."""
+    def __init__(self, sock: socket.socket, *, abi: int, tasks_room: int, scoped: bool, grouped: bool) -> None:
+        """Own *sock*; *scoped*: kill(-1) stays inside our domain; *grouped*: every leader has a control group."""
         self._sock = sock
         self._abi = abi
         self._tasks_room = tasks_room
         self._scoped = scoped
         self._wakeup = Wakeup(sock)
+        self._grouped = grouped
+        self._entry = -1  # the way into the next leader's group, once it came
         self._serial = 0
         self._leader = 0  # its pid until it is reaped, then 0
+        self._keeping = False  # whether there is anything below us
         self._status: int | None = None  # how it ended, until that was said
 
     def serve(self) -> None:
@@ -73,26 +79,60 @@ class Keeper:
             trees.end_in_rounds(self._exited)
 
     def _arm(self) -> None:
+        """Get the next leader ready, if there is a group for it or need be none."""
+        if self._grouped and self._entry < 0:
+            return
         ours, theirs = wire.pair()
         self._serial += 1
         keeper_pid = os.getpid()
         pid = os.fork()
         if pid == 0:
             try:
-                leader.main(theirs.fileno(), abi=self._abi, tasks_room=self._tasks_room, keeper_pid=keeper_pid)
+                leader.main(
+                    theirs.fileno(),
+                    abi=self._abi,
+                    tasks_room=self._tasks_room,
+                    keeper_pid=keeper_pid,
+                    arrive=(lambda: self._enter(ours)) if self._grouped else None,
+                )
             finally:
                 os._exit(leader.EXIT_NOT_STARTED)
         self._leader = pid
+        self._keeping = True
         theirs.close()
         with ours:
-            wire.send(self._sock, {"op": "ready", "serial": self._serial, "leader": pid}, [ours.fileno()])
+            if self._grouped:
+                os.close(self._entry)
+                self._entry = -1
+            else:
+                self._announce(pid, ours)
+
+    def _enter(self, ours: socket.socket) -> leader.Failure | None:
+        """In the leader: enter its group, then say ready; a failure waits for who wants to launch something."""
+        try:
+            os.write(self._entry, b"0")
+        except OSError as error:
+            fault: leader.Failure | None = ("cgroup", error)
+        else:
+            fault = None
+        self._announce(os.getpid(), ours)
+        return fault
+
+    def _announce(self, leader_pid: int, ours: socket.socket) -> None:
+        pidfd = os.pidfd_open(leader_pid)  # its number in here may mean nothing outside
+        wire.send(self._sock, {"op": "ready", "serial": self._serial}, [ours.fileno(), pidfd])
+        os.close(pidfd)
 
     def _obey(self) -> bool:
         received = wire.receive(self._sock)
         if received is None:
             return False
-        order, _ = received
-        if order["serial"] == self._serial:
+        order, fds = received
+        if order["op"] == "leaf":
+            (self._entry,) = fds
+            if not self._keeping:
+                self._arm()
+        elif order["serial"] == self._serial:
             if order["op"] == "kill":
                 self.end_tree()
                 self._settle(empty=True)
@@ -126,6 +166,7 @@ class Keeper:
         elif empty:
             wire.send(self._sock, {"op": "empty", "serial": self._serial})
         if empty:
+            self._keeping = False
             self._arm()
 
 

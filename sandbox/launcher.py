@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from sandbox import trees, wire
+from sandbox.cgroup import CgroupFault
+from sandbox.cgroup_leaves import Leaves
 from sandbox.child import Child, start_spare
 from sandbox.faults import BirthFailed, ProcessNotFound
 from sandbox.grants import grants_everything, grants_for
+from sandbox.new_root import hide_for, private_paths, root_for
 from sandbox.plan import LAYERS, LayerReport, Limits, Plan, Walls
 from sandbox.slots import SlotPool
 
@@ -23,23 +26,38 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator
 
+    from sandbox.cgroup_tree import SessionGroup, Tree
+
 BIRTH_S = 10.0  # it takes about 10 ms from a warm spare and 50 ms from a cold one
 END_S = 5.0  # for keepers whose init did not survive
-SHUT_S = 20.0  # all of the bounded waits of an end together
+SHUT_S = 25.0  # all of the bounded waits of an end together
 
 
 class Init:
     """One session's process, as its session sees it."""
 
     def __init__(
-        self, child: Child, files_socket: socket.socket, layers: tuple[LayerReport, ...], limits: Limits
+        self,
+        child: Child,
+        files_socket: socket.socket,
+        layers: tuple[LayerReport, ...],
+        limits: Limits,
+        leaves: Leaves | None = None,
+        *,
+        mixed_network: bool,
     ) -> None:
-        """Have the use of *child*; `open_init` owns it."""
+        """Have the use of *child* and *leaves*; `open_init` owns them.
+
+        *mixed_network*: each command is told whether it has one.
+        """
         self.pid = child.pid
+        self.first_pid = child.first_pid or child.pid
         self.files_socket = files_socket
         self.layers = layers
         self.limits = limits
-        self.slots = SlotPool(child.sock)
+        self.mixed_network = mixed_network
+        self.terminal_maker_fd = child.terminal_maker_fd
+        self.slots = SlotPool(child.sock, leaves)
         self._child = child
 
     async def wait_exited(self) -> None:
@@ -54,17 +72,31 @@ class Init:
     async def signal(self, pid: int, signum: int) -> None:
         """Send *signum* to a process of this session's commands.
 
+        Args:
+            pid: a number of ours, or, where it is none of this session's, of the session's pid namespace: what a
+                command prints of itself and its children.
+            signum: the signal.
+
         Raises:
             ProcessNotFound: it is none of them, or is gone.
         """
         await trio.lowlevel.checkpoint()
-        _signal_below(frozenset(self.slots.keepers_with_trees()), pid, signum)
+        keepers = frozenset(self.slots.keepers_with_trees())
+        try:
+            _signal_below(keepers, pid, signum)
+        except ProcessNotFound:
+            named = _named_inside(keepers, pid) if self._child.first_pid else None
+            if named is None:
+                raise
+            _signal_below(keepers, named, signum)
 
     async def end(self) -> bool:
         """End everything in the session; return whether all of it is gone. May be called again.
 
         Cancellation: shielded, bounded by END_S here and in `Child.end`.
         """
+        if self.slots.leaves is not None:
+            await self.slots.leaves.kill_all()
         gone = await self._child.end()
         with trio.move_on_after(END_S, shield=True) as joined:
             await self.slots.wait_gone()
@@ -74,6 +106,11 @@ class Init:
 
 def _below(keepers: tuple[int, ...]) -> frozenset[int]:
     return frozenset(entry.pid for keeper in keepers for entry in trees.descendants(keeper) if not entry.zombie)
+
+
+def _named_inside(keepers: frozenset[int], pid: int) -> int | None:
+    """Return our number of the process that is *pid* in the session's namespace."""
+    return next((ours for ours in _below(tuple(keepers)) if trees.number_inside(ours) == pid), None)
 
 
 def _signal_below(keepers: frozenset[int], pid: int, signum: int) -> None:
@@ -93,13 +130,17 @@ def _signal_below(keepers: frozenset[int], pid: int, signum: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_launcher(plan: Plan) -> AsyncIterator[Launcher]:
+async def open_launcher(plan: Plan, groups: Tree | None = None) -> AsyncIterator[Launcher]:
     """Keep a spare interpreter warm; it ends with this block. Inits must be closed before.
+
+    Args:
+        plan: for all of them.
+        groups: where each gets a control group; it must outlive the block.
 
     Raises:
         BirthFailed: no interpreter can be started.
     """
-    launcher = Launcher(plan)
+    launcher = Launcher(plan, groups)
     launcher.warm_up()
     try:
         yield launcher
@@ -111,15 +152,16 @@ async def open_launcher(plan: Plan) -> AsyncIterator[Launcher]:
 class Launcher:
     """Gives birth to inits. The thread that runs it must outlive it (see `sandbox.child`)."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, groups: Tree | None = None) -> None:
         """Start nothing yet."""
+        self._groups = groups
         self._plan = plan
         self._spare: Child | None = None
 
     def warm_up(self) -> None:
         """Start a spare if there is none. Takes about a millisecond of the loop's time."""
         if self._spare is None:
-            self._spare = start_spare()
+            self._spare = start_spare(self._plan.spaces)
 
     async def cool_down(self) -> None:
         """End the spare."""
@@ -134,15 +176,34 @@ class Launcher:
         Raises:
             BirthFailed: a stage failed, or a layer that the operator requires is not enforced inside.
         """
+        async with self._open_group(walls.limits) as group, self._open_init(walls, group) as init:
+            yield init
+
+    @contextlib.asynccontextmanager
+    async def _open_group(self, limits: Limits) -> AsyncIterator[SessionGroup | None]:
+        if self._groups is None:
+            yield None
+            return
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                group = await stack.enter_async_context(self._groups.open_session(limits.of_group()))
+            except CgroupFault as fault:
+                raise BirthFailed("cgroup", str(fault)) from fault
+            yield group
+
+    @contextlib.asynccontextmanager
+    async def _open_init(self, walls: Walls, group: SessionGroup | None) -> AsyncIterator[Init]:
         child = await self._take_spare()
         files_socket, openers = wire.pair()
         init: Init | None = None
         with files_socket, openers:
             try:
-                layers = await self._give_birth(child, walls, openers)
+                layers = await self._give_birth(child, walls, openers, group)
+                leaves = await self._settle(group, walls.limits)
                 with contextlib.suppress(BirthFailed):  # the next session will start its own, and say why not
                     self.warm_up()
-                init = Init(child, files_socket, layers, walls.limits)
+                mixed = self._plan.network == "some" and self._plan.seccomp
+                init = Init(child, files_socket, layers, walls.limits, leaves, mixed_network=mixed)
                 yield init
             finally:
                 with trio.move_on_after(SHUT_S, shield=True):
@@ -153,24 +214,37 @@ class Launcher:
         if spare is not None and spare.exited():  # somebody killed it while it waited
             await spare.end()
             spare = None
-        return spare or start_spare()
+        return spare or start_spare(self._plan.spaces)
 
-    async def _give_birth(self, child: Child, walls: Walls, openers: socket.socket) -> tuple[LayerReport, ...]:
+    async def _settle(self, group: SessionGroup | None, limits: Limits) -> Leaves | None:
+        """Make the session's group ready for leaves, now that no namespace is made in it any more."""
+        if group is None or self._groups is None:
+            return None
+        try:
+            await group.settle()
+        except CgroupFault as fault:
+            raise BirthFailed("cgroup", str(fault)) from fault
+        return Leaves(group, limits.of_group(), self._groups.chores)
+
+    async def _give_birth(
+        self, child: Child, walls: Walls, openers: socket.socket, group: SessionGroup | None
+    ) -> tuple[LayerReport, ...]:
         try:
             with trio.fail_after(BIRTH_S):
-                wire.send(child.sock, birth_spec(self._plan, walls), [openers.fileno()])
+                await child.wait_ahead()
+                if group is not None:
+                    for pid in child.pids:
+                        await group.join(pid)
+                wire.send(child.sock, birth_spec(self._plan, walls, grouped=group is not None), [openers.fileno()])
                 openers.close()  # or we would not see the opener's end
-                await trio.lowlevel.wait_readable(child.sock)
+                answer, makers = await child.hear()
         except trio.TooSlowError:
             raise BirthFailed("report", f"no answer within {BIRTH_S:.0f} s") from None
+        except CgroupFault as fault:
+            raise BirthFailed("cgroup", str(fault)) from fault
         except OSError as error:
             raise BirthFailed("start", "the waiting interpreter is gone") from error
-        received = wire.receive(child.sock)
-        if received is None:
-            raise BirthFailed("start", "the interpreter ended without a word")
-        answer, _ = received
-        if answer["op"] == "failed":
-            raise BirthFailed(answer["stage"], answer["why"])
+        child.terminal_maker_fd = makers[0] if makers else -1
         return self._judge(answer["layers"])
 
     def _judge(self, found: list[dict[str, Any]]) -> tuple[LayerReport, ...]:
@@ -184,21 +258,26 @@ class Launcher:
         return tuple(layers[name] for name in LAYERS)
 
 
-def birth_spec(plan: Plan, walls: Walls) -> wire.Message:
-    """Compose what an init is told about itself."""
+def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Message:
+    """Compose what an init is told about itself. *grouped*: it is in a control group of its session already."""
     user = walls.user
-    expected = {layer.name: layer.detail for layer in plan.layers}
     return {
+        "op": "birth",
         "broker_pid": os.getpid(),
         "abi": plan.landlock_abi,
         "switch_user": plan.switch_user,
         "seccomp": plan.seccomp,
+        "internet": plan.internet,
         "uid": user.uid,
         "gid": user.gid,
         "groups": user.groups,
         "user_name": user.name,
         "dedicated": user.dedicated,
-        "grants": grants_for(walls),
+        "grants": grants_for(walls, private_paths(plan, walls)),
         "canary_granted": grants_everything(walls),
-        "details": expected,
+        "root": root_for(plan, walls),
+        "hide": hide_for(plan, walls),
+        "expected": {layer.name: (layer.state, layer.detail) for layer in plan.layers},
+        "cgroup": grouped,
+        "besieged": plan.besieged,
     }

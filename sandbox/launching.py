@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-import attrs
 import trio
 
 from sandbox import wire
+from sandbox.cgroup import CgroupFault
 from sandbox.faults import SpawnFailed
 from sandbox.running import KILL_BOUND_S, Command
 from sandbox.streams import Streams
@@ -41,6 +41,7 @@ async def open_command(
         SpawnFailed: nothing of the program ran. Whether the program could be executed, `wait_started` tells.
     """
     command = await _launch(init, plan, output_bytes, spill)
+    init.slots.provide(command.slot)
     finished = False
     try:
         yield command
@@ -50,6 +51,8 @@ async def open_command(
             if not (finished or command.tree_gone or command.failure):
                 await command.kill()
         command.close()
+        if command.leaf is not None and init.slots.leaves is not None:
+            init.slots.leaves.release(command.leaf)
         if finished or command.tree_gone or command.failure:
             init.slots.give_back(command.slot)
         else:
@@ -61,7 +64,11 @@ async def _launch(init: Init, plan: ExecPlan, output_bytes: int, spill: Spill | 
     for _ in range(ATTEMPTS):
         slot = await init.slots.take()
         try:
-            return _hand_over(slot, plan, limits, output_bytes, spill)
+            _limit_leaf(init, slot, limits)
+            return _hand_over(init, slot, plan, limits, output_bytes, spill)
+        except CgroupFault as fault:
+            init.slots.discard(slot)
+            raise SpawnFailed("cgroup", str(fault)) from fault
         except ConnectionError:  # that leader is gone and nothing was started: try the next one
             slot.disarm()
             init.slots.give_back(slot)
@@ -71,7 +78,15 @@ async def _launch(init: Init, plan: ExecPlan, output_bytes: int, spill: Spill | 
     raise SpawnFailed("launch", f"{ATTEMPTS} waiting processes ended before they could become the command")
 
 
-def _hand_over(slot: Slot, plan: ExecPlan, limits: Limits, output_bytes: int, spill: Spill | None) -> Command:
+def _limit_leaf(init: Init, slot: Slot, limits: Limits) -> None:
+    """Hold the waiting leader, and the command that it becomes, to *limits*."""
+    if init.slots.leaves is not None and slot.leaf is not None:
+        init.slots.leaves.limit(slot.leaf, limits.of_group())
+
+
+def _hand_over(
+    init: Init, slot: Slot, plan: ExecPlan, limits: Limits, output_bytes: int, spill: Spill | None
+) -> Command:
     """Open the pipes and send the spec to the slot's waiting leader; all or nothing."""
     if slot.launch is None:
         raise ConnectionResetError
@@ -81,28 +96,33 @@ def _hand_over(slot: Slot, plan: ExecPlan, limits: Limits, output_bytes: int, sp
             output_bytes,
             stdin_stays=plan.stdin_stays,
             terminal=plan.terminal,
+            terminal_maker_fd=init.terminal_maker_fd,
             on_data=None if spill is None else spill.add,
         )
         undo.callback(streams.close)
         theirs = streams.theirs if plan.stdin_fd is None else {0: plan.stdin_fd, **streams.theirs}
-        wire.send(slot.launch, _spec(plan, limits, list(theirs)), list(theirs.values()))
+        internet = plan.network or not init.mixed_network
+        spec = _spec(plan, limits, list(theirs), grouped=slot.leaf is not None, internet=internet)
+        wire.send(slot.launch, spec, list(theirs.values()))
         streams.close_theirs()
         launch, slot.launch = slot.launch, None
         undo.callback(launch.close)
-        command = Command(slot, launch, streams, spill)
+        command = Command(slot, launch, streams, spill, slot.take_leaf())
         undo.pop_all()
         return command
 
 
-def _spec(plan: ExecPlan, limits: Limits, numbers: list[int]) -> wire.Message:
+def _spec(plan: ExecPlan, limits: Limits, numbers: list[int], *, grouped: bool, internet: bool) -> wire.Message:
     return {
         "program": plan.program,
         "argv": plan.argv,
         "env": dict(plan.env),
         "cwd": plan.cwd,
         "exec_paths": plan.exec_paths,
-        "limits": attrs.asdict(limits),
+        "internet": internet,
+        "limits": limits.of_process(grouped=grouped),
         "fds": numbers,
         "terminal": plan.terminal is not None,
         "search": None if plan.search is None else dict(plan.search),
+        "attack": None if plan.attack is None else dict(plan.attack),
     }

@@ -10,12 +10,14 @@ import fcntl
 import os
 import signal
 import socket
+import sys
 import termios
 
-from sandbox import landlock, prctl, rlimits, seeker, wire
+from sandbox import landlock, prctl, rlimits, seccomp, seeker, wire
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
 # Files are to come out as programs expect them (git, npm and pip compare modes); privacy is the home's, which
@@ -26,10 +28,17 @@ EXIT_NOT_STARTED = 127
 Failure = tuple[str, OSError | ValueError]
 
 
-def main(launch_fd: int, *, abi: int, tasks_room: int, keeper_pid: int) -> NoReturn:
-    """Prepare everything that needs no spec, wait for the spec, become the command."""
-    sock = socket.socket(fileno=prctl.keep_only(launch_fd))
+def main(
+    launch_fd: int, *, abi: int, tasks_room: int, keeper_pid: int, arrive: Callable[[], Failure | None] | None = None
+) -> NoReturn:
+    """Prepare everything that needs no spec, wait for the spec, become the command.
+
+    *arrive* is the last thing that needs descriptors of the keeper: to enter a group, and to say so.
+    """
     fault = _prepare(abi, keeper_pid)
+    if arrive is not None:
+        fault = arrive() or fault
+    sock = socket.socket(fileno=prctl.keep_only(launch_fd))
     received = wire.receive(sock)
     if received is None:  # nobody needs us any more
         os._exit(0)
@@ -78,12 +87,19 @@ def _become(sock: socket.socket, spec: wire.Message, fds: list[int], *, abi: int
         rlimits.apply(spec["limits"], tasks_room)
         stage = "exec_paths"
         _narrow(spec["exec_paths"], abi)
+        if not spec["internet"]:
+            stage = "network"
+            seccomp.forbid_internet()
         stage = "chdir"
         os.chdir(spec["cwd"])
         if spec["search"] is not None:  # a search is no program: this process does it and ends
             stage = "search"
             sock.close()
             seeker.main(spec["search"])
+        if spec["attack"] is not None:  # likewise; only the doctor's session has loaded what can do it
+            stage = "attack"
+            sock.close()
+            sys.modules["sandbox.siege"].main(spec["attack"])
         stage = "exec"
         os.execve(spec["program"], spec["argv"], spec["env"])  # noqa: S606 - no shell is the point
     except (OSError, ValueError) as error:

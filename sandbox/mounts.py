@@ -45,7 +45,8 @@ class RootPlan:
             own root as the ground to build on, instead of an empty one.
         private: directories that the session gets empty and for itself, open to all like /tmp.
         private_bytes: how much each of them holds.
-        masks: paths where a session finds an empty thing that it can neither read nor change.
+        masks: paths where a session finds an empty thing that it can neither read nor change; asked for one by
+            one when everything else stands.
         cgroup: show the cgroup in which the cgroup namespace was made, instead of none.
     """
 
@@ -63,7 +64,7 @@ class RootPlan:
         self.binds = dict(binds)
         self.private = dict(private)
         self.private_bytes = private_bytes
-        self.masks = tuple(masks)
+        self.masks = masks
         self.cgroup = cgroup
 
 

@@ -70,12 +70,16 @@ def _write(path: str, text: str) -> None:
             os.close(fd)
 
 
-def become_first() -> int:
+def become_first(ids_fd: int = -1) -> int:
     """Fork; come back only in the child, which is process 1 of the pid namespace unshared before.
 
     The parent stays outside as its reaper: it holds no descriptor, ends when process 1 does, which is when the
     namespace is empty, and turns SIGTERM into the SIGKILL that empties it. Should it die first, process 1 and
     with it the namespace die too.
+
+    Args:
+        ids_fd: the end of a pipe on which the parent will be told, `UID GID`, whom to become (see `release`); both
+            processes close it. Until then it only waits for that. Without one it keeps its rights.
 
     Returns:
         A descriptor of the parent, for `die_with`: a change of the user makes the kernel forget that bond.
@@ -85,10 +89,19 @@ def become_first() -> int:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     pid = os.fork()
     if pid:
-        _stand_by(pid, watched)
+        _stand_by(pid, watched, ids_fd)
     die_with(parent)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if ids_fd >= 0:
+        os.close(ids_fd)
     return parent
+
+
+def release(ids_fd: int, uid: int, gid: int) -> None:
+    """Have the parent that waits for it give up its rights and be this user from now on. Closes *ids_fd*."""
+    with explained("stand-by"):
+        os.write(ids_fd, b"%d %d" % (uid, gid))
+        os.close(ids_fd)
 
 
 def die_with(parent_pidfd: int) -> None:
@@ -98,15 +111,37 @@ def die_with(parent_pidfd: int) -> None:
         os._exit(1)
 
 
-def _stand_by(pid: int, watched: set[signal.Signals]) -> NoReturn:
+def _stand_by(pid: int, watched: set[signal.Signals], ids_fd: int) -> NoReturn:
     """Wait for the child's end and die as it did. Blocked signals, taken one by one, cannot be missed."""
-    os.closerange(0, os.sysconf("SC_OPEN_MAX"))  # the socket above all: its end is the news of an end
+    if ids_fd >= 0:
+        os.dup2(ids_fd, 0)
+    os.closerange(1 if ids_fd >= 0 else 0, os.sysconf("SC_OPEN_MAX"))  # the socket above all: its end is news
+    if ids_fd >= 0:
+        if ids := os.read(0, 64):  # nothing: process 1 ended before anybody needed it
+            _give_up_rights(*map(int, ids.split()))
+        os.close(0)
     while True:
         if signal.sigwait(watched) == signal.SIGTERM:
             os.kill(pid, signal.SIGKILL)
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _give_up_rights(uid: int, gid: int) -> None:
+    """Become this user for good; die if that fails, or if our own parent died meanwhile."""
+    parent_pid = os.getppid()
+    try:
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+        drop_capabilities()
+        prctl.prctl(prctl.SET_NO_NEW_PRIVS, 1)
+        prctl.prctl(prctl.SET_DUMPABLE, 0)
+        prctl.die_with(parent_pid, signal.SIGKILL)
+    except OSError:
+        os._exit(1)  # and with us process 1, whose news is then its end
 
 
 def raise_loopback() -> None:
@@ -167,7 +202,7 @@ def drop_bounding() -> bool:
     gaining what the set would allow.
     """
     try:
-        for capability in range(int(_read(_LAST_CAPABILITY)) + 1):
+        for capability in range(int(read_bytes(_LAST_CAPABILITY)) + 1):
             if prctl.prctl(_CAPBSET_READ, capability):
                 prctl.prctl(_CAPBSET_DROP, capability)
     except PermissionError:
@@ -190,15 +225,15 @@ def drop_capabilities() -> None:
 def capabilities_left() -> tuple[str, ...]:
     """Return the sets in which this process has a capability; CapBnd stays full for a plain user, harmlessly."""
     left = []
-    for line in _read("/proc/self/status").splitlines():
+    for line in read_bytes("/proc/self/status").splitlines():
         name, _, value = line.partition(b":")
         if name.startswith(b"Cap") and int(value, 16):
             left.append(name.decode())
     return tuple(left)
 
 
-def _read(path: str) -> bytes:
-    """Read a small file as bytes: behind the walls the interpreter finds no codecs that it has not loaded."""
+def read_bytes(path: str) -> bytes:
+    """Read a small file (64 KiB) as bytes: behind the walls the interpreter finds no codecs that it has not loaded."""
     with explained(path):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

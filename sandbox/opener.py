@@ -65,6 +65,9 @@ class Opener(NameOps):
             raise
         except OSError as fault:
             body, opened = {"refused": "", "errno": fault.errno or errno.EIO, "why": ""}, []
+            if fault.errno == errno.ENOENT and "path" in request:
+                # A link may lead out of what a session sees; that it must not is for the broker to say.
+                body["led_to"] = os.path.realpath(request["path"])
         finally:
             _close(fds)
         try:

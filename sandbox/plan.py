@@ -6,12 +6,17 @@ as required cannot be had. What was really enforced is reported later, by probes
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import attrs
 
+from sandbox.cgroup_values import GroupLimits
+from sandbox.spaces import NAMESPACES_REMEDY, NETWORK_REMEDY, SIGNAL_SCOPE_ABI, choose_spaces
+
 if TYPE_CHECKING:
     from sandbox.capabilities import Capabilities
+    from sandbox.spaces import NetworkUse, Spaces
 
 LAYERS = (
     "user",
@@ -26,8 +31,6 @@ LAYERS = (
     "network",
     "cgroup",
 )
-SIGNAL_SCOPE_ABI = 6  # Linux 6.12: a Landlock domain may not signal what lies outside of it
-
 State = Literal["enforced", "partial", "unavailable"]
 
 
@@ -66,6 +69,9 @@ class SandboxSettings:
     unprivileged_user: str
     cgroup_base: str
     enable_cgroups: bool
+    enable_namespaces: bool
+    private_tmp: bool
+    private_tmp_bytes: int = attrs.field(validator=attrs.validators.ge(4096))
     require: tuple[str, ...] = attrs.field(validator=_known_layers)
 
 
@@ -83,12 +89,15 @@ class SessionUser:
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """Per-process limits; None leaves what the surroundings have."""
+    """What processes may use; None leaves what the surroundings have. Swap, cores and weight need a cgroup."""
 
     memory_max_bytes: int | None = attrs.field(default=None, validator=_not_negative)
     pids_max: int | None = attrs.field(default=None, validator=_not_negative)
     file_size_max_bytes: int | None = attrs.field(default=None, validator=_not_negative)
     open_files_max: int | None = attrs.field(default=None, validator=_not_negative)
+    swap_max_bytes: int | None = None
+    cpu_max_cores: float | None = None
+    io_weight: int | None = None
 
     def overridden(self, override: Limits | None) -> Limits:
         """These limits, with what *override* names put in its place."""
@@ -97,13 +106,45 @@ class Limits:
         named = {name: value for name, value in attrs.asdict(override).items() if value is not None}
         return attrs.evolve(self, **named)
 
+    def of_group(self) -> GroupLimits:
+        """Return what a control group holds all its processes together to."""
+        return GroupLimits(
+            memory_max_bytes=self.memory_max_bytes,
+            swap_max_bytes=self.swap_max_bytes,
+            pids_max=self.pids_max,
+            cpu_max_cores=self.cpu_max_cores,
+            io_weight=self.io_weight,
+        )
+
+    def of_process(self, *, grouped: bool) -> dict[str, int | None]:
+        """Return what setrlimit(2) is told; in a group, the sum counts and a program may reserve what it likes."""
+        return {
+            "memory_max_bytes": None if grouped else self.memory_max_bytes,
+            "pids_max": None if grouped else self.pids_max,
+            "file_size_max_bytes": self.file_size_max_bytes,
+            "open_files_max": self.open_files_max,
+        }
+
+
+@attrs.frozen(kw_only=True)
+class Hidden:
+    """What is covered where a session has a root of its own.
+
+    Two expressions, as the policy's TreeFilter has them, and `places` to look at beside the allowed trees.
+    """
+
+    from_root: str
+    anywhere: str
+    places: tuple[str, ...]
+
 
 @attrs.frozen(kw_only=True)
 class Walls:
     """What one session may reach: absolute paths; a directory means everything beneath it.
 
     The system's own directories are readable beside `read_paths`; `home` and `working_dir` are writable beside
-    `write_paths`. `exec_paths` are real files (the program, its interpreters, its loader) or directories.
+    `write_paths`. `exec_paths` are real files (the program, its interpreters, its loader) or directories;
+    `named_programs` are the names that lead to them. `private_home`: the session's own where that can be had.
     """
 
     user: SessionUser
@@ -113,6 +154,9 @@ class Walls:
     write_paths: tuple[str, ...] = attrs.field(validator=_absolute)
     exec_paths: tuple[str, ...] = attrs.field(validator=_absolute)
     limits: Limits
+    named_programs: tuple[str, ...] = ()
+    private_home: bool = False
+    hidden: Hidden = Hidden(from_root="(?!)", anywhere="(?!)", places=())
 
 
 @attrs.frozen(kw_only=True)
@@ -124,6 +168,9 @@ class LayerReport:
     detail: str
 
 
+NO_CGROUP = LayerReport(name="cgroup", state="unavailable", detail="nobody looked for a place")
+
+
 @attrs.frozen(kw_only=True)
 class Plan:
     """How inits are born on this host."""
@@ -132,53 +179,85 @@ class Plan:
     signal_scope: bool
     switch_user: bool
     seccomp: bool
+    spaces: int  # see `Spaces.ahead`
+    internet: bool  # the session's filter lets internet sockets through
+    network: NetworkUse
+    private_tmp: bool
+    private_tmp_bytes: int
     require: tuple[str, ...]
     layers: tuple[LayerReport, ...]  # what is expected; an Init carries what was found
+    besieged: bool = False  # the doctor's: inits have attacks on their own walls at hand
+
+    def with_cgroup(self, report: LayerReport) -> Plan:
+        """Return this plan with what became of the cgroup layer, and what that leaves to the rlimits."""
+        found = {"cgroup": report, "rlimits": _rlimits(report)}
+        return attrs.evolve(self, layers=tuple(found.get(layer.name, layer) for layer in self.layers))
 
 
-def make_plan(capabilities: Capabilities, settings: SandboxSettings) -> Plan:
+def make_plan(
+    capabilities: Capabilities,
+    settings: SandboxSettings,
+    *,
+    cgroup: LayerReport = NO_CGROUP,
+    network: NetworkUse = "none",
+) -> Plan:
     """Decide the layers for this host.
+
+    Args:
+        capabilities: of the host.
+        settings: of the operator.
+        cgroup: what is known of that layer.
+        network: which commands the policy allows it.
 
     Raises:
         Refused: a layer of `settings.require` cannot be enforced here.
     """
-    expected = {report.name: report for report in _expected(capabilities, settings)}
+    spaces = choose_spaces(
+        capabilities, enabled=settings.enable_namespaces, private_tmp=settings.private_tmp, network=network
+    )
+    expected = {report.name: report for report in _expected(capabilities, cgroup, spaces)}
     for name in settings.require:
-        if expected[name].state != "enforced":
-            raise Refused(
-                layer=name, why=f"it is {expected[name].state}: {expected[name].detail}", remedy=_remedy(name)
-            )
+        check_enforced(expected[name])
     return Plan(
         landlock_abi=capabilities.landlock_abi,
         signal_scope=capabilities.landlock_abi >= SIGNAL_SCOPE_ABI,
         switch_user=capabilities.is_root,
         seccomp=capabilities.seccomp.present,
+        spaces=spaces.ahead,
+        internet=spaces.internet,
+        network=network,
+        private_tmp=settings.private_tmp,
+        private_tmp_bytes=settings.private_tmp_bytes,
         require=settings.require,
         layers=tuple(expected[name] for name in LAYERS),
     )
 
 
-def _expected(capabilities: Capabilities, settings: SandboxSettings) -> tuple[LayerReport, ...]:
+def check_enforced(required: LayerReport) -> None:
+    """Raise Refused where a layer that the operator requires is not enforced."""
+    if required.state != "enforced":
+        why = f"it is {required.state}: {required.detail}"
+        raise Refused(layer=required.name, why=why, remedy=_remedy(required.name))
+
+
+def _expected(capabilities: Capabilities, cgroup: LayerReport, spaces: Spaces) -> tuple[LayerReport, ...]:
     return (
         _user(capabilities),
         LayerReport(name="no_new_privs", state="enforced", detail="set-user-ID programs gain nothing"),
         _landlock(capabilities),
-        _process_tree(capabilities),
-        LayerReport(
-            name="rlimits",
-            state="partial",
-            detail="memory and file size count per process and processes per user; sums need a cgroup",
-        ),
-        LayerReport(
-            name="blocked_paths",
-            state="partial",
-            detail="enforced for the file tools; commands can reach them inside an allowed root, "
-            "which only a mount namespace could prevent",
-        ),
+        _rlimits(cgroup),
         _seccomp(capabilities),
-        *(LayerReport(name=name, state="unavailable", detail=why) for name, why in _NOT_USED),
-        LayerReport(name="cgroup", state="unavailable", detail=_cgroup(settings)),
+        *(LayerReport(name=name, state=state, detail=detail) for name, (state, detail) in spaces.layers),
+        cgroup,
     )
+
+
+def _rlimits(cgroup: LayerReport) -> LayerReport:
+    if cgroup.state == "unavailable":
+        detail = "memory and file size count per process and processes per user; sums need a cgroup"
+    else:
+        detail = "file size and open files count per process; memory and processes are the cgroup's"
+    return LayerReport(name="rlimits", state="partial", detail=detail)
 
 
 def _seccomp(capabilities: Capabilities) -> LayerReport:
@@ -186,19 +265,6 @@ def _seccomp(capabilities: Capabilities) -> LayerReport:
         return LayerReport(name="seccomp", state="unavailable", detail=capabilities.seccomp.detail)
     detail = "refuses tracing, mounts, namespaces, kernel modules, io_uring, raw sockets, executable memory files, ..."
     return LayerReport(name="seccomp", state="enforced", detail=detail)
-
-
-def _cgroup(settings: SandboxSettings) -> str:
-    if not settings.enable_cgroups:
-        return "switched off (sandbox.enable_cgroups)"
-    return f"this version does not use cgroups, and {settings.cgroup_base} stays unused"
-
-
-_NOT_USED = (
-    ("pid_namespace", "this version does not use pid namespaces; commands see the ids of all processes"),
-    ("mount_namespace", "this version does not use mount namespaces; /tmp is the machine's own"),
-    ("network", "this version does not restrict the network"),
-)
 
 
 def _user(capabilities: Capabilities) -> LayerReport:
@@ -217,20 +283,19 @@ def _landlock(capabilities: Capabilities) -> LayerReport:
     return LayerReport(name="landlock", state="enforced", detail=f"ABI {capabilities.landlock_abi}")
 
 
-def _process_tree(capabilities: Capabilities) -> LayerReport:
-    if capabilities.landlock_abi >= SIGNAL_SCOPE_ABI:
-        return LayerReport(name="process_tree", state="enforced", detail="one subreaper and signal scope per command")
-    return LayerReport(
-        name="process_tree",
-        state="partial",
-        detail=f"trees are ended in rounds and commands can signal the user's other processes; "
-        f"Landlock ABI {SIGNAL_SCOPE_ABI} (Linux 6.12) closes this, here is {capabilities.landlock_detail}",
-    )
+_REMEDIES = MappingProxyType(
+    {
+        "landlock": "boot Linux 6.12 or newer with landlock in its lsm= list",
+        "process_tree": "boot Linux 6.12 or newer with landlock in its lsm= list",
+        "user": "give the broker CAP_SETUID and CAP_SETGID, start it as a plain user",
+        "pid_namespace": NAMESPACES_REMEDY,
+        "mount_namespace": NAMESPACES_REMEDY,
+        "network": NETWORK_REMEDY,
+        "cgroup": "do that",
+        "blocked_paths": "what appears after a session began cannot be hidden from it on any host",
+    }
+)
 
 
 def _remedy(layer: str) -> str:
-    if layer in {"landlock", "process_tree"}:
-        return "boot Linux 6.12 or newer with landlock in its lsm= list, or take it out of sandbox.require"
-    if layer == "user":
-        return "give the broker CAP_SETUID and CAP_SETGID, start it as a plain user, or take it out of sandbox.require"
-    return "take it out of sandbox.require"
+    return ", or ".join(filter(None, (_REMEDIES.get(layer), "take it out of sandbox.require")))

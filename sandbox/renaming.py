@@ -43,6 +43,18 @@ def flush_file_system(fd: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def flush_names(directory: int) -> None:
+    """Make names in a directory last; where it may not be read they reach the disk with the journal."""
+    try:
+        fd = os.open(f"/proc/self/fd/{directory}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def _require_free(parent: int, name: str) -> None:
     try:
         os.lstat(name, dir_fd=parent)

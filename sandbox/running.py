@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable
 
+    from sandbox.cgroup_leaves import Leaf
     from sandbox.slot import Slot
     from sandbox.spill import Spill
     from sandbox.streams import Input, Output, Streams
@@ -33,9 +34,17 @@ KILL_BOUND_S = 5.0  # SIGKILL works at once except on a process that hangs in th
 class Command:
     """A command that was launched. One task uses it; whoever opened it closes it."""
 
-    def __init__(self, slot: Slot, launch: socket.socket, streams: Streams, spill: Spill | None = None) -> None:
-        """Own *launch* and *streams*, and have the use of *slot* and *spill*."""
+    def __init__(
+        self,
+        slot: Slot,
+        launch: socket.socket,
+        streams: Streams,
+        spill: Spill | None = None,
+        leaf: Leaf | None = None,
+    ) -> None:
+        """Own *launch* and *streams*, and have the use of *slot*, *spill* and *leaf*."""
         self.slot = slot
+        self.leaf = leaf
         self.pid = slot.leader_pid
         self.failure: SpawnFailed | None = None
         self.streams = streams
@@ -80,7 +89,7 @@ class Command:
     def signal(self, signum: int) -> None:
         """Send *signum* to the command's process group, or kill the whole tree if it is SIGKILL."""
         if signum == signal.SIGKILL:
-            self.slot.order("kill", self._serial)
+            self._kill()
         else:
             self.slot.order("signal", self._serial, signal=signum)
 
@@ -146,10 +155,16 @@ class Command:
 
         Cancellation: shielded, at most KILL_BOUND_S seconds.
         """
-        self.slot.order("kill", self._serial)
+        self._kill()
         with trio.move_on_after(KILL_BOUND_S, shield=True):
             while not self.tree_gone:
                 await self._advance()
+
+    def _kill(self) -> None:
+        """Have the keeper kill its tree, and the kernel the group: whoever left the one is still in the other."""
+        self.slot.order("kill", self._serial)
+        if self.leaf is not None and self.slot.leaves is not None:
+            self.slot.leaves.kill(self.leaf)
 
     async def _advance(self) -> None:
         """Wait until anything happens, and deal with it."""

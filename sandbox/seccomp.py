@@ -116,6 +116,8 @@ def rules(options: Options) -> tuple[Rule, ...]:
         Rule("kexec_load kexec_file_load init_module finit_module delete_module reboot swapon swapoff", perm),
         Rule("settimeofday clock_settime clock_adjtime adjtimex acct quotactl quotactl_fd vhangup", perm),
         Rule("iopl ioperm modify_ldt", perm),
+        # Of another process: RLIMIT_CPU would end it, and no signal scope sees that. 0 is the caller itself.
+        Rule("prlimit64", perm, Condition(0, 0, equal=False)),
         Rule("open_by_handle_at name_to_handle_at", perm),  # reach a file around every directory above it
         *(Rule("ioctl", perm, Condition(1, request)) for request in (TIOCSTI, TIOCLINUX, TIOCSETD)),
         *_sockets(internet=options.internet),
@@ -202,6 +204,14 @@ def enforce(options: Options) -> None:
     install(assemble(syscalls.this_machine(), rules(options)))
 
 
+def forbid_internet() -> None:
+    """Put a small filter on top of the session's: no internet sockets for this process and its children."""
+    eacces = refuse(errno.EACCES)
+    families = (socket.AF_INET, socket.AF_INET6)
+    table = tuple(Rule("socket", eacces, Condition(0, family)) for family in families)
+    install(assemble(syscalls.this_machine(), table))
+
+
 # Calls that do nothing whatever the filter says, and the error that only the filter gives them: without it the
 # kernel finds fault with the arguments before it looks at anybody's rights.
 _PROBES = (
@@ -221,6 +231,7 @@ _PROBES = (
     ("ioctl", (-1, TIOCSTI | 1 << 32, 0), errno.EPERM),
     ("socket", (socket.AF_PACKET, socket.SOCK_RAW, 0), errno.EAFNOSUPPORT),
     ("memfd_create", (0, MFD_EXEC), errno.EACCES),
+    ("prlimit64", (-1, -1, 0, 0), errno.EPERM),
 )
 _TRACING_PROBES = (("ptrace", (2, 0, 0, 0), errno.EPERM), ("process_vm_readv", (0, 0, 0, 0, 0, 0), errno.EPERM))
 

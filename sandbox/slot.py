@@ -5,16 +5,26 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
 from sandbox import wire
+from sandbox.pids import take_pid
+
+if TYPE_CHECKING:
+    from sandbox.cgroup_leaves import Leaf, Leaves
 
 
 @attrs.define(eq=False)
 class Slot:
-    """One keeper as the broker sees it. `serial` counts its commands; orders and news carry it."""
+    """One keeper as the broker sees it. `serial` counts its commands; orders and news carry it.
+
+    `keeper_pid` and `leader_pid` are numbers of the broker's pid namespace, 0 for what ended before it was known.
+    With control groups: `leaf` is that of the leader that waits, until a command has it; `next_leaf` that of the one
+    after it, `promised` as soon as it is being made.
+    """
 
     keeper_pid: int
     sock: socket.socket
@@ -25,6 +35,10 @@ class Slot:
     empty_serial: int = 0  # the last command whose whole tree is gone
     gone: bool = False
     awaited: bool = False  # by a task of the pool, whose the next news are
+    leaves: Leaves | None = None
+    leaf: Leaf | None = None
+    next_leaf: Leaf | None = None
+    promised: bool = False
 
     def read_news(self) -> None:
         """Take in what the keeper said, without waiting."""
@@ -44,10 +58,12 @@ class Slot:
         match news["op"]:
             case "ready":
                 self.disarm()
-                self.serial, self.leader_pid = news["serial"], news["leader"]
+                self._advance(news["serial"])
+                self.leader_pid = take_pid(fds[1])
                 self.launch = socket.socket(fileno=fds[0])
                 self.launch.setblocking(False)
             case "ended":
+                self._advance(news["serial"])  # a leader that died before it was ready
                 self.ended = (news["serial"], news["status"])
                 self._empty(news["serial"], empty=news["empty"])
             case "empty":
@@ -56,6 +72,29 @@ class Slot:
     def _empty(self, serial: int, *, empty: bool) -> None:
         if empty:
             self.empty_serial = serial
+
+    def _advance(self, serial: int) -> None:
+        """Go on to the next leader, if *serial* is its: the leaf that waited for it is its own now."""
+        if serial > self.serial:
+            self.serial = serial
+            self._release(self.leaf)
+            self.leaf, self.next_leaf, self.promised = self.next_leaf, None, False
+
+    def take_leaf(self) -> Leaf | None:
+        """Return the leaf of the leader that waits; it is the caller's from now on."""
+        leaf, self.leaf = self.leaf, None
+        return leaf
+
+    def enter_next(self, leaf: Leaf) -> None:
+        """Give the keeper the way into the group of its next leader."""
+        self.next_leaf = leaf
+        with contextlib.suppress(OSError):  # it is gone
+            wire.send(self.sock, {"op": "leaf"}, [leaf.entry])
+        leaf.close_entry()
+
+    def _release(self, leaf: Leaf | None) -> None:
+        if leaf is not None and self.leaves is not None:
+            self.leaves.release(leaf)
 
     def _lost(self) -> None:
         self.gone = True
@@ -96,3 +135,6 @@ class Slot:
         """Let go: the keeper ends whatever it still has, and itself."""
         self._lost()
         self.sock.close()
+        for leaf in (self.leaf, self.next_leaf):
+            self._release(leaf)
+        self.leaf = self.next_leaf = None

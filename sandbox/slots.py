@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import math
 import socket
+from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from sandbox import wire
 from sandbox.faults import SpawnFailed
+from sandbox.pids import take_pid
 from sandbox.slot import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from sandbox.cgroup_leaves import Leaf, Leaves
 
 SHRINK = 0.99  # of the pool's size per command: from 8 to 7 in 13
 TAKE_S = 10.0  # usually no time at all, 1.5 ms when the pool grows
@@ -27,20 +32,28 @@ SLOTS_MAX = 64  # commands at once and commands that left daemons, together
 
 
 class SlotPool:
-    """A session's slots. Keepers come from the init on request, one answer per request, in order."""
+    """A session's slots. Keepers come from the init on request, one answer per request, in order.
 
-    def __init__(self, init_sock: socket.socket) -> None:
-        """Borrow the init's socket; its first keeper comes unasked."""
+    With *leaves*, each keeper comes with a control group for its first command, and gets the next one's while a
+    command runs.
+    """
+
+    def __init__(self, init_sock: socket.socket, leaves: Leaves | None = None) -> None:
+        """Borrow the init's socket; its first keeper comes unasked, unless it needs a leaf."""
         self._init_sock = init_sock
+        self.leaves = leaves
+        self._on_their_way: deque[Leaf] = deque()  # with keepers that were asked for
         self._init_gone = False
         self._closed = False
-        self._owed = 1  # keepers asked for that did not come yet
+        self._owed = 0 if leaves else 1  # keepers asked for that did not come yet
         self._waiting = 0  # tasks that wait for a slot
         self._turn = trio.Lock()  # one task waits on the init's socket
         self._free: list[Slot] = []
         self._busy: set[Slot] = set()
         self._lingering: list[Slot] = []
         self._need = 1.0  # slots, without lingering ones, that calls have had use for lately
+        if leaves is not None:
+            self._ask()
 
     async def take(self) -> Slot:
         """Return a slot whose leader waits; the caller gives it back or discards it.
@@ -54,7 +67,10 @@ class SlotPool:
             with trio.fail_after(TAKE_S):
                 return await self._take()
         except trio.TooSlowError:
-            raise SpawnFailed("keeper", f"no process was ready within {TAKE_S:.0f} s") from None
+            why = f"no process was ready within {TAKE_S:.0f} s"
+            if self.leaves is not None and self.leaves.fault is not None:
+                why = f"{why}: {self.leaves.fault}"
+            raise SpawnFailed("keeper", why) from None
 
     async def _take(self) -> Slot:
         self._grow()
@@ -88,7 +104,22 @@ class SlotPool:
             slot.close()
         else:
             self._free.append(slot)
+            self.provide(slot)
         self._need = max(1.0, self._need * SHRINK)
+
+    def provide(self, slot: Slot) -> None:
+        """Have a leaf made for the command after the one that *slot* has, if it has none yet."""
+        if self.leaves is not None and not (slot.promised or slot.gone):
+            slot.promised = True
+            self.leaves.make_soon(partial(self._hand_over, slot))
+
+    def _hand_over(self, slot: Slot, leaf: Leaf | None) -> None:
+        if leaf is None:
+            slot.promised = False
+        elif self.leaves is not None and slot.gone:
+            self.leaves.release(leaf)
+        else:
+            slot.enter_next(leaf)
 
     def discard(self, slot: Slot) -> None:
         """Let go of a slot that cannot be trusted any more."""
@@ -126,9 +157,13 @@ class SlotPool:
         for slot in (*self._free, *self._lingering):
             if not slot.awaited:
                 slot.read_news()
+        for slot in [slot for slot in self._free if slot.launch is None]:
+            self.provide(slot)
         for slot in [slot for slot in self._lingering if slot.gone or slot.launch is not None]:
             self._lingering.remove(slot)
             self.give_back(slot)
+            if self.leaves is not None:
+                self.leaves.tidy()
         for slot in [slot for slot in self._free if slot.gone and not slot.awaited]:
             self._free.remove(slot)
             slot.close()
@@ -141,15 +176,20 @@ class SlotPool:
                 if received is None:
                     self._init_gone = True
                 else:
-                    message, (fd,) = received
+                    _, (fd, pidfd) = received
                     sock = socket.socket(fileno=fd)
                     sock.setblocking(False)
-                    self._free.append(Slot(message["pid"], sock))
+                    self._free.append(self._slot(take_pid(pidfd), sock))
                     self._owed -= 1
         except BlockingIOError:
             return
         except wire.WireBroken:
             self._init_gone = True
+
+    def _slot(self, keeper_pid: int, sock: socket.socket) -> Slot:
+        if self.leaves is None:
+            return Slot(keeper_pid, sock)
+        return Slot(keeper_pid, sock, leaves=self.leaves, next_leaf=self._on_their_way.popleft(), promised=True)
 
     def _grow(self) -> None:
         """Nothing is ready. Have one on its way for us, and one to spare where a call outran a used slot."""
@@ -186,8 +226,24 @@ class SlotPool:
         return next((slot for slot in self._free if not slot.awaited), None)
 
     def _ask(self) -> None:
-        try:
-            wire.send(self._init_sock, {"op": "keeper"})
-        except OSError as error:
-            raise SpawnFailed("keeper", "the session's process is gone") from error
+        if self.leaves is not None:
+            self.leaves.make_soon(self._ask_with)
+        else:
+            try:
+                wire.send(self._init_sock, {"op": "keeper"})
+            except OSError as error:
+                raise SpawnFailed("keeper", "the session's process is gone") from error
         self._owed += 1
+
+    def _ask_with(self, leaf: Leaf | None) -> None:
+        """Ask for a keeper whose first command has *leaf*."""
+        if leaf is None:
+            self._owed -= 1
+            return
+        try:
+            wire.send(self._init_sock, {"op": "keeper"}, [leaf.entry])
+        except OSError:  # the init is gone, which whoever waits learns from the end of its socket
+            self._owed -= 1
+        else:
+            self._on_their_way.append(leaf)
+        leaf.close_entry()

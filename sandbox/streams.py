@@ -143,6 +143,7 @@ class Streams:
         *,
         stdin_stays: bool = False,
         terminal: Size | None = None,
+        terminal_maker_fd: int = -1,
         on_data: Callable[[int, bytes], None] | None = None,
     ) -> None:
         """Open them all, or none. *on_data* is told every piece and the number of its stream."""
@@ -150,7 +151,9 @@ class Streams:
         self.is_terminal = terminal is not None
         with contextlib.ExitStack() as opened:
             self.stdout = Output(
-                output_bytes, lambda piece: tell(1, piece), None if terminal is None else open_terminal(terminal)
+                output_bytes,
+                lambda piece: tell(1, piece),
+                None if terminal is None else open_terminal(terminal, terminal_maker_fd),
             )
             opened.callback(self.stdout.close)
             self.stderr = Output(output_bytes, lambda piece: tell(2, piece))

@@ -65,6 +65,7 @@ _NUMBERS = MappingProxyType(
         "perf_event_open": (298, 241),
         "pidfd_getfd": (438, 438),
         "pivot_root": (155, 41),
+        "prlimit64": (302, 261),
         "process_vm_readv": (310, 270),
         "process_vm_writev": (311, 271),
         "ptrace": (101, 117),

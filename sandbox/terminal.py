@@ -1,8 +1,9 @@
 """A terminal for one command: opened by the broker, handed to the waiting leader as its three streams.
 
 The leader makes it its controlling terminal after setsid, so nothing of the broker's own terminal, or of another
-command's, is ever within reach of it. The device stays the broker's: under root no session can open it by name, and
-what a program pushes into it (TIOCSTI) only its own reader gets.
+command's, is ever within reach of it. It belongs to the terminals of the session, where that has its own, so that its
+programs find it by name; the device stays the broker's: under root no session can open it, and what a program pushes
+into it (TIOCSTI) only its own reader gets.
 """
 
 from __future__ import annotations
@@ -26,15 +27,34 @@ class Size:
     columns: int
 
 
-def open_terminal(size: Size) -> tuple[int, int]:
+_UNLOCK = 0x40045431  # TIOCSPTLCK
+_OPEN_PEER = 0x5441  # TIOCGPTPEER, Linux 4.13: by the descriptor, whatever the name means here
+
+
+def open_terminal(size: Size, maker_fd: int = -1) -> tuple[int, int]:
     """Return a terminal's two ends, the broker's and the command's.
+
+    Args:
+        size: of the terminal.
+        maker_fd: the `ptmx` of a session's own terminals, opened O_PATH; -1 for the machine's.
 
     Ownership: the caller's.
     """
-    ours, theirs = os.openpty()
+    ours, theirs = os.openpty() if maker_fd < 0 else _open_inside(maker_fd)
     os.fchmod(theirs, 0o600)
     resize(theirs, size)
     return ours, theirs
+
+
+def _open_inside(maker_fd: int) -> tuple[int, int]:
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
+    ours = os.open(f"/proc/self/fd/{maker_fd}", flags)
+    try:
+        fcntl.ioctl(ours, _UNLOCK, struct.pack("i", 0))
+        return ours, fcntl.ioctl(ours, _OPEN_PEER, flags)
+    except OSError:
+        os.close(ours)
+        raise
 
 
 def resize(fd: int, size: Size) -> None:

@@ -11,13 +11,14 @@ import errno
 import os
 import stat
 
-from sandbox import leftovers, renaming
+from sandbox import renaming
 from sandbox.copying import Copier, copy_content
 from sandbox.openat import Refused, real_path
 from sandbox.parts import PLAIN_MODE, Parts
 from sandbox.room import free_bytes, require_room
+from sandbox.staging import Stage
 from sandbox.treelook import survey_tree
-from sandbox.walk import MAX_DEPTH, OPEN_DIRECTORY, Rules, open_directory
+from sandbox.walk import MAX_DEPTH, Rules, open_directory
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def remove(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         os.close(fd)
     os.rmdir(name, dir_fd=parent)
     job.count("removed")
-    _flush(parent)
+    renaming.flush_names(parent)
     return {}
 
 
@@ -98,7 +99,7 @@ def copy_file(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     name, status = spec["name"], os.fstat(source)
     mode = status.st_mode & PLAIN_MODE
     job.count("needed", status.st_size)
-    _require_room(parent, status.st_size, spec["max_file_bytes"], spec["reserve_bytes"])
+    require_fit(parent, status.st_size, spec["max_file_bytes"], spec["reserve_bytes"])
     with Parts() as parts:
         part, hidden = parts.start(parent, name, mode)
         try:
@@ -109,7 +110,7 @@ def copy_file(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
             parts.commit(part, parent, name, hidden=hidden, replace=spec["replace"], mode=mode)
         finally:
             os.close(part)
-    _flush(parent)
+    renaming.flush_names(parent)
     return {"bytes": copied, "files": 1}
 
 
@@ -125,52 +126,20 @@ def copy_tree(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         _require_free_of(obstacles)
     needed = job.counts.get("bytes", 0)
     job.counts = {"needed": needed}  # what was only looked at does not count as copied
-    _require_room(parent, needed, 1 << 62, spec["reserve_bytes"])
-    hidden, top = _stage(parent)
-    try:
+    require_fit(parent, needed, 1 << 62, spec["reserve_bytes"])
+    with Stage(parent) as stage:
         copier = Copier(job, rules, spec)
-        copier.copy(source, top, 0)
-        os.fchmod(top, os.fstat(source).st_mode & PLAIN_MODE)
-        renaming.flush_file_system(top)
-        renaming.rename_to_free_name(parent, hidden, parent, spec["name"])
-    except BaseException:
-        leftovers.empty(top)
-        os.rmdir(hidden, dir_fd=parent)
-        raise
-    finally:
-        os.close(top)
-    _flush(parent)
+        copier.copy(source, stage.fd, 0)
+        os.fchmod(stage.fd, os.fstat(source).st_mode & PLAIN_MODE)
+        stage.commit(spec["name"])
     return {"skipped": copier.skipped}
 
 
-def _stage(parent: int) -> tuple[str, int]:
-    """Make the hidden directory in which a copy grows, locked so that nobody takes it for a leftover."""
-    while True:
-        hidden = leftovers.hidden_name()
-        os.mkdir(hidden, 0o700, dir_fd=parent)
-        fd = os.open(hidden, OPEN_DIRECTORY, dir_fd=parent)
-        if leftovers.own(fd, named=True):
-            return hidden, fd
-        os.close(fd)
-
-
-def _require_room(parent: int, needed: int, limit: int, reserve: int) -> None:
+def require_fit(parent: int, needed: int, limit: int, reserve: int, *, what: str = "it") -> None:
     """Refuse early what cannot end well. Raises: Refused with the numbers, ReserveReached."""
     if needed > limit:
-        raise Refused("too_large", errno.EFBIG, f"it has {needed} bytes and file_limits.max_write_size is {limit}")
+        raise Refused("too_large", errno.EFBIG, f"{what} has {needed} bytes and file_limits.max_write_size is {limit}")
     free = free_bytes(parent)
     if needed > free:
-        raise Refused("no_space", errno.ENOSPC, f"it has {needed} bytes and {free} are free there")
+        raise Refused("no_space", errno.ENOSPC, f"{what} has {needed} bytes and {free} are free there")
     require_room(parent, needed, reserve)
-
-
-def _flush(parent: int) -> None:
-    """Make names in the directory last; where it may not be read they reach the disk with the journal."""
-    try:
-        fd = os.open(f"/proc/self/fd/{parent}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except PermissionError:
-        return
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -47,6 +47,22 @@ def read_entry(pid: int) -> Entry | None:
     return Entry(pid, line[line.rindex(b")") + 2 :].split())
 
 
+def number_inside(pid: int) -> int:
+    """Return the number that a process has in its own pid namespace; 0 when it is gone."""
+    try:
+        fd = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # it ended, or hidepid= hides another user's
+        return 0
+    try:
+        text = os.read(fd, 4096)
+    except OSError:  # it ended after the open
+        return 0
+    finally:
+        os.close(fd)
+    _, _, rest = text.partition(b"\nNSpid:\t")
+    return int(rest.split(b"\n", 1)[0].split()[-1]) if rest else 0
+
+
 def entries() -> Iterator[Entry]:
     """Read every process there is. Not a snapshot: processes come and go meanwhile."""
     for name in os.listdir("/proc"):

@@ -60,9 +60,9 @@ class _Heard:
 class TreeWork:
     """Jobs of one session."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, workers: int = WORKERS) -> None:
         self._exchange = exchange
-        self._limiter = trio.CapacityLimiter(WORKERS)
+        self._limiter = trio.CapacityLimiter(workers)
 
     async def run(
         self,
@@ -73,6 +73,7 @@ class TreeWork:
         *,
         timeout_s: float,
         changes: bool = False,
+        tidy_s: float = TIDY_S,
     ) -> Work:
         """Do one job inside the walls.
 
@@ -81,9 +82,9 @@ class TreeWork:
             asked: what the caller calls the path, for an error's text.
             spec: what that operation reads; its descriptors are *fds*, which stay the caller's.
             timeout_s: seconds after which the work stops.
-            changes: it changes files, and is given a moment to tidy up when it must stop.
+            changes: it changes files, and is given a moment to tidy up when it must stop: *tidy_s* seconds.
         Raises: FileError as the worker refuses.
-        Cancellation: the worker is ended first, within TIDY_S and the exchange's own bound.
+        Cancellation: the worker is ended first, within *tidy_s* and the exchange's own bound.
         """
         async with self._limiter:
             deadline = trio.current_time() + timeout_s
@@ -92,7 +93,7 @@ class TreeWork:
             with socket.socket(fileno=sock_fd) as sock:
                 sock.setblocking(False)
                 heard = _Heard()
-                grace_s = TIDY_S if changes else KERNEL_GRACE_S
+                grace_s = tidy_s if changes else KERNEL_GRACE_S
                 message = {**spec, "op": op, "timeout_s": timeout_s, "grace_s": grace_s}
                 try:
                     with trio.move_on_after(timeout_s + grace_s + ANSWER_GRACE_S):
@@ -101,8 +102,8 @@ class TreeWork:
                     raise WriteFailed(asked, f"{shown(asked)}: {broken}", "EPROTO") from broken
                 finally:
                     sock.close()  # which a worker takes for the wish that it stop
-                    with trio.move_on_after(TIDY_S + 1, shield=True):
-                        await _end(pidfd, tidy_s=TIDY_S if changes and heard.last is None else 0.0)
+                    with trio.move_on_after(tidy_s + 1, shield=True):
+                        await _end(pidfd, tidy_s=tidy_s if changes and heard.last is None else 0.0)
             return _work(asked, heard, late=trio.current_time() > deadline)
 
 

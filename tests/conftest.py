@@ -11,11 +11,17 @@ import functools
 import inspect
 from typing import Any
 
+import hypothesis
 import pytest
 import trio
 from trio.testing import MockClock
 
 TEST_BOUND_S = 30
+# No example has a deadline: on a loaded machine it would say how busy that is, and nothing of the code.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture

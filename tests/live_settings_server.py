@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -31,6 +32,7 @@ from live import (
     running_broker,
 )
 from live_trees import tree
+from live_urls import ask, dial, put_head
 from mcp.client.client import Client
 
 CHANGED_SERVER: Mapping[str, Any] = {
@@ -56,7 +58,12 @@ CHANGED_SERVER: Mapping[str, Any] = {
         "upload_idle": 0.1,
     },
     "output": {"inline_bytes": 4096, "spill_bytes": 1024 * 1024},
-    "transfers": {"max_open": 2, "max_chunk_bytes": 1024},
+    "transfers": {
+        "max_open": 2,
+        "max_chunk_bytes": 1024,
+        "url_ttl_s": 0.2,
+        "public_url": "https://broker.example/base/",
+    },
 }
 SOON_S = 0.2
 CHUNK = base64.b64encode(b"x" * 100).decode()
@@ -370,6 +377,69 @@ async def max_open(brokers: Brokers) -> None:
     assert not (await in_session(brokers.usual, three)).is_error
 
 
+async def open_upload(client: Client, session_id: str) -> Answer:
+    return await ok(client, "open_transfer", session_id=session_id, direction="upload", path="f")
+
+
+async def url_ttl_s(brokers: Brokers) -> None:
+    async def expired(client: Client, session_id: str) -> Answer:
+        up = await open_upload(client, session_id)
+        named = {"session_id": session_id, "transfer_id": up["transfer_id"]}
+        while (answer := await ok(client, "stat_transfer", **named))["state"] == "open":
+            await trio.lowlevel.checkpoint()
+        return answer
+
+    assert (await in_session(brokers.changed, expired))["state"] == "expired"
+    with trio.move_on_after(SOON_S) as waited:
+        await in_session(brokers.usual, expired)
+    assert waited.cancelled_caught
+
+
+async def transfer_idle_s(_: Brokers) -> None:
+    """Its own broker: where URLs expire soon as well, nobody could tell which it was."""
+
+    async def stalled(client: Client, session_id: str) -> Answer:
+        up = await open_upload(client, session_id)
+        with dial(up["url"]) as line:
+            line.sendall(put_head(up["url"], 9) + b"some")
+            told = await trio.to_thread.run_sync(lambda: line.recv(65536))
+        assert told.startswith(b"HTTP/1.1 408")
+        assert b"TRANSFER_STALLED" in told
+        return up
+
+    with running_broker({"transfers": {"idle_s": 0.2}}) as broker:
+        await in_session(broker, stalled)
+
+
+async def max_streams(_: Brokers) -> None:
+    """One request moves bytes, and the next one is one too many."""
+
+    async def two(client: Client, session_id: str) -> Answer:
+        first, second = await open_upload(client, session_id), await open_upload(client, session_id)
+        named = {"session_id": session_id, "transfer_id": first["transfer_id"]}
+        with dial(first["url"]) as line:
+            line.sendall(put_head(first["url"], 9) + b"some")
+            while (await ok(client, "stat_transfer", **named))["state"] == "open":
+                await trio.lowlevel.checkpoint()
+            refused = await ask("PUT", second["url"], b"x")
+            assert (refused.status, refused.code) == (503, "POLICY_RESOURCE_EXCEEDED")
+            line.sendall(b"other")
+            await trio.to_thread.run_sync(lambda: line.recv(65536))
+        while (said := await ask("PUT", second["url"], b"x")).status == 503:
+            await trio.lowlevel.checkpoint()
+        assert said.status == 200
+        return second
+
+    with running_broker({"transfers": {"max_streams": 1}}) as broker:
+        await in_session(broker, two)
+
+
+async def public_url(brokers: Brokers) -> None:
+    usual, changed = await in_both(brokers, open_upload)
+    assert usual["url"].startswith(f"http://127.0.0.1:{brokers.usual.port}/transfers/")
+    assert changed["url"].startswith("https://broker.example/base/transfers/")
+
+
 async def max_chunk_bytes(brokers: Brokers) -> None:
     two_kb = base64.b64encode(b"x" * 2048).decode()
     usual, changed = await in_both(
@@ -405,8 +475,43 @@ async def enable_cgroups(_brokers: Brokers) -> None:
 
 
 async def cgroup_base(_brokers: Brokers) -> None:
-    one, two = [await cgroup_detail({"enable_cgroups": True, "cgroup_base": base}) for base in ("data/a", "data/b")]
+    one, two = [await cgroup_detail({"enable_cgroups": True, "cgroup_base": base}) for base in ("/no/a", "/no/b")]
     assert one != two
+
+
+async def enable_namespaces(_brokers: Brokers) -> None:
+    for value in (True, False):
+        with running_broker({"sandbox": {"enable_namespaces": value}}) as broker:
+            own = await in_session(broker, lambda client, session_id: run(client, session_id, "sh", "-c", "echo $$"))
+            assert (int(own["stdout"]) != own["pid"]) is (value and await has_namespaces(broker))
+
+
+async def private_tmp(_brokers: Brokers) -> None:
+    for value in (True, False):
+        with running_broker({"sandbox": {"private_tmp": value}}, {"allowed_paths": ["~/**", "/tmp/**"]}) as broker:
+            name = f"/tmp/{broker.base.name}.tmp"
+            words = ("sh", "-c", f"echo x > {name}")
+            made = await in_session(broker, lambda client, session_id, words=words: run(client, session_id, *words))
+            assert made["exit_code"] == 0
+            assert os.path.exists(name) is not (value and await has_namespaces(broker))
+            Path(name).unlink(missing_ok=True)
+
+
+async def private_tmp_bytes(_brokers: Brokers) -> None:
+    words = ("sh", "-c", "head -c 2000000 /dev/zero > /tmp/f")
+    for size_bytes in (1 << 20, 4 << 20):
+        with running_broker({"sandbox": {"private_tmp_bytes": size_bytes}}) as broker:
+            if not await has_namespaces(broker):
+                pytest.skip("this machine gives sessions no mounts of their own")
+            filled = await in_session(broker, lambda client, session_id: run(client, session_id, *words))
+            assert (filled["exit_code"] == 0) is (size_bytes > 2_000_000)
+
+
+async def has_namespaces(broker: LiveBroker) -> bool:
+    """Whether sessions have mounts and processes of their own here."""
+    async with connect(broker) as client:
+        layers = (await ok(client, "get_system_info"))["isolation"]
+    return any((each["name"], each["state"]) == ("mount_namespace", "enforced") for each in layers)
 
 
 async def cgroup_detail(sandbox: Mapping[str, object]) -> str:
@@ -417,8 +522,13 @@ async def cgroup_detail(sandbox: Mapping[str, object]) -> str:
                 layers = (await ok(client, "get_system_info"))["isolation"]
     except BrokerFailed as failed:
         return str(failed)
-    detail: str = next(each["detail"] for each in layers if each["name"] == "cgroup")
+    detail: str = cgroup_layer(layers)["detail"]
     return detail
+
+
+def cgroup_layer(layers: list[dict[str, str]]) -> dict[str, str]:
+    """The report on cgroups of an `isolation`."""
+    return next(each for each in layers if each["name"] == "cgroup")
 
 
 ROWS: Mapping[str, Row] = {
@@ -450,8 +560,15 @@ ROWS: Mapping[str, Row] = {
     "server.output.when_full": when_full,
     "server.transfers.max_open": max_open,
     "server.transfers.max_chunk_bytes": max_chunk_bytes,
+    "server.transfers.url_ttl_s": url_ttl_s,
+    "server.transfers.idle_s": transfer_idle_s,
+    "server.transfers.max_streams": max_streams,
+    "server.transfers.public_url": public_url,
     "server.sandbox.unprivileged_user": unprivileged_user,
     "server.sandbox.cgroup_base": cgroup_base,
     "server.sandbox.enable_cgroups": enable_cgroups,
+    "server.sandbox.enable_namespaces": enable_namespaces,
+    "server.sandbox.private_tmp": private_tmp,
+    "server.sandbox.private_tmp_bytes": private_tmp_bytes,
     "server.sandbox.require": at_once(require),
 }

@@ -45,6 +45,10 @@ DESIGN = {
     "move_path": "session_id source destination overwrite timeout_seconds",
     "copy_path": "session_id source destination recursive overwrite timeout_seconds",
     "delete_path": "session_id path recursive confirm timeout_seconds",
+    "open_transfer": "session_id direction path size_bytes sha256 archive",
+    "stat_transfer": "session_id transfer_id",
+    "finish_transfer": "session_id transfer_id",
+    "cancel_transfer": "session_id transfer_id",
     "read_output": "session_id command_id stream cursor max_bytes wait_seconds encoding strip_ansi",
     "write_stdin": "session_id command_id data close",
     "list_commands": "session_id",
@@ -55,7 +59,12 @@ DESIGN = {
 }
 COMMAND_RESULT = (
     "exit_code signal stdout stderr duration_ms pid stdout_truncated stderr_truncated timed_out"
-    " command_id running next_cursor stdout_omitted_bytes stderr_omitted_bytes dropped_bytes"
+    " command_id running next_cursor stdout_omitted_bytes stderr_omitted_bytes dropped_bytes memory_peak_bytes"
+    " cpu_user_ms cpu_system_ms oom_killed killed_by"
+)
+TRANSFER_RESULT = (
+    "transfer_id direction path state bytes_done next_offset size_bytes sha256 expires_at error "
+    "archive_entries left_out_count left_out"
 )
 RESULTS = {
     "create_session": "session_id working_dir created_at idle_timeout_seconds isolation",
@@ -78,6 +87,10 @@ RESULTS = {
     "move_path": "path moved_from",
     "copy_path": "path files_copied bytes_copied skipped_count skipped",
     "delete_path": "path entries_deleted",
+    "open_transfer": "transfer_id url method expires_at curl path size_bytes",
+    "stat_transfer": TRANSFER_RESULT,
+    "finish_transfer": TRANSFER_RESULT,
+    "cancel_transfer": TRANSFER_RESULT,
     "read_output": "data cursor next_cursor total_bytes running exit_code signal dropped_bytes evicted_bytes",
     "write_stdin": "bytes_written waiting_bytes",
     "list_commands": "commands running_count max_concurrent_commands",

@@ -224,6 +224,18 @@ async def input_of_what_has_ended(_: LiveBroker, client: Client, mine: str) -> A
     return await call(client, "write_stdin", session_id=mine, command_id=ended["command_id"], data="x")
 
 
+async def a_transfer_that_is_over(_: LiveBroker, client: Client, mine: str) -> Answer:
+    up = await ok(client, "open_transfer", session_id=mine, direction="upload", path="f")
+    named = {"session_id": mine, "transfer_id": up["transfer_id"]}
+    await ok(client, "cancel_transfer", **named)
+    return await call(client, "finish_transfer", **named)
+
+
+async def a_short_upload(_: LiveBroker, client: Client, mine: str) -> Answer:
+    up = await ok(client, "open_transfer", session_id=mine, direction="upload", path="f", size_bytes=9)
+    return await call(client, "finish_transfer", session_id=mine, transfer_id=up["transfer_id"])
+
+
 PROVOCATIONS: dict[Provoke, str] = {
     unknown_command: "CMD_NOT_FOUND",
     input_of_what_has_ended: "CMD_NOT_TAKEN",
@@ -249,12 +261,18 @@ PROVOCATIONS: dict[Provoke, str] = {
     a_deletion_without_time: "FILE_TIMEOUT",
     unknown_transfer: "TRANSFER_NOT_FOUND",
     a_gap: "TRANSFER_OFFSET_MISMATCH",
+    a_transfer_that_is_over: "TRANSFER_OVER",
+    a_short_upload: "TRANSFER_MISMATCH",
     a_folder_that_went: "FILE_WRITE_ERROR",
     no_such_process: "PROC_NOT_FOUND",
     a_strangers_process: "PROC_ACCESS_DENIED",
     wrong_types: "INVALID_ARGUMENTS",
 }
-IN_TESTS_OF_THEIR_OWN = {"SESSION_EXPIRED", "SESSION_LIMIT_REACHED", "AUDIT_UNAVAILABLE"}
+IN_TESTS_OF_THEIR_OWN = {"SESSION_EXPIRED", "SESSION_LIMIT_REACHED", "AUDIT_UNAVAILABLE"} | {
+    "TRANSFER_BUSY",  # these in test_live_transfers.py, and in the rows of live_settings_server.py
+    "TRANSFER_STALLED",
+    "TRANSFER_UNAVAILABLE",
+}
 NOT_FROM_OUTSIDE = {"SYSTEM_INTERNAL_ERROR"}  # a bug of ours; the gateway's own tests make one
 
 
@@ -306,8 +324,11 @@ async def test_an_idle_session_expires_and_says_so(limited: LiveBroker) -> None:
 
 
 def spares(broker: LiveBroker) -> set[psutil.Process]:
-    """Processes that belong to no session: children of the broker itself that have no child."""
-    return {each for each in broker.family() if each.ppid() == broker.process.pid and not each.children()}
+    """Processes that belong to no session: children of the broker itself that have at most an idle process 1."""
+    idle = {each for each in broker.family() if not each.children()}
+    mine = {each for each in broker.family() if each.ppid() == broker.process.pid}
+    found = {each for each in mine if set(each.children()) <= idle and len(each.children()) <= 1}
+    return found | {child for each in found for child in each.children()}
 
 
 async def test_one_session_more_than_allowed_is_refused(limited: LiveBroker) -> None:

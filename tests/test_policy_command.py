@@ -31,9 +31,15 @@ def policy_of(commands: Mapping[str, CommandRule]) -> Policy:
         blocked_paths=(),
         denied_env=(),
         file_limits=FileLimits(
-            max_read_size=1, max_write_size=1, max_session_bytes=1, min_free_bytes=0, blocked_extensions=()
+            max_read_size=1,
+            max_write_size=1,
+            max_session_bytes=1,
+            min_free_bytes=0,
+            archive_max_entries=1,
+            archive_max_bytes=1,
+            blocked_extensions=(),
         ),
-        resource_limits=ResourceLimits(memory_max=1, pids_max=1, file_size_max=1, open_files_max=1),
+        resource_limits=ResourceLimits(memory_max=1, memory_swap_max=0, pids_max=1, file_size_max=1, open_files_max=1),
     )
 
 
@@ -223,7 +229,8 @@ def test_explain_says_what_would_run() -> None:
         "reason:    Command 'python3' runs only when it is confirmed: ask the person you work for, then repeat "
         "the call with confirm: true.\n"
         "runs:      /usr/bin/python3 with argv ['python3', '-c', 'a\\nb']\n"
-        "may start: any program that its session may execute"
+        "may start: any program that its session may execute\n"
+        "network:   denied"
     )
 
 

@@ -15,9 +15,15 @@ POLICY = Policy(
     blocked_paths=(),
     denied_env=("SECRET_*",),
     file_limits=FileLimits(
-        max_read_size=1, max_write_size=1, max_session_bytes=1, min_free_bytes=0, blocked_extensions=()
+        max_read_size=1,
+        max_write_size=1,
+        max_session_bytes=1,
+        min_free_bytes=0,
+        archive_max_entries=1,
+        archive_max_bytes=1,
+        blocked_extensions=(),
     ),
-    resource_limits=ResourceLimits(memory_max=1, pids_max=1, file_size_max=1, open_files_max=1),
+    resource_limits=ResourceLimits(memory_max=1, memory_swap_max=0, pids_max=1, file_size_max=1, open_files_max=1),
 )
 USER = User(name="ann", home="/home/ann")
 

@@ -12,6 +12,7 @@ import shutil
 import signal
 import tempfile
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -27,9 +28,20 @@ from sandbox.programs import resolve_program
 from sandbox.users import choose_user
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
-SETTINGS = SandboxSettings(unprivileged_user="", cgroup_base="data/cgroup", enable_cgroups=False, require=())
+    from sandbox.spaces import NetworkUse
+
+SETTINGS = SandboxSettings(
+    unprivileged_user="",
+    cgroup_base="data/cgroup",
+    enable_cgroups=False,
+    enable_namespaces=True,
+    private_tmp=False,
+    private_tmp_bytes=1 << 28,
+    require=(),
+)
+CAPABILITIES = capabilities.probe()
 PROGRAMS = (
     "/bin/sh",
     "/bin/true",
@@ -42,8 +54,10 @@ PROGRAMS = (
 )
 LIMITS = Limits(memory_max_bytes=1 << 30, pids_max=256, file_size_max_bytes=1 << 30, open_files_max=512)
 AS_ROOT = os.geteuid() == 0
-ABI = capabilities.probe().landlock_abi
+ABI = CAPABILITIES.landlock_abi
 
+PLAIN: Mapping[str, Any] = MappingProxyType({"enable_namespaces": False})  # settings of a host that has none
+needs_namespaces = pytest.mark.skipif(not CAPABILITIES.namespaces.present, reason=CAPABILITIES.namespaces.detail)
 needs_root = pytest.mark.skipif(not AS_ROOT, reason="only root can become somebody else")
 needs_landlock = pytest.mark.skipif(ABI < 1, reason="this kernel has no Landlock")
 needs_signal_scope = pytest.mark.skipif(ABI < 6, reason=f"Landlock ABI 6 scopes signals, here is {ABI}")
@@ -89,7 +103,7 @@ def session_home() -> Iterator[tuple[SessionUser, str]]:
     top = Path(tempfile.mkdtemp(prefix="sandbox-test-"))
     top.chmod(0o755)
     try:
-        user = choose_user(SETTINGS, top, capabilities.probe())
+        user = choose_user(SETTINGS, top, CAPABILITIES)
         home = top / "home"
         home.mkdir(mode=0o700, exist_ok=True)
         if AS_ROOT:
@@ -99,8 +113,9 @@ def session_home() -> Iterator[tuple[SessionUser, str]]:
         shutil.rmtree(top)
 
 
-def plan_for(abi: int = ABI) -> Plan:
-    return make_plan(attrs.evolve(capabilities.probe(), landlock_abi=abi, landlock_detail=f"ABI {abi}"), SETTINGS)
+def plan_for(abi: int = ABI, *, network: NetworkUse = "none", **settings: Any) -> Plan:
+    capabilities = attrs.evolve(CAPABILITIES, landlock_abi=abi, landlock_detail=f"ABI {abi}")
+    return make_plan(capabilities, attrs.evolve(SETTINGS, **settings), network=network)
 
 
 def walls_for(user: SessionUser, home: str, **fields: Any) -> Walls:
@@ -120,10 +135,10 @@ def walls_for(user: SessionUser, home: str, **fields: Any) -> Walls:
 
 
 @contextlib.asynccontextmanager
-async def open_world(*, abi: int = ABI, **walls_fields: Any) -> AsyncIterator[World]:
+async def open_world(*, plan: Plan | None = None, abi: int = ABI, **walls_fields: Any) -> AsyncIterator[World]:
     with session_home() as (user, home):
         walls = walls_for(user, home, **walls_fields)
-        async with open_launcher(plan_for(abi)) as launcher, launcher.open_init(walls) as init:
+        async with open_launcher(plan or plan_for(abi)) as launcher, launcher.open_init(walls) as init:
             yield World(launcher=launcher, init=init, walls=walls)
 
 
@@ -181,8 +196,9 @@ async def test_an_init_is_born_and_reports_every_layer() -> None:
         states = {layer.name: layer.state for layer in world.init.layers}
         assert tuple(states) == LAYERS
         assert states["user"] == states["no_new_privs"] == "enforced"
-        assert states["seccomp"] == ("enforced" if capabilities.probe().seccomp.present else "unavailable")
-        assert states["cgroup"] == states["pid_namespace"] == "unavailable"
+        assert states["seccomp"] == ("enforced" if CAPABILITIES.seccomp.present else "unavailable")
+        assert states["cgroup"] == "unavailable"
+        assert states["pid_namespace"] == ("enforced" if CAPABILITIES.namespaces.present else "unavailable")
         assert all(layer.detail for layer in world.init.layers)
 
 
@@ -206,7 +222,7 @@ async def test_an_older_kernel_is_reported_as_what_it_gives(abi: int, landlock: 
 def test_a_required_layer_that_cannot_be_had_refuses_the_start() -> None:
     settings = attrs.evolve(SETTINGS, require=("landlock",))
     with pytest.raises(Refused, match="'landlock' is required") as caught:
-        make_plan(attrs.evolve(capabilities.probe(), landlock_abi=0, landlock_detail="none"), settings)
+        make_plan(attrs.evolve(CAPABILITIES, landlock_abi=0, landlock_detail="none"), settings)
     assert caught.value.layer == "landlock"
 
 

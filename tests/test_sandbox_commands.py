@@ -68,7 +68,8 @@ async def test_a_command_leads_a_session_and_starts_with_clean_signals() -> None
     assert masks == [0, 0, 0]
     assert (status["NoNewPrivs"].strip(), status["Umask"].strip()) == ("1", "0022")
     _, group, session = ended.stdout.data.rsplit(b") ", 1)[1].split()[1:4]
-    assert int(group) == int(session) == ended.pid
+    own_number = int(status["NSpid"].split()[-1])
+    assert int(group) == int(session) == own_number
 
 
 async def test_the_user_is_dropped_for_good() -> None:
@@ -242,7 +243,7 @@ async def test_a_process_of_the_session_can_be_signalled_and_no_other() -> None:
 
 
 def keepers_of(world: World) -> list[int]:
-    return [entry.pid for entry in trees.descendants(world.init.pid) if entry.parent == world.init.pid]
+    return [entry.pid for entry in trees.descendants(world.init.pid) if entry.parent == world.init.first_pid]
 
 
 @pytest.mark.bounded(60)
@@ -250,10 +251,11 @@ async def test_many_commands_leave_everything_as_it_was() -> None:
     async with open_world() as world:
         for _ in range(30):
             await world.run("/bin/true")
-        before = (stray_fds(world), threading.active_count())
+        before, threads = stray_fds(world), threading.active_count()
         for _ in range(400):
             assert (await world.run("/bin/true", stdin=b"x")).how == Exited(0)
-        assert (stray_fds(world), threading.active_count()) == before
+        assert stray_fds(world) == before
+        assert threading.active_count() <= threads  # an idle one may have ended meanwhile
         assert len(everything_below(world.init)) <= 10  # init, opener, two keepers or three, and their leaders
 
 

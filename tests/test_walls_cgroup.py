@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox import cgroup_base
 from sandbox.cgroup import CgroupFault, Group, is_cgroup2
 from sandbox.cgroup_base import Mount, NoCgroup, cgroup2_mounts, directory_of, find_base, own_group
-from sandbox.cgroup_values import GroupLimits, read_flat
+from sandbox.cgroup_chores import Chores
+from sandbox.cgroup_layer import look
+from sandbox.cgroup_values import GroupLimits, read_flat, shown_size
+from sandbox.plan import SandboxSettings
+
+
+def settings(**fields: object) -> SandboxSettings:
+    given = {"unprivileged_user": "", "cgroup_base": "data/cgroup", "enable_cgroups": True, "require": ()}
+    unused = {"enable_namespaces": False, "private_tmp": False, "private_tmp_bytes": 1 << 28}
+    return SandboxSettings(**(given | unused | fields))  # type: ignore[arg-type]
+
 
 PURE = "35 24 0:31 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 HYBRID = (
@@ -82,6 +94,45 @@ def test_limits_are_said_as_the_kernel_says_them_back() -> None:
     )
 
 
+WIDE = GroupLimits(memory_max_bytes=100, swap_max_bytes=0, pids_max=5, io_weight=7)
+
+
+@pytest.mark.parametrize(
+    ("override", "beyond"),
+    [
+        (WIDE, False),
+        (GroupLimits(), False),
+        (GroupLimits(memory_max_bytes=99, pids_max=1, io_weight=9000), False),
+        (GroupLimits(cpu_max_cores=64), False),  # the session may use all processors
+        (GroupLimits(memory_max_bytes=101), True),
+        (GroupLimits(swap_max_bytes=1), True),
+    ],
+)
+def test_a_session_is_widened_only_where_an_override_goes_beyond_it(override: GroupLimits, *, beyond: bool) -> None:
+    assert override.beyond(WIDE) is beyond
+    assert (WIDE.widened(override) != WIDE) is beyond
+
+
+def test_a_widened_session_keeps_what_is_wider_already() -> None:
+    widened = WIDE.widened(GroupLimits(memory_max_bytes=300, pids_max=2))
+    assert (widened.memory_max_bytes, widened.pids_max, widened.io_weight) == (300, 5, 7)
+    roomy = widened.with_room(10, 3)
+    assert (roomy.memory_max_bytes, roomy.pids_max, roomy.swap_max_bytes) == (310, 8, 0)
+    assert GroupLimits().with_room(10, 3) == GroupLimits()
+
+
+def test_a_command_gets_time_and_disk_of_its_own_only_where_it_differs_from_the_session() -> None:
+    session = GroupLimits(cpu_max_cores=1.5, io_weight=50, pids_max=9)
+    assert session.without_shared(session) == GroupLimits(pids_max=9)
+    own = GroupLimits(cpu_max_cores=0.5, io_weight=50).without_shared(session)
+    assert (own.cpu_max_cores, own.io_weight) == (0.5, None)
+
+
+@pytest.mark.parametrize(("size_bytes", "shown"), [(512 << 20, "512 MiB"), (3 << 19, "1.5 MiB")])
+def test_sizes_are_shown_in_mib(size_bytes: int, shown: str) -> None:
+    assert shown_size(size_bytes) == shown
+
+
 def test_no_limit_writes_nothing() -> None:
     assert GroupLimits().files() == ()
 
@@ -114,7 +165,7 @@ def test_a_plain_directory_is_no_cgroup_whatever_lies_in_it(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("configured", "why"),
-    [("data/cgroup", "absolute"), ("/nonexistent", "no cgroup v2"), ("/proc/self/cgroup", "no cgroup")],
+    [("/nonexistent", "no cgroup v2"), ("/proc/self/cgroup", "no cgroup")],
 )
 def test_a_base_that_is_none_is_refused_with_its_reason(configured: str, why: str) -> None:
     with pytest.raises(NoCgroup, match=why) as caught:
@@ -130,3 +181,38 @@ def test_a_hybrid_machine_is_told_what_is_missing() -> None:
         find_base(mounts[0].point)
     assert caught.value.path == mounts[0].point
     assert os.path.isabs(caught.value.path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (settings(enable_cgroups=False), "sandbox.enable_cgroups"),
+        (settings(cgroup_base="/proc"), "no cgroup v2 directory.*Delegate=yes.*sandbox.cgroup_base"),
+    ],
+)
+def test_a_cgroup_layer_that_is_not_there_says_why_and_what_to_do(settings: SandboxSettings, said: str) -> None:
+    place = look(settings, frozenset())
+    assert place.base is None
+    assert place.report.state == "unavailable"
+    assert re.search(said, place.report.detail)
+
+
+def test_the_customers_relative_base_means_that_a_place_is_looked_for() -> None:
+    assert "'data/cgroup' is no absolute path, so a place was looked for" in look(settings(), frozenset()).report.detail
+    assert "looked for" not in look(settings(cgroup_base=""), frozenset()).report.detail
+
+
+async def test_chores_are_done_in_order_and_told_in_the_loop() -> None:
+    chores, done = Chores(), []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(chores.work_off)
+        for number in range(3):
+            chores.soon(lambda number=number: number * 10, done.append)
+        await chores.settled()
+        assert done == [0, 10, 20]
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):  # sessions that are being cancelled still need theirs
+            chores.soon(lambda: 30, done.append)
+            await chores.settled()
+        chores.stop()
+    assert done == [0, 10, 20, 30]

@@ -81,10 +81,14 @@ async def a_tree() -> AsyncIterator[Tree]:
 
 
 @contextlib.contextmanager
-def python(code: str) -> Iterator[subprocess.Popen[bytes]]:
+def python(code: str, pass_fds: tuple[int, ...] = ()) -> Iterator[subprocess.Popen[bytes]]:
     """A process that has said that it is ready, and goes on when it gets a byte."""
     child = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", READY + code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        [sys.executable, "-I", "-S", "-c", READY + code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        pass_fds=pass_fds,
     )
     assert child.stdin
     assert child.stdout
@@ -132,31 +136,8 @@ async def test_a_tree_is_made_and_leaves_nothing() -> None:
 
 async def test_limits_hold_what_was_written() -> None:
     async with a_tree() as tree, tree.open_session(LIMITS) as session:
-        for name, value in LIMITS.files():
+        for name, value in LIMITS.with_room(cgroup_tree.OWN_MEMORY_BYTES, cgroup_tree.OWN_PIDS).files():
             assert session.group.read(name).strip() == value
-
-
-async def test_more_memory_than_allowed_ends_the_command_and_says_so() -> None:
-    limits = GroupLimits(memory_max_bytes=MEMORY_BYTES, swap_max_bytes=0, kill_together=True)
-    async with a_tree() as tree, tree.open_session(LIMITS) as session:
-        await session.settle()
-        async with session.open_command(limits) as command:
-            with python(allocate(MEMORY_BYTES * 2)) as child:
-                command.join(child.pid)
-                go(child)
-                assert await code_of(child) == -9
-            usage = command.usage()
-            assert usage.oom_kills >= 1
-            assert usage.memory_peak_bytes is None or usage.memory_peak_bytes <= MEMORY_BYTES
-        async with session.open_command(GroupLimits()) as command:
-            with python(allocate(MEMORY_BYTES * 2)) as child:  # the control: the session allows it
-                command.join(child.pid)
-                go(child)
-                assert await code_of(child) == 0
-            usage = command.usage()
-            assert usage.oom_kills == 0
-            assert usage.memory_peak_bytes is None or usage.memory_peak_bytes > MEMORY_BYTES
-            assert usage.cpu_us > 0
 
 
 async def test_a_plain_kill_is_no_oom() -> None:
@@ -168,27 +149,48 @@ async def test_a_plain_kill_is_no_oom() -> None:
         assert session.group.usage().oom_kills == 0
 
 
-async def test_siblings_die_together_when_memory_runs_out() -> None:
-    limits = GroupLimits(memory_max_bytes=MEMORY_BYTES, swap_max_bytes=0, kill_together=True)
+async def test_who_gets_the_way_in_enters_by_itself_and_siblings_die_together_when_memory_runs_out() -> None:
+    limits = GroupLimits(memory_max_bytes=MEMORY_BYTES, swap_max_bytes=0)
+    enter = "import os; os.write({entry}, b'0'); os.close({entry}); print('in', flush=True); sys.stdin.read(1); "
     async with a_tree() as tree, tree.open_session(LIMITS) as session:
         await session.settle()
-        async with session.open_command(limits) as command:
-            with python("sys.stdin.read(1)") as sibling, python(allocate(MEMORY_BYTES * 2)) as greedy:
-                for child in (sibling, greedy):
-                    command.join(child.pid)
-                go(greedy)
-                assert (await code_of(greedy), await code_of(sibling)) == (-9, -9)
+        leaf = session.make_leaf(limits)
+        code = enter.format(entry=leaf.entry)
+        with (
+            python(code, pass_fds=(leaf.entry,)) as sibling,
+            python(code + allocate(MEMORY_BYTES * 2), pass_fds=(leaf.entry,)) as greedy,
+        ):
+            leaf.close_entry()
+            for child in (sibling, greedy):
+                go(child)
+                assert await line_of(child) == "in"
+            assert sorted(leaf.group.pids()) == sorted([sibling.pid, greedy.pid])
+            go(greedy)
+            assert (await code_of(greedy), await code_of(sibling)) == (-9, -9)
+        used = leaf.usage()
+        assert used is not None
+        assert (used.oom_killed, used.killed_by) == (True, f"memory limit {MEMORY_BYTES >> 20} MiB reached")
+        assert used.cpu_user_ms + used.cpu_system_ms > 0
+
+
+async def test_no_leaf_is_made_in_a_session_that_ends() -> None:
+    async with a_tree() as tree:
+        async with tree.open_session(LIMITS) as session:
+            await session.settle()
+        with pytest.raises(CgroupFault, match="the session is ending"):
+            session.make_leaf(LIMITS)
 
 
 async def test_processes_are_counted() -> None:
-    async with a_tree() as tree, tree.open_session(GroupLimits(pids_max=16)) as session:
+    async with a_tree() as tree, tree.open_session(LIMITS) as session:
+        await session.settle()
+        leaf = session.make_leaf(GroupLimits(pids_max=16))
+        leaf.close_entry()
         with python(BOMB) as child:
-            await session.join(child.pid)
+            leaf.group.join(child.pid)
             go(child)
             assert await code_of(child) == 3
-        assert session.group.usage().forks_refused >= 1
-        session.group.kill()
-        await session.group.wait_empty()
+        assert leaf.group.usage().forks_refused >= 1
 
 
 async def test_processor_time_is_throttled() -> None:
@@ -249,31 +251,6 @@ async def test_a_cancelled_session_leaves_no_group() -> None:
         assert not exists(path)
 
 
-async def test_a_command_that_leaves_daemons_keeps_its_group_until_the_session_ends() -> None:
-    async with a_tree() as tree, tree.open_session(LIMITS) as session:
-        await session.settle()
-        with python("sys.stdin.read(1)") as child:
-            async with session.open_command(GroupLimits()) as command:
-                command.join(child.pid)
-            assert exists(command.path)
-        async with session.open_command(GroupLimits()) as command:
-            path = command.path
-        assert not exists(path)
-
-
-async def test_a_limit_above_that_of_the_session_does_not_widen_it() -> None:
-    async with (
-        a_tree() as tree,
-        tree.open_session(GroupLimits(memory_max_bytes=MEMORY_BYTES, swap_max_bytes=0)) as session,
-    ):
-        await session.settle()
-        async with session.open_command(GroupLimits(memory_max_bytes=1 << 30)) as command:
-            with python(allocate(MEMORY_BYTES * 2)) as child:
-                command.join(child.pid)
-                go(child)
-                assert await code_of(child) == -9
-
-
 async def test_a_gone_process_cannot_join() -> None:
     async with a_tree() as tree, tree.open_session(LIMITS) as session:
         with python("") as child:
@@ -298,7 +275,7 @@ async def test_a_session_sees_its_own_groups_and_their_limits_only() -> None:
     assert own == "0::/init"
     assert "init" in names
     assert "cgroup.controllers" in names
-    assert int(limit) == LIMITS.memory_max_bytes
+    assert int(limit) == LIMITS.with_room(cgroup_tree.OWN_MEMORY_BYTES, 0).memory_max_bytes
     assert wrote == errno.EROFS
 
 

@@ -108,12 +108,17 @@ class Download:
 
     def got(self, read: Read, outcome: Outcome) -> HashRest | Answer | Changed:
         """Report *read* performed."""
+        if not self.took(read, outcome):
+            return Changed()
+        return self.rest() if read.offset + read.length == self.identity.size_bytes else Answer()
+
+    def took(self, read: Read, outcome: Outcome) -> bool:
+        """Report *read* performed, of a stream that asks for the `rest` itself; False when the file changed."""
         if outcome.length < read.length or not self.recognises(outcome.identity):
             self.is_changed = True
-            return Changed()
-        end = read.offset + read.length
-        self._advance(read.hash_from, end, outcome.digest)
-        return self._last() if end == self.identity.size_bytes else Answer()
+            return False
+        self._advance(read.hash_from, read.offset + read.length, outcome.digest)
+        return True
 
     def hashed(self, rest: HashRest, outcome: Outcome) -> HashRest | Answer | Changed:
         """Report a piece of the rest hashed."""
@@ -121,7 +126,7 @@ class Download:
             self.is_changed = True
             return Changed()
         self._advance(rest.hash_from, rest.hash_from + rest.length, outcome.digest)
-        return self._last()
+        return self.rest()
 
     def recognises(self, identity: Identity) -> bool:
         """Whether *identity* is still the file's; asked of every chunk, and when it is opened once more."""
@@ -132,7 +137,8 @@ class Download:
             self._hashed_bytes = end
             self._digest = digest
 
-    def _last(self) -> HashRest | Answer:
+    def rest(self) -> HashRest | Answer:
+        """Say what is to be hashed yet, or the SHA-256 of the whole file."""
         missing_bytes = self.identity.size_bytes - self._hashed_bytes
         if missing_bytes == 0:
             return Answer(sha256=self._digest.hexdigest())

@@ -20,7 +20,15 @@ import trio
 from transfers import disk
 from transfers.digest import Digest
 from transfers.quota import Quota
-from transfers.refusals import NoRoom, OffsetMismatch, TooLarge, TransferError, UploadLost
+from transfers.refusals import (
+    DigestMismatch,
+    NoRoom,
+    OffsetMismatch,
+    SizeMismatch,
+    TooLarge,
+    TransferError,
+    UploadLost,
+)
 from transfers.upload import Answer, Commit, Refuse, State, Step, Sync, Upload, Verify, Why, Write
 
 T = TypeVar("T")
@@ -83,6 +91,7 @@ class Part:
 
     path: str
     used_at: float
+    idle_s: float
     upload: Upload
     _destination: Destination
     _quota: Quota
@@ -209,6 +218,11 @@ class Part:
             return UploadLost(self.path, self.upload.why_lost)
         if refuse.why is Why.TOO_LARGE:
             return TooLarge("upload", offset + length, self.upload.max_bytes)
+        if refuse.why is Why.DIGEST:
+            return DigestMismatch(self.path, self.upload.sha256_so_far, self.upload.declared.sha256)
+        if refuse.why in {Why.BEYOND, Why.SHORT}:
+            declared = self.upload.declared.size_bytes
+            return SizeMismatch(self.path, offset + length, declared, refuse.expected_offset)
         return OffsetMismatch(offset, refuse.expected_offset, refuse.why.value)
 
 

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 
 class TransferError(Exception):
-    """Something a client asked of a transfer that cannot be done. Never raised itself."""
+    """Something a client asked of a transfer that cannot be done. Never raised itself.
+
+    `is_final`: the transfer is over by it; after any other it can go on.
+    """
+
+    is_final = False
 
 
 class TransferNotFound(TransferError):
-    """No such upload here: never opened, expired, or another session's (which is told the same)."""
+    """No such transfer here: never opened, expired, or another session's (which is told the same)."""
+
+    is_final = True
 
     def __init__(self, transfer_id: str) -> None:
         super().__init__(
-            f"no upload {transfer_id!r} in this session: it may have expired, or its result is too old; "
-            "start again without transfer_id at chunk_offset 0"
+            f"no transfer {transfer_id!r} in this session: it may have expired, or its result is too old; "
+            "start again (upload_file: without transfer_id at chunk_offset 0)"
         )
         self.transfer_id = transfer_id
 
@@ -104,14 +111,67 @@ class UploadLost(TransferError):
     The one exception: when *why* says that the file system did not answer while the file was being replaced.
     """
 
+    is_final = True
+
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"the upload to {path!r} was lost ({why}); start again at chunk_offset 0")
         self.path = path
         self.why = why
 
 
+class SizeMismatch(TransferError):
+    """The upload has more or fewer bytes than were declared; what was received is kept."""
+
+    def __init__(self, path: str, size_bytes: int, declared_bytes: int | None, expected_offset: int) -> None:
+        super().__init__(
+            f"the upload to {path!r} would have {size_bytes} bytes, and {declared_bytes} were declared; "
+            f"{expected_offset} are kept, go on behind them or cancel it"
+        )
+        self.path = path
+        self.size_bytes = size_bytes
+        self.declared_bytes = declared_bytes
+        self.expected_offset = expected_offset
+
+
+class DigestMismatch(TransferError):
+    """The upload has other bytes than were declared; it was discarded."""
+
+    is_final = True
+
+    def __init__(self, path: str, sha256: str, declared_sha256: str | None) -> None:
+        super().__init__(
+            f"the SHA-256 of the upload to {path!r} is {sha256}, and {declared_sha256} was declared; it was discarded "
+            "and the destination is as it was: open another transfer"
+        )
+        self.path = path
+        self.sha256 = sha256
+        self.declared_sha256 = declared_sha256
+
+
+class TransferBusy(TransferError):
+    """Another request is using the transfer."""
+
+    def __init__(self, transfer_id: str) -> None:
+        super().__init__(f"another request is at work on transfer {transfer_id!r}: wait until it ends, then ask again")
+        self.transfer_id = transfer_id
+
+
+class TransferOver(TransferError):
+    """The transfer has ended; *state* says how."""
+
+    is_final = True
+
+    def __init__(self, transfer_id: str, state: str, why: str) -> None:
+        super().__init__(f"transfer {transfer_id!r} is {state}{why and f' ({why})'}; open another one")
+        self.transfer_id = transfer_id
+        self.state = state
+        self.why = why
+
+
 class SourceChanged(TransferError):
     """The file changed while it was downloaded; chunks from before and after would not fit together."""
+
+    is_final = True
 
     def __init__(self, path: str) -> None:
         super().__init__(f"{path!r} changed while it was downloaded; start again at offset 0")
@@ -127,6 +187,15 @@ class SourceUnreadable(TransferError):
         self.why = why
 
 
+class ArchiveTooLarge(TransferError):
+    """The directory holds more than an archive may."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path!r} is too much for one archive ({why}); transfer a directory in it instead")
+        self.path = path
+        self.why = why
+
+
 class UnsizedSource(TransferError):
     """The file says it is empty and yet yields bytes, as files of /proc and /sys do."""
 
@@ -137,6 +206,8 @@ class UnsizedSource(TransferError):
 
 class TransfersClosed(TransferError):
     """The session is ending; its transfers are gone."""
+
+    is_final = True
 
     def __init__(self) -> None:
         super().__init__("the session is ending and its transfers are discarded")

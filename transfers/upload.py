@@ -22,6 +22,7 @@ from collections import deque
 
 import attrs
 
+from transfers.declared import Declared
 from transfers.digest import Digest, advanced, new_digest
 
 REMEMBERED_CHUNKS = 16
@@ -49,6 +50,9 @@ class Why(enum.Enum):
     OVER = "came after the last one"
     TOO_LARGE = "exceeds the size limit"
     LOST = "came after the upload was lost"
+    BEYOND = "goes beyond the declared size"
+    SHORT = "is called the last, and bytes are missing"
+    DIGEST = "completes other bytes than were declared"
 
 
 @attrs.frozen(kw_only=True)
@@ -123,9 +127,10 @@ class _Received:
 
 @attrs.define(eq=False, kw_only=True)
 class Upload:
-    """The upload of one file of at most *max_bytes* bytes."""
+    """The upload of one file of at most *max_bytes* bytes, which must be what was *declared*."""
 
     max_bytes: int
+    declared: Declared = attrs.field(factory=Declared)
     state: State = attrs.field(default=State.READY, init=False)
     received_bytes: int = attrs.field(default=0, init=False)
     why_lost: str = attrs.field(default="", init=False)
@@ -137,6 +142,11 @@ class Upload:
     def is_over(self) -> bool:
         """Whether no chunk can change anything any more."""
         return self.state in {State.COMPLETE, State.BROKEN}
+
+    @property
+    def sha256_so_far(self) -> str:
+        """The SHA-256 of what was received, hexadecimal."""
+        return self._digest.hexdigest()
 
     def offer(self, offset: int, data: bytes, *, is_last: bool) -> Step:
         """Take a chunk in: the next one, a repeated one, or one that does not fit."""
@@ -220,6 +230,8 @@ class Upload:
             return self._refuse(Why.OVER) if data else self._answer()
         if self.received_bytes + len(data) > self.max_bytes:
             return self._refuse(Why.TOO_LARGE)
+        if not self.declared.has_room(self.received_bytes + len(data)):
+            return self._refuse(Why.BEYOND)
         if not data:
             return self._finish() if is_last else self._answer()
         self.state = State.WRITING
@@ -233,11 +245,16 @@ class Upload:
         return self._refuse(Why.OVERLAP)
 
     def _finish(self) -> Step:
+        if self.declared.is_short(self.received_bytes):
+            return self._refuse(Why.SHORT)
+        if self.declared.contradicts(self._digest):
+            self.lost(f"its SHA-256 is {self.sha256_so_far}, and {self.declared.sha256} was declared")
+            return self._refuse(Why.DIGEST)
         self.state = State.SYNCING
         return Sync()
 
     def _answer(self) -> Answer:
-        sha256 = self._digest.hexdigest() if self.state is State.COMPLETE else None
+        sha256 = self.sha256_so_far if self.state is State.COMPLETE else None
         return Answer(received_bytes=self.received_bytes, sha256=sha256)
 
     def _refuse(self, why: Why) -> Refuse:

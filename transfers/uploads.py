@@ -11,6 +11,7 @@ from collections.abc import Callable
 import attrs
 import trio
 
+from transfers.declared import Declared
 from transfers.part import DISCARD_BOUND_S, Destination, Discarded, Part, Progress
 from transfers.quota import Quota
 from transfers.refusals import PathMismatch, TooLarge, TooManyTransfers, TransferNotFound, TransfersClosed
@@ -45,10 +46,13 @@ class Uploads:
         data: bytes,
         is_last: bool,
         limit_bytes: int | None = None,
+        declared: Declared | None = None,
+        idle_s: float | None = None,
     ) -> Progress:
         """Open an upload to *path* with its first chunk; all further ones must name the same *path*, byte for byte.
 
-        *limit_bytes* is a narrower limit than `max_upload_bytes` for this file, if the caller has one.
+        *limit_bytes* is a narrower limit than `max_upload_bytes` for this file, if the caller has one; *idle_s*
+        replaces `upload_idle_s` for it.
 
         Raises:
             TooManyTransfers, TooLarge, OffsetMismatch, QuotaExceeded, NoRoom, UploadLost, TransfersClosed: nothing is
@@ -58,11 +62,12 @@ class Uploads:
         Cancellation: the part file is discarded (at most DISCARD_BOUND_S seconds), since the client never
             learned the transfer_id; only a replacement that has begun is finished.
         """
-        part = self._new_part(path, destination, limit_bytes)
+        part = self._new_part(path, destination, limit_bytes, declared, idle_s)
         answered = False
         try:
             await self.sweep()
             self._admit(part)
+            self._require_chunk(data)
             progress = await self._take(part, offset, data, is_last=is_last)
             answered = True
         finally:
@@ -82,24 +87,54 @@ class Uploads:
         Cancellation: a chunk that is being written is written, and counts; a replacement that has begun is
             finished (at most COMMIT_BOUND_S seconds). Repeating the chunk tells how it went.
         """
-        part = self._parts.get(transfer_id)
-        if part is None:
-            raise TransfersClosed if self._closed else TransferNotFound(transfer_id)
+        part = self._part(transfer_id)
         if part.path != path:
             raise PathMismatch(transfer_id, path, part.path)
+        self._require_chunk(data)
         return await self._take(part, offset, data, is_last=is_last)
+
+    async def append(self, transfer_id: str, *, offset: int, data: bytes) -> Progress:
+        """Take the next bytes of a stream: as `resume`, for who holds the transfer and cuts the pieces himself."""
+        return await self._take(self._part(transfer_id), offset, data, is_last=False)
+
+    async def finish(self, transfer_id: str) -> Progress:
+        """Put the file in place with what was received; as `resume` with an empty last chunk, and repeatable.
+
+        Raises:
+            SizeMismatch: bytes are missing; what was received is kept.
+            DigestMismatch: it is not what was declared; the upload is over.
+        """
+        part = self._part(transfer_id)
+        return await self._take(part, None, b"", is_last=True)
+
+    def received_bytes(self, transfer_id: str) -> int:
+        """How far an upload is. Raises: TransferNotFound, TransfersClosed."""
+        return self._part(transfer_id).upload.received_bytes
+
+    async def discard(self, transfer_id: str, why: str) -> None:
+        """Give an upload up; one that is over, or not known, needs nothing.
+
+        Cancellation: shielded, at most DISCARD_BOUND_S seconds once its chunk under way has ended.
+        """
+        part = self._parts.get(transfer_id)
+        if part is None or part.upload.is_over:
+            return
+        async with part.turn:
+            self._parts.pop(transfer_id, None)
+            with trio.move_on_after(DISCARD_BOUND_S, shield=True):
+                await part.put_away(why)
 
     async def sweep(self) -> None:
         """Discard uploads without a chunk for `upload_idle_s`; forget the results of ended ones as old.
 
         Every `begin` does this first; the session does it on a timer, so that abandoned ones free their disk.
         """
-        horizon = self._clock() - self._settings.upload_idle_s
-        for part in [p for p in self._parts.values() if p.used_at <= horizon]:
+        now = self._clock()
+        for part in [p for p in self._parts.values() if p.used_at + p.idle_s <= now]:
             if not part.turn.locked():
                 self._parts.pop(part.transfer_id, None)
                 with trio.move_on_after(DISCARD_BOUND_S, shield=True):
-                    await part.put_away(f"no chunk came for {self._settings.upload_idle_s:g} s")
+                    await part.put_away(f"no chunk came for {part.idle_s:g} s")
 
     async def close_all(self) -> None:
         """Discard every open upload; none can be begun afterwards.
@@ -116,12 +151,28 @@ class Uploads:
         for part in parts.values():
             part.give_up("its session ended")
 
-    def _new_part(self, path: str, destination: Destination, limit_bytes: int | None) -> Part:
+    def _part(self, transfer_id: str) -> Part:
+        part = self._parts.get(transfer_id)
+        if part is None:
+            raise TransfersClosed if self._closed else TransferNotFound(transfer_id)
+        return part
+
+    def _new_part(
+        self,
+        path: str,
+        destination: Destination,
+        limit_bytes: int | None,
+        declared: Declared | None,
+        idle_s: float | None,
+    ) -> Part:
         max_bytes = self._settings.max_upload_bytes
+        if limit_bytes is not None:
+            max_bytes = min(max_bytes, limit_bytes)
         return Part(
             path=path,
             used_at=self._clock(),
-            upload=Upload(max_bytes=max_bytes if limit_bytes is None else min(max_bytes, limit_bytes)),
+            idle_s=self._settings.upload_idle_s if idle_s is None else idle_s,
+            upload=Upload(max_bytes=max_bytes, declared=declared or Declared()),
             destination=destination,
             quota=self._quota,
             reserve_bytes=self._settings.reserve_bytes,
@@ -136,12 +187,16 @@ class Uploads:
             raise TooManyTransfers(self._settings.max_open)
         self._parts[part.transfer_id] = part
 
-    async def _take(self, part: Part, offset: int, data: bytes, *, is_last: bool) -> Progress:
+    def _require_chunk(self, data: bytes) -> None:
         if len(data) > self._settings.max_chunk_bytes:
             raise TooLarge("chunk", len(data), self._settings.max_chunk_bytes)
+
+    async def _take(self, part: Part, offset: int | None, data: bytes, *, is_last: bool) -> Progress:
+        """Offer a chunk when it is its turn; without an offset, behind what was received by then."""
         async with part.turn:
             try:
-                return await part.take(offset, data, is_last=is_last)
+                at = part.upload.received_bytes if offset is None else offset
+                return await part.take(at, data, is_last=is_last)
             finally:
                 part.used_at = self._clock()
                 if part.upload.is_over:

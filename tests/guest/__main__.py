@@ -1,7 +1,7 @@
 """Run a command in a throw-away guest: `python -m tests.guest [options] -- COMMAND...`.
 
-Exit status: the command's own; 124 when its time ran out; 125 when the guest died under it; 77 when no guest could
-be started at all. Every end that is not the command's own is explained on stderr.
+Exit status: the command's own; 124 when its time ran out; 125 when the guest died under it; 126 when none came up; 77
+when this machine has not what a guest needs. Every end that is not the command's own is explained on stderr.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import assert_never
 import trio
 
 from .accelerator import KVM, boots_to_try, remember
-from .fetch import CACHE, ROOT, NoGuest, ensure_kernel
+from .fetch import CACHE, NO_GUEST, ROOT, NoGuest, ensure_kernel
 from .inside import Job, Sized
 from .machine import Exited, Lost, Machine, Outcome, TimedOut, run_in_guest
 
 TIMED_OUT = 124
 GUEST_DIED = 125
-NO_GUEST = 77  # what automake calls a skipped test: visible, and no verdict about the command
+NOT_UP = 126
 TERMINATED = 128 + signal.SIGTERM
 MEMORY_MAX_MIB = 2048
 CPUS_MAX = 2
@@ -123,7 +123,7 @@ async def _run(machine: Machine, job: Job, asked: argparse.Namespace) -> int:
         failed.append(f"{accelerator.name}: {outcome.why}\n{outcome.console}")  # nothing ran: another try is harmless
         if accelerator is KVM:
             remember(machine, outcome, CACHE)
-    return _say("no guest could be started\n" + "\n".join(failed), NO_GUEST)
+    return _say("no guest came up\n" + "\n".join(failed), NOT_UP)
 
 
 def _status(outcome: Outcome, accelerator: str) -> int:

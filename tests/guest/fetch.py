@@ -22,6 +22,7 @@ import attrs
 
 from .unpack import UnknownKernel, module_closure, vmlinux
 
+NO_GUEST = 77  # the exit status that automake calls a skipped test: visible, and no verdict
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".nox" / "guest-kernel"
 PACKAGES = {
@@ -173,8 +174,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         kernel = ensure_kernel(CACHE, *arguments[:1])
     except NoGuest as why:
-        sys.stderr.write(f"guest: {why}\n")
-        return 1
+        sys.stderr.write(f"no guest can be started: {why}\n")
+        return NO_GUEST
     sys.stdout.write(f"{kernel.release}: {kernel.image}, {len(kernel.modules)} modules\n")
     return 0
 

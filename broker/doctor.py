@@ -1,0 +1,222 @@
+"""`python -m broker doctor`: attacks every layer from inside a throw-away session with the operator's configuration.
+
+The session is born as a real one is, with the same walls. What attacks them is no program but `sandbox/siege.py`, which
+only this session has loaded: nothing more may be executed than in a real one. Each attack is tried first by the same
+user without walls. The broker's logs are not written, and no address is listened on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import trio
+
+from broker.belongings import tend
+from broker.checks import CHECKS, MEMORY_BYTES, NAMES, TASKS, Attempt, Check, Line, judge, skipped
+from broker.host import Host
+from broker.supervisor import SupervisorSettings, open_supervisor
+from broker.surroundings import Surroundings, control_command, open_surroundings
+from broker.wiring import Foundation, build_host
+from config.load import Config
+from sandbox.cgroup_layer import open_groups
+from sandbox.command import Ended, ExecPlan, run_command
+from sandbox.faults import BirthFailed
+from sandbox.launcher import Init, open_launcher
+from sandbox.launching import open_command
+from sandbox.plan import LayerReport, Limits
+
+CANNOT_EXAMINE = (BirthFailed, OSError)
+"""What `examine` raises where there can be no session, alone or in a group."""
+ATTACK_S = 30.0
+OUTPUT_BYTES = 4096
+SMALL = Limits(memory_max_bytes=MEMORY_BYTES * 4 // 3, pids_max=TASKS // 2)
+
+
+@attrs.frozen(kw_only=True)
+class Diagnosis:
+    """What a session here does: its layers, and what became of every attack on them."""
+
+    layers: tuple[LayerReport, ...]
+    lines: tuple[Line, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether everything that is claimed holds."""
+        return all(line.state != "FAIL" for line in self.lines)
+
+
+async def examine(config: Config, foundation: Foundation) -> Diagnosis:
+    """Start the throw-away session and attack it.
+
+    Raises:
+        BirthFailed, Refused, OSError: there can be no session.
+    """
+    async with _open_host(config, foundation) as host:
+        with open_surroundings(host, config.server.logging.audit_log) as around:
+            async with host.launcher.open_init(host.walls(around.inside)) as init:
+                lines = [await _check(host, init, around, check) for check in CHECKS]
+                return Diagnosis(layers=init.layers, lines=tuple(lines))
+
+
+@asynccontextmanager
+async def _open_host(config: Config, foundation: Foundation) -> AsyncIterator[Host]:
+    """What the tools of a broker would work with, but for an audit."""
+    server = config.server
+    settings = SupervisorSettings(idle_s=server.sessions.max_session_age, max_concurrent=1)
+    async with (
+        open_groups(foundation.cgroup, server.sandbox, foundation.limit_files) as (groups, layer),
+        open_launcher(attrs.evolve(foundation.plan.with_cgroup(layer), besieged=True), groups) as launcher,
+        open_supervisor(settings, wait_lost=tend, on_end=_forget, drain_s=server.drain_s) as supervisor,
+    ):
+        yield build_host(config, foundation, launcher, supervisor, foundation.plan.layers, _forget, _forget)
+
+
+def _forget(*_: object) -> None:
+    """Take no note: the doctor's session has no transfers and no jobs."""
+
+
+async def _check(host: Host, init: Init, around: Surroundings, check: Check) -> Line:
+    for need in check.needs:
+        if need in around.missing:
+            return skipped(check, around.missing[need])
+    spec = {"attack": check.attack, "control": False, **check.given}
+    spec |= {NAMES.get(need, need): around.facts[need] for need in check.needs}
+    before = await _outside(host, check, spec)
+    if not before.through:
+        return skipped(check, f"it does not work without walls either: {before.said}")
+    _undo(spec, check)
+    attempt = await (_outlive(init, around, spec) if check.attack == "daemon" else _inside(init, around, check, spec))
+    return judge(check, attempt, init.layers, as_root=os.geteuid() == 0)
+
+
+def _undo(spec: Mapping[str, Any], check: Check) -> None:
+    """Take back what the control did, so that the attack inside has it to do."""
+    if check.attack == "write_file":
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(spec["path"])
+
+
+async def _outside(host: Host, check: Check, spec: Mapping[str, Any]) -> Attempt:
+    command = control_command(spec, host.user, as_broker=check.as_broker)
+    if check.attack == "daemon":
+        return await _outlive_outside(command, spec)
+    with trio.move_on_after(ATTACK_S):
+        done = await trio.run_process(command, env={}, capture_stdout=True, stderr=subprocess.DEVNULL, check=False)
+        return _heard(done.stdout, "it ended without a word")
+    return Attempt(through=False, said=f"no end after {ATTACK_S:g} s")
+
+
+async def _inside(init: Init, around: Surroundings, check: Check, spec: Mapping[str, Any]) -> Attempt:
+    ended = await run_command(
+        init,
+        _plan(around, spec, SMALL if check.limited else None),
+        timeout_s=ATTACK_S,
+        grace_s=0,
+        drain_s=1,
+        output_bytes=OUTPUT_BYTES,
+    )
+    return _heard(ended.stdout.data, _end(ended))
+
+
+def _plan(around: Surroundings, spec: Mapping[str, Any], limits: Limits | None = None) -> ExecPlan:
+    return ExecPlan(program="", argv=(), env={}, cwd=around.inside, limits=limits, attack=spec)
+
+
+def _end(ended: Ended) -> str:
+    return str(ended.how)
+
+
+def _heard(output: bytes, otherwise: str) -> Attempt:
+    """Take the attack's last word; one that was killed has none, and so did not get through."""
+    lines = output.splitlines()
+    if not lines:
+        return Attempt(through=False, said=otherwise)
+    word = json.loads(lines[-1])
+    return Attempt(through=word["through"], said=word["said"])
+
+
+async def _outlive_outside(command: list[str], spec: Mapping[str, Any]) -> Attempt:
+    """Kill the daemon's leader, as a supervisor without walls would; then look for the daemon."""
+    with _pipe() as (read, write):
+        process = await trio.lowlevel.open_process(command, env={}, stdin=write, stdout=subprocess.DEVNULL)
+        said = await _wait_up(read, write)
+        process.kill()
+        await process.wait()
+    attempt = _outlived(spec)
+    if attempt.through and said:
+        os.kill(int(said), signal.SIGKILL)  # it holds its lock, so the number is still its own
+    return attempt
+
+
+async def _outlive(init: Init, around: Surroundings, spec: Mapping[str, Any]) -> Attempt:
+    """Kill the command once its daemon is up, and look for the daemon."""
+    with _pipe() as (read, write):
+        plan = attrs.evolve(_plan(around, spec), stdin_fd=write)
+        async with open_command(init, plan, output_bytes=OUTPUT_BYTES) as command:
+            said = await _wait_up(read, write)
+            await command.kill()
+    return _outlived(spec) if said else Attempt(through=False, said="it could not be started")
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[int, int]]:
+    """A pipe; whoever hands its second end over closes that."""
+    read, write = os.pipe()
+    try:
+        yield read, write
+    finally:
+        os.close(read)
+
+
+async def _wait_up(read: int, write: int) -> bytes:
+    """Wait for the daemon's word, or for the end of everybody who could say it."""
+    os.close(write)
+    with trio.fail_after(ATTACK_S):
+        await trio.lowlevel.wait_readable(read)
+    return os.read(read, 32)
+
+
+def _outlived(spec: Mapping[str, Any]) -> Attempt:
+    alive = _is_locked(spec["path"])
+    return Attempt(through=alive, said="the daemon lives on" if alive else "the daemon ended with it")
+
+
+def _is_locked(path: str) -> bool:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(fd)
+
+
+def spoken(diagnosis: Diagnosis) -> Iterable[str]:
+    """The diagnosis as lines for a person."""
+    yield "Layers of a session on this machine:"
+    for layer in diagnosis.layers:
+        yield f"  {layer.name:<16} {layer.state:<12} {layer.detail}"
+    yield "Attacks from inside one; each worked without walls first:"
+    for line in diagnosis.lines:
+        yield f"  {line.state:<11} {line.title}: {line.detail}"
+    states = [line.state for line in diagnosis.lines]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    yield f"{counts}. " + (
+        "All that is claimed holds." if diagnosis.holds else "Something that is claimed does not hold."
+    )
+
+
+def as_json(diagnosis: Diagnosis) -> str:
+    """The diagnosis for a program."""
+    return json.dumps({"holds": diagnosis.holds, **attrs.asdict(diagnosis)}, indent=1)

@@ -1,0 +1,112 @@
+"""Which namespaces sessions get, and what that makes of their layers: pure, no IO."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+
+from sandbox import namespaces
+
+if TYPE_CHECKING:
+    from sandbox.capabilities import Capabilities
+
+NetworkUse = Literal["none", "some", "all"]
+"""Which commands the policy allows to use the network."""
+
+Words = tuple[Literal["enforced", "partial", "unavailable"], str]
+SIGNAL_SCOPE_ABI = 6  # Linux 6.12: a Landlock domain may not signal what lies outside of it
+
+NAMESPACES_REMEDY = (
+    "set sandbox.enable_namespaces: true; for a plain user, allow user namespaces (sysctl user.max_user_namespaces "
+    "above 0, kernel.unprivileged_userns_clone=1 where it exists, and on Ubuntu 23.10 and newer "
+    "kernel.apparmor_restrict_unprivileged_userns=0 or an AppArmor profile with `userns`); for root in a container, "
+    "start that with CAP_SYS_ADMIN and without masks over /proc"
+)
+NETWORK_REMEDY = "let the policy allow the network to no command, or allow namespaces: " + NAMESPACES_REMEDY
+
+_SWITCHED_OFF = "switched off (sandbox.enable_namespaces)"
+_ALWAYS = namespaces.PID | namespaces.IPC | namespaces.UTS
+
+
+@attrs.frozen(kw_only=True)
+class Spaces:
+    """`ahead`: flags of what is unshared before a birth, 0 for no namespaces at all; mounts are at the birth.
+
+    `internet`: the session's own filter lets it through.
+    """
+
+    ahead: int
+    internet: bool
+    layers: tuple[tuple[str, Words], ...]
+
+
+def choose_spaces(capabilities: Capabilities, *, enabled: bool, private_tmp: bool, network: NetworkUse) -> Spaces:
+    """Decide what is unshared, and what stands in for it where that cannot be."""
+    why_not = _SWITCHED_OFF if not enabled else capabilities.namespaces.detail
+    flags = 0
+    if enabled and capabilities.namespaces.present:
+        flags = _ALWAYS | (0 if capabilities.is_root else namespaces.USER)
+        if network == "none" and capabilities.network_namespace.present:
+            flags |= namespaces.NET
+    layers = (
+        ("pid_namespace", _pid(flags, why_not)),
+        ("mount_namespace", _mount(flags, why_not, private_tmp=private_tmp)),
+        ("network", _network(capabilities, flags, network)),
+        ("blocked_paths", _blocked(flags)),
+        ("process_tree", _process_tree(capabilities, flags)),
+    )
+    filtered = network == "none" and not flags & namespaces.NET
+    return Spaces(ahead=flags, internet=not filtered, layers=layers)
+
+
+def _pid(flags: int, why_not: str) -> Words:
+    if not flags:
+        return "unavailable", f"{why_not}; commands see the ids of all processes"
+    return "enforced", "commands see the processes of their session only, and all of them end with its first one"
+
+
+def _mount(flags: int, why_not: str, *, private_tmp: bool) -> Words:
+    if not flags:
+        return "unavailable", f"{why_not}; /tmp is the machine's own"
+    exception = "" if private_tmp else " unless the policy allows the machine's"
+    return "enforced", (
+        "a root of its own that holds the system read-only and what the policy allows, without set-user-ID programs "
+        f"and devices, and without execution where the policy names no program; /tmp is the session's own{exception}"
+    )
+
+
+def _network(capabilities: Capabilities, flags: int, network: NetworkUse) -> Words:
+    if network == "all":
+        return "unavailable", "the policy allows the network to every command"
+    if flags & namespaces.NET:
+        return "enforced", "a network of its own: loopback, and nobody else"
+    if not capabilities.seccomp.present:
+        return "unavailable", f"{capabilities.network_namespace.detail}, and {capabilities.seccomp.detail}"
+    who = "all commands" if network == "none" else "commands that the policy does not allow the network"
+    words = f"{who} get no internet sockets, not even for loopback"
+    if capabilities.landlock_abi < SIGNAL_SCOPE_ABI:
+        return "partial", f"{words}; abstract unix sockets of the machine are in reach before Landlock ABI 6"
+    return "enforced", words
+
+
+def _blocked(flags: int) -> Words:
+    if not flags:
+        return "partial", (
+            "enforced for the file tools; commands can reach them inside an allowed root, "
+            "which only a mount namespace could prevent"
+        )
+    return "partial", (
+        "enforced for the file tools; from commands those are hidden that were there when the session began, "
+        "under the names that are blocked"
+    )
+
+
+def _process_tree(capabilities: Capabilities, flags: int) -> Words:
+    if capabilities.landlock_abi >= SIGNAL_SCOPE_ABI:
+        return "enforced", "one subreaper and signal scope per command"
+    others = "the session's" if flags else "the user's"
+    return "partial", (
+        f"trees are ended in rounds and commands can signal {others} other processes; "
+        f"Landlock ABI {SIGNAL_SCOPE_ABI} (Linux 6.12) closes this, here is {capabilities.landlock_detail}"
+    )

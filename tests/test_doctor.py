@@ -1,0 +1,141 @@
+"""`python -m broker doctor` on the real kernel: what it says, what it leaves, and that it says when a wall is gone."""
+
+from __future__ import annotations
+
+import glob
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live import ROOT, live_folder, marked, write_config
+from live_plain_user import plain_user
+from test_sandbox_births import open_world
+
+from broker.checks import CHECKS, Attempt, Check, Fence, judge
+from sandbox.command import Exited
+from sandbox.plan import LAYERS, LayerReport
+
+DOCTOR_S = 120
+"""A net: it takes a few seconds."""
+
+
+def doctor(
+    base: Path, *args: str, python: Sequence[str] = (sys.executable,), env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line on `base/config`."""
+    command = [*python, "-m", "broker", "doctor", "--config-dir", str(base / "config"), *args]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=DOCTOR_S, check=False)
+
+
+def states(said: str) -> dict[str, str]:
+    """What became of each attack, by its title."""
+    diagnosis = json.loads(said)
+    return {line["title"]: line["state"] for line in diagnosis["lines"]}
+
+
+def test_a_person_reads_the_layers_and_a_line_for_each_attack() -> None:
+    with live_folder() as base:
+        write_config(base)
+        done = doctor(base)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        for name in LAYERS:
+            assert f"\n  {name} " in done.stdout
+        for check in CHECKS:
+            assert f" {check.title}: " in done.stdout
+        assert done.stdout.rstrip().endswith("All that is claimed holds.")
+        assert not (base / "log").exists(), "the doctor writes no audit"
+
+
+def test_what_is_not_enforced_is_no_pass() -> None:
+    with live_folder() as base:
+        write_config(base)
+        done = doctor(base, "--json")
+        diagnosis = json.loads(done.stdout)
+        enforced = {layer["name"] for layer in diagnosis["layers"] if layer["state"] == "enforced"}
+        for check, line in zip(CHECKS, diagnosis["lines"], strict=True):
+            if line["state"] == "not fenced":
+                assert not enforced & {fence.layer for fence in check.fences if fence.layer != "user"}
+                assert any(fence.layer in line["detail"] for fence in check.fences)
+
+
+def test_the_walls_of_a_plain_user_are_attacked_too() -> None:
+    with live_folder() as base:
+        write_config(base)
+        plain = plain_user(base)
+        done = doctor(base, "--json", python=plain.python, env=plain.environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "pass" in states(done.stdout).values()
+
+
+def test_nothing_is_left_behind() -> None:
+    with live_folder() as base:
+        write_config(base)
+        before = set(glob.glob("/var/tmp/remote-broker-doctor-*") + glob.glob("/dev/shm/remote-broker-doctor-*"))
+        assert doctor(base).returncode == 0
+        after = set(glob.glob("/var/tmp/remote-broker-doctor-*") + glob.glob("/dev/shm/remote-broker-doctor-*"))
+        assert after <= before
+        assert marked(str(base)) == []
+        assert not [path for path in base.rglob("*") if "doctor" in path.name]
+
+
+@pytest.mark.parametrize(
+    ("server", "policy", "word"),
+    [
+        ({"sandbox": {"require": ["cgroup"], "enable_cgroups": False}}, {}, "cgroup"),
+        ({"no_such_key": 1}, {}, "no_such_key"),
+    ],
+)
+def test_without_a_session_it_says_so(server: dict[str, Any], policy: dict[str, Any], word: str) -> None:
+    with live_folder() as base:
+        write_config(base, server, policy)
+        done = doctor(base)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert word in done.stderr
+
+
+def layers(**given: str) -> list[LayerReport]:
+    return [LayerReport(name=name, state=given.get(name, "unavailable"), detail=f"about {name}") for name in LAYERS]
+
+
+CHECK = Check(title="t", attack="a", fences=(Fence("landlock"), Fence("rlimits", partial=True), Fence("user")))
+
+
+@pytest.mark.parametrize(
+    ("through", "given", "as_root", "state", "detail"),
+    [
+        (False, {"landlock": "enforced"}, False, "pass", "landlock: said"),
+        (False, {}, False, "pass", "no layer claims it: said"),
+        (True, {"landlock": "enforced"}, False, "FAIL", "landlock claims to hold, but said"),
+        (True, {"rlimits": "partial"}, False, "FAIL", "rlimits claims to hold, but said"),
+        (True, {"user": "enforced"}, True, "FAIL", "user claims to hold, but said"),
+        (True, {"user": "enforced"}, False, "not fenced", "landlock is unavailable: about landlock; rlimits is "),
+        (True, {"landlock": "partial"}, False, "not fenced", "landlock is partial: about landlock; rlimits is "),
+    ],
+)
+def test_an_attack_that_goes_through_fails_only_who_claimed_it(
+    *, through: bool, given: dict[str, str], as_root: bool, state: str, detail: str
+) -> None:
+    line = judge(CHECK, Attempt(through=through, said="said"), layers(**given), as_root=as_root)
+    assert line.state == state
+    assert line.detail.startswith(detail)
+
+
+def test_every_attack_without_walls_would_be_a_failure_of_each_layer() -> None:
+    everything = layers(**dict.fromkeys(LAYERS, "enforced"))
+    for check in CHECKS:
+        assert check.always or check.fences, check.title
+        assert judge(check, Attempt(through=True, said="x"), everything, as_root=True).state == "FAIL"
+
+
+async def test_a_real_session_has_no_attack_at_hand() -> None:
+    """The control is every other test here: with `besieged` the same order is obeyed."""
+    async with open_world() as world:
+        target = str(world.home / "made")
+        ended = await world.run("/bin/true", attack={"attack": "write_file", "path": target})
+        assert ended.how == Exited(127)
+        assert ended.stdout.data == b""
+        assert not Path(target).exists()

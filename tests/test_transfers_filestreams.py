@@ -1,0 +1,111 @@
+"""A file as the source of a stream: read ahead, in parts, in any order; and the same file all the time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_transfers_uploads import open_fds
+
+from transfers.filestreams import FileSource, open_file_source
+from transfers.readahead import ReadAhead
+from transfers.refusals import SourceChanged, UnsizedSource
+from transfers.streams import PIECE_BYTES
+
+CONTENT = bytes(range(256)) * 8
+
+
+@asynccontextmanager
+async def open_source(path: Path) -> AsyncIterator[FileSource]:
+    before = open_fds()
+    source = await open_file_source(str(path), os.open(path, os.O_RDONLY | os.O_CLOEXEC), trio.CapacityLimiter(2))
+    try:
+        yield source
+    finally:
+        source.close()
+    assert open_fds() == before
+
+
+async def read(source: FileSource, start: int, stop: int | None) -> bytes:
+    """What a client gets who takes it all."""
+    got = b""
+    async with source.pieces(start, stop) as pieces:
+        while piece := await pieces.next():
+            source.sent(start + len(got), len(piece))
+            got += piece
+    return got
+
+
+async def take_all(pieces: ReadAhead) -> None:
+    while await pieces.next():
+        pass
+
+
+@given(st.lists(st.tuples(st.integers(0, 2047), st.integers(1, 2048)), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_parts_in_any_order_are_the_file_and_its_digest(tmp_path: Path, asked: list[tuple[int, int]]) -> None:
+    (tmp_path / "f").write_bytes(CONTENT)
+
+    async def check() -> None:
+        async with open_source(tmp_path / "f") as source:
+            for start, length in asked:
+                stop = min(len(CONTENT), start + length)
+                assert await read(source, start, stop) == CONTENT[start:stop]
+                assert (await source.settle()) == (source.sent_bytes == len(CONTENT))
+            missing = source.next_offset
+            assert await read(source, missing, None) == CONTENT[missing:]
+            await read(source, 0, None)
+            assert await source.settle()
+            assert source.sha256 == hashlib.sha256(CONTENT).hexdigest()
+
+    trio.run(check)
+
+
+async def test_what_is_not_taken_is_not_read_far_ahead(tmp_path: Path) -> None:
+    """Three pieces are in memory: the one that is used, the one that waits, the one that was read behind it."""
+    path = tmp_path / "f"
+    with path.open("wb") as sparse:
+        sparse.truncate(1 << 30)
+    async with open_source(path) as source, source.pieces(0, None) as pieces:
+        await pieces.next()
+        await trio.testing.wait_all_tasks_blocked()
+        hashed = source._download._hashed_bytes
+        assert hashed <= 3 * PIECE_BYTES
+
+
+async def test_a_changed_file_ends_the_stream_before_its_last_byte(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(bytes(6 * PIECE_BYTES))
+    async with open_source(path) as source:
+        async with source.pieces(0, None) as pieces:
+            got = len(await pieces.next())
+            with path.open("ab") as more:
+                more.write(b"!")
+            with pytest.raises(SourceChanged):
+                await take_all(pieces)
+        assert got < 6 * PIECE_BYTES
+        with pytest.raises(SourceChanged):
+            await source.read(0, 1)
+
+
+async def test_leaving_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(CONTENT)
+    async with open_source(path) as source:
+        async with source.pieces(0, None) as pieces:
+            await pieces.next()
+        assert not await source.settle()
+
+
+async def test_a_kernel_file_has_no_size_to_promise() -> None:
+    before = open_fds()
+    with pytest.raises(UnsizedSource):
+        await open_file_source("/proc/version", os.open("/proc/version", os.O_RDONLY), trio.CapacityLimiter(1))
+    assert open_fds() == before

@@ -1,0 +1,152 @@
+"""A file as the source of a raw download, and an upload as the sink of a raw one: the machines beneath both kinds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+from typing import TypeVar, TypeVarTuple
+
+import attrs
+import trio
+
+from transfers import disk
+from transfers.coverage import Coverage
+from transfers.download import Answer, BeyondEnd, Changed, Download, HashRest
+from transfers.readahead import ReadAhead, reading_ahead
+from transfers.refusals import OffsetBeyondEnd, SourceChanged, SourceUnreadable
+from transfers.streams import PIECE_BYTES
+from transfers.uploads import Uploads
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+@attrs.define(eq=False, kw_only=True)
+class FileSource:
+    """One pinned regular file. Whatever is renamed over its path, these are the bytes that were decided on."""
+
+    path: str
+    size_bytes: int
+    tag: str
+    _pin: disk.Pin
+    _download: Download
+    _limiter: trio.CapacityLimiter
+    _coverage: Coverage = attrs.field(init=False)
+    sha256: str | None = attrs.field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._coverage = Coverage(self.size_bytes)
+
+    @property
+    def sent_bytes(self) -> int:
+        """How many different bytes went out."""
+        return self._coverage.covered_bytes
+
+    @property
+    def next_offset(self) -> int:
+        """The first byte that did not go out."""
+        return self._coverage.next_offset
+
+    @asynccontextmanager
+    async def pieces(self, start: int, stop: int | None) -> AsyncIterator[ReadAhead]:
+        """Read in pieces of PIECE_BYTES; the last byte is read only while the file is the one it was.
+
+        Raises, from `next`: SourceChanged, SourceUnreadable.
+        """
+        end = self.size_bytes if stop is None else stop
+        async with reading_ahead(self.read, start, end, PIECE_BYTES) as ahead:
+            yield ahead
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return *length* bytes at *offset*. Raises: SourceChanged, SourceUnreadable, OffsetBeyondEnd."""
+        step = self._download.ask(offset, length)
+        if isinstance(step, BeyondEnd):
+            raise OffsetBeyondEnd(self.path, offset, step.size_bytes)
+        if isinstance(step, Changed):
+            raise SourceChanged(self.path)
+        data, outcome = await self._on_disk(disk.read_chunk, step)
+        if not self._download.took(step, outcome):
+            raise SourceChanged(self.path)
+        return data
+
+    def sent(self, start: int, length: int) -> None:
+        """Take a note that these bytes went out."""
+        self._coverage.add(start, start + length)
+
+    async def settle(self) -> bool:
+        """Return whether the whole file went out; if so, hash what was sent out of order, and say its SHA-256."""
+        if not self._coverage.is_whole:
+            return False
+        verdict: HashRest | Answer | Changed = self._download.rest()
+        while isinstance(verdict, HashRest):
+            verdict = self._download.hashed(verdict, await self._on_disk(disk.hash_rest, verdict))
+        if isinstance(verdict, Changed):
+            raise SourceChanged(self.path)
+        self.sha256 = verdict.sha256
+        return True
+
+    def close(self) -> None:
+        """Let go of the file; a read under way closes it when it ends."""
+        self._pin.close()
+
+    async def _on_disk(self, work: Callable[[int, *Ts], T], *args: *Ts) -> T:
+        try:
+            with self._pin.use() as fd:
+                return await trio.to_thread.run_sync(work, fd, *args, limiter=self._limiter)
+        except OSError as fault:
+            raise SourceUnreadable(self.path, fault.strerror or str(fault)) from fault
+
+
+async def open_file_source(path: str, fd: int, limiter: trio.CapacityLimiter) -> FileSource:
+    """Look at the regular file *fd* of the real *path*, to send it.
+
+    Raises:
+        UnsizedSource: a kernel file. SourceUnreadable: the file system failed.
+    Ownership: *fd* belongs to the source, from the call on.
+    """
+    pin = disk.Pin(fd)
+    with ExitStack() as undo:
+        undo.callback(pin.close)
+        try:
+            with pin.use():
+                identity = await trio.to_thread.run_sync(disk.identify, fd, path, limiter=limiter)
+        except OSError as fault:
+            raise SourceUnreadable(path, fault.strerror or str(fault)) from fault
+        undo.pop_all()
+    known = f"{identity.dev}:{identity.ino}:{identity.size_bytes}:{identity.mtime_ns}"
+    tag = hashlib.sha256(known.encode()).hexdigest()[:32]
+    return FileSource(
+        path=path, size_bytes=identity.size_bytes, tag=tag, pin=pin, download=Download(identity), limiter=limiter
+    )
+
+
+@attrs.frozen
+class FileSink:
+    """An upload of one session's table."""
+
+    _uploads: Uploads
+    _transfer_id: str
+
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes were taken. Raises: TransferNotFound when it was swept or discarded."""
+        return self._uploads.received_bytes(self._transfer_id)
+
+    async def write(self, data: bytes) -> None:
+        """Take the next bytes. Raises: see `Uploads.append`."""
+        await self._uploads.append(self._transfer_id, offset=self.received_bytes, data=data)
+
+    async def finish(self) -> str:
+        """Put the file in place. Raises: see `Uploads.finish`."""
+        progress = await self._uploads.finish(self._transfer_id)
+        if progress.sha256 is None:
+            raise RuntimeError("an upload that is finished has a digest")
+        return progress.sha256
+
+    async def abort(self, why: str) -> None:
+        """Discard the upload."""
+        await self._uploads.discard(self._transfer_id, why)
+
+    def close(self) -> None:
+        """Do nothing: the table discards its uploads when it closes."""
