@@ -197,6 +197,7 @@ class Plan:
 def make_plan(
     capabilities: Capabilities,
     settings: SandboxSettings,
+    *,
     cgroup: LayerReport = NO_CGROUP,
     network: NetworkUse = "none",
 ) -> Plan:
