@@ -79,7 +79,7 @@ def _landlock(birth: Birth) -> Layer:
         limits.append("the policy allows the whole file system")
     if birth.missing:
         limits.append("not there or not reachable, so not granted: " + _some(birth.missing))
-    detail = f"ABI {spec['abi']}; a program that may start the dynamic loader can load any readable program"
+    detail = f"ABI {spec['abi']}; programs that may not be executed cannot be read either, outside /usr/lib and /opt"
     return _layer("landlock", "enforced" if spec["abi"] >= 3 else "partial", "; ".join([detail, *limits]))
 
 

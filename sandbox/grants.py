@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sandbox import landlock
+from sandbox.system import LISTED
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -16,22 +17,6 @@ if TYPE_CHECKING:
     from sandbox.landlock import Grant
     from sandbox.plan import Walls
 
-# What programs read wherever they run. Not /dev/shm and not /tmp: those are everybody's, and a policy that wants
-# them names them. /run/systemd/resolve is where /etc/resolv.conf often points.
-SYSTEM_PATHS = (
-    "/usr",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/libx32",
-    "/etc",
-    "/opt",
-    "/proc",
-    "/sys",
-    "/run/systemd/resolve",
-)
 DEVICES = (
     "/dev/null",
     "/dev/zero",
@@ -44,11 +29,12 @@ DEVICES = (
 )
 
 
-def grants_for(walls: Walls, private: Collection[str] = ()) -> tuple[Grant, ...]:
-    """List the rules of a session's domain, with *private* directories of its own; rules on one path add up."""
+def grants_for(walls: Walls, system: Collection[str], private: Collection[str] = ()) -> tuple[Grant, ...]:
+    """List the rules of a session's domain: *system* to read, *private* directories; rules on one path add up."""
     writable = dict.fromkeys((*writable_paths(walls), *private))
     return (
-        *((path, landlock.READ) for path in (*SYSTEM_PATHS, *walls.read_paths)),
+        *((path, landlock.READ_DIR) for path in LISTED),
+        *((path, landlock.READ) for path in (*system, *walls.read_paths)),
         *((path, landlock.DEVICE) for path in DEVICES),
         *((path, landlock.WRITE) for path in writable),
         *((path, landlock.RUN) for path in walls.exec_paths),

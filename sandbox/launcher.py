@@ -22,6 +22,7 @@ from sandbox.limits import Limits
 from sandbox.new_root import hide_for, private_paths, root_for
 from sandbox.plan import LAYERS, LayerReport, Plan, Walls
 from sandbox.slots import SlotPool
+from sandbox.system import readable_paths
 
 if TYPE_CHECKING:
     import socket
@@ -274,7 +275,7 @@ def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Messa
         "groups": user.groups,
         "user_name": user.name,
         "dedicated": user.dedicated,
-        "grants": grants_for(walls, private_paths(plan, walls)),
+        "grants": grants_for(walls, readable_paths(), private_paths(plan, walls)),
         "canary_granted": grants_everything(walls),
         "root": root_for(plan, walls),
         "hide": hide_for(plan, walls),

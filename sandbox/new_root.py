@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sandbox.grants import SYSTEM_PATHS, writable_paths
+from sandbox.grants import writable_paths
 from sandbox.mounting import NO_DEV, NO_EXEC, NO_SUID, READ_ONLY
+from sandbox.system import SYSTEM_PATHS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

@@ -134,6 +134,21 @@ async def test_only_programs_on_the_list_are_executed(*, namespaces: bool) -> No
 
 @needs_landlock
 @with_and_without
+async def test_the_loader_finds_no_program_that_is_not_on_the_list(*, namespaces: bool) -> None:
+    (loader,) = resolve_program("/bin/true").interpreters
+    async with open_world(plan=plan_for(enable_namespaces=namespaces)) as world:
+        for act in ((loader, "/usr/bin/id"), ("/bin/cat", "/usr/bin/id")):
+            assert outside(world, *act).returncode == 0
+            ended = await world.run(*act)
+            assert ended.how != Exited(0)
+            assert b"ermission denied" in ended.stderr.data
+        assert (await world.run(loader, "/bin/cat", "/etc/passwd")).stdout.data  # what may run, may be loaded
+        names = await world.run(PYTHON, "-I", "-c", "import os; print('id' in os.listdir('/usr/bin'))")
+        assert names.stdout.data == b"True\n"
+
+
+@needs_landlock
+@with_and_without
 async def test_a_program_put_into_the_home_is_not_executed(*, namespaces: bool) -> None:
     act = (
         "/bin/sh",

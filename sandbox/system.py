@@ -1,0 +1,46 @@
+"""What every session may read of the system: its directories, but not the programs in them. Broker side.
+
+A program that can be read can be run by the dynamic loader, whatever may be executed. So the directories of programs
+can be listed, and only programs that the session may execute can be read in them. Landlock cannot take a directory
+out of a granted one, so what is granted are the others beside it.
+"""
+
+from __future__ import annotations
+
+import os
+
+# What programs read wherever they run. Not /dev/shm and not /tmp: those are everybody's, and a policy that wants
+# them names them. /run/systemd/resolve is where /etc/resolv.conf often points.
+SYSTEM_PATHS = (
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/etc",
+    "/opt",
+    "/proc",
+    "/sys",
+    "/run/systemd/resolve",
+)
+PROGRAM_FOLDERS = frozenset({"bin", "sbin", "games", "libexec"})
+LISTED = ("/usr", "/bin", "/sbin")
+"""Their names can be read, with all beneath; of their files those in `readable_paths` and what may be executed."""
+_SPLIT = ("/usr", "/usr/local")
+
+
+def readable_paths() -> tuple[str, ...]:
+    """Return what is readable as it is now: SYSTEM_PATHS without the folders of programs in them."""
+    whole = (path for path in SYSTEM_PATHS if path not in LISTED)
+    return (*whole, *(path for folder in _SPLIT for path in _beside_programs(folder)))
+
+
+def _beside_programs(folder: str) -> tuple[str, ...]:
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:  # not there, so nothing in it is granted either
+        return ()
+    paths = (f"{folder}/{name}" for name in names if name not in PROGRAM_FOLDERS)
+    return tuple(path for path in paths if path not in _SPLIT)
