@@ -17,7 +17,7 @@ from test_sandbox_births import AS_ROOT, World, all_armed, everything_below, ope
 from sandbox import trees
 from sandbox.command import Exited, Signalled, TimedOut
 from sandbox.faults import ProcessNotFound, SpawnFailed
-from sandbox.plan import Limits
+from sandbox.limits import Limits
 from sandbox.streams import Output
 
 PYTHON = "/usr/bin/python3"
