@@ -1,15 +1,19 @@
 """What a session's process does before anybody wants the session: what costs time and depends on no wall of it.
 
 Child side. A warm spare moves into its namespaces while it waits, so that `create_session` does not pay for them.
-From then on the process that the broker started only stands by, and process 1 inside has its socket.
+The process that the broker started ends then, and process 1 inside, the broker's child as well, has its socket.
 """
 
 from __future__ import annotations
 
 import os
 
-from sandbox import namespaces
+from sandbox import namespaces, wire
 from sandbox.stages import stage
+
+TYPE_CHECKING = False  # importing typing costs each session half a megabyte
+if TYPE_CHECKING:
+    import socket
 
 
 class Ahead:
@@ -17,36 +21,32 @@ class Ahead:
 
     Attributes:
         flags: the namespaces we moved into; those of mounts come at the birth.
-        bond: a descriptor of who stands by for us, -1 if nobody does.
-        ids_fd: where that one is told whom to become.
+        bond: a descriptor of the broker, whose number means nothing in here; -1 where we have not moved.
     """
 
-    __slots__ = ("bond", "flags", "ids_fd")
+    __slots__ = ("bond", "flags")
 
     def __init__(self) -> None:
         self.flags = 0
         self.bond = -1
-        self.ids_fd = -1
 
-    def move(self, flags: int) -> None:
-        """Move into new namespaces and become their process 1. Raises StageFailed."""
+    def move(self, flags: int, sock: socket.socket) -> None:
+        """Move into new namespaces and become their process 1, which the broker learns on *sock*.
+
+        Raises:
+            StageFailed: one step could not be done.
+        """
         with stage("namespaces"):
             namespaces.unshare(flags)
         with stage("pid_namespace"):
-            theirs, self.ids_fd = os.pipe2(os.O_CLOEXEC)
-            self.bond = namespaces.become_first(theirs)
+            self.bond = namespaces.clone_first(lambda pidfd: wire.send(sock, {"op": "ahead"}, [pidfd]))
         if flags & namespaces.NET:
             with stage("network"):
                 namespaces.raise_loopback()
         self.flags = flags
 
-    def release(self, uid: int, gid: int) -> None:
-        """Let who stands by for us have no more rights than the session will have."""
-        namespaces.release(self.ids_fd, uid, gid)
-        self.ids_fd = -1
-
     def stay_bound(self) -> None:
-        """Die with who stands by for us, whatever user we became meanwhile."""
+        """Die with the broker, whatever user we became meanwhile."""
         namespaces.die_with(self.bond)
         os.close(self.bond)
         self.bond = -1

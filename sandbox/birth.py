@@ -125,8 +125,6 @@ def _user(birth: Birth) -> None:
         os.setresuid(spec["uid"], spec["uid"], spec["uid"])
     if 0 in os.getresuid() or 0 in os.getresgid():
         raise StageFailed("user", "a session never runs as root")
-    if birth.ahead.flags:
-        birth.ahead.release(spec["uid"], spec["gid"])
 
 
 def _capabilities(_birth: Birth) -> None:

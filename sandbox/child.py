@@ -20,7 +20,7 @@ import trio
 
 from sandbox import wire
 from sandbox.faults import BirthFailed
-from sandbox.pids import take_pid
+from sandbox.pids import pid_of
 
 if TYPE_CHECKING:
     import socket
@@ -36,21 +36,17 @@ END_S = 5.0  # after the socket closed and a SIGKILL: more means that the kernel
 class Child:
     """A started interpreter: its socket, its pidfd, and the duty to reap it.
 
-    With namespaces of its own it only stands by: another process, `first_pid` of ours and 1 of its own, has the
-    socket, and this one ends when nothing is left in there.
+    With namespaces of its own it is another process than the one that was started: that one made it, told us, and
+    ended. `pid` is always a number of ours.
     """
 
     pid: int
     sock: socket.socket
     _pidfd: int
     flags: int
-    first_pid: int = 0
     terminal_maker_fd: int = -1  # see `open_terminal`; ours, until the end
-
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """Its processes, by numbers of ours; all there are until a birth."""
-        return (self.pid, self.first_pid) if self.first_pid else (self.pid,)
+    _moved: bool = False
+    _starter_pidfd: int = -1  # of the process that was started, until it is reaped
 
     async def wait_ahead(self) -> None:
         """Wait until it is where a birth begins; the caller bounds it.
@@ -58,9 +54,22 @@ class Child:
         Raises:
             BirthFailed: a stage failed.
         """
-        if self.flags and not self.first_pid:
+        if self.flags and not self._moved:
             _, (pidfd,) = await self.hear()
-            self.first_pid = take_pid(pidfd)
+            self._take(pidfd)
+        await self._reap_starter()
+
+    def _take(self, pidfd: int) -> None:
+        """Hold the process that came out of the one we started."""
+        self._moved = True
+        self._starter_pidfd, self._pidfd = self._pidfd, pidfd
+        self.pid = pid_of(pidfd)
+
+    async def _reap_starter(self) -> None:
+        if self._starter_pidfd >= 0:
+            await trio.lowlevel.wait_readable(self._starter_pidfd)
+            _reap(self._starter_pidfd)
+            self._starter_pidfd = -1
 
     async def hear(self) -> tuple[wire.Message, list[int]]:
         """Wait for what it says.
@@ -80,7 +89,8 @@ class Child:
     async def wait_gone(self) -> int:
         """Wait until it exited; reap it; return its wait code (negative: a signal)."""
         await trio.lowlevel.wait_readable(self._pidfd)
-        return self._reap()
+        pidfd, self._pidfd = self._pidfd, -1
+        return _reap(pidfd)
 
     async def wait_exited(self) -> None:
         """Wait until it exited, and leave it to its owner to reap it. Any number of tasks may wait."""
@@ -93,44 +103,58 @@ class Child:
             os.close(pidfd)
 
     def exited(self) -> bool:
-        """Tell whether it exited, without waiting and without reaping it."""
+        """Tell whether it exited, or failed on its way, without waiting and without reaping it."""
+        if self.flags and not self._moved:
+            try:
+                received = wire.receive(self.sock)
+            except BlockingIOError:  # on its way
+                return False
+            if received is None or not received[1]:
+                return True
+            self._take(received[1][0])
         return os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
-    def signal(self, signum: int) -> None:
-        """Send a signal. SIGTERM is enough to end a pid namespace at once; elsewhere it is a request."""
+    def kill(self) -> None:
+        """Send SIGKILL."""
         with contextlib.suppress(ProcessLookupError):  # it is gone, which is what we want
-            signal.pidfd_send_signal(self._pidfd, signum)
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def end(self) -> bool:
         """Close the socket, wait for it to end what it holds, kill it if it does not; return whether it is gone.
 
-        Cancellation: shielded, at most END_S seconds, and as long again after SIGTERM and after SIGKILL.
+        Cancellation: shielded, at most END_S seconds, once more after a SIGKILL, and before for one that is on its way.
         """
+        with trio.move_on_after(END_S, shield=True), contextlib.suppress(BirthFailed, OSError, wire.WireBroken):
+            if self.sock.fileno() >= 0:  # or the process that comes out of this one would be nobody's
+                await self.wait_ahead()
         self.sock.close()
         if self.terminal_maker_fd >= 0:
             os.close(self.terminal_maker_fd)
             self.terminal_maker_fd = -1
         if self._pidfd < 0:
             return True
-        for harder in (signal.SIGTERM, signal.SIGKILL, None):
-            with trio.move_on_after(END_S, shield=True):
-                await self.wait_gone()
-                return True
-            if harder is not None:
-                self.signal(harder)
+        with trio.move_on_after(END_S, shield=True):
+            await self.wait_gone()
+            return True
+        self.kill()
+        with trio.move_on_after(END_S, shield=True):
+            await self.wait_gone()
+            return True
         self._close_pidfd()
         return False
-
-    def _reap(self) -> int:
-        result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
-        self._close_pidfd()
-        if result is None:  # readable means exited; WNOHANG only keeps a surprise from blocking the loop
-            return 0
-        return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
     def _close_pidfd(self) -> None:
         os.close(self._pidfd)
         self._pidfd = -1
+
+
+def _reap(pidfd: int) -> int:
+    """Reap what has exited; return its wait code. Ownership: closes *pidfd*."""
+    result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    os.close(pidfd)
+    if result is None:  # readable means exited; WNOHANG only keeps a surprise from blocking the loop
+        return 0
+    return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
 
 def start_spare(flags: int) -> Child:

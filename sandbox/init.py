@@ -3,7 +3,7 @@
 It is started as a bare spare, goes ahead into the namespaces of the session-to-be where there are any, gets its birth
 spec over the socket, and answers with a report made by probes from inside the walls, or with the stage that failed.
 Then it forks a keeper whenever the broker asks for one, reaps, and ends everything below it when the broker's end of
-the socket closes, or the broker's thread does (by PR_SET_PDEATHSIG, in a pid namespace through who stands by).
+the socket closes, or the broker's thread does (PR_SET_PDEATHSIG).
 
 Whatever is needed later is imported here, before the walls: behind them the standard library may be out of reach.
 """
@@ -52,10 +52,7 @@ def _be_born(sock: socket.socket) -> Birth:
     ahead = Ahead()
     message, fds = _receive(sock)
     if message["op"] == "ahead":
-        ahead.move(message["flags"])
-        myself = os.pidfd_open(os.getpid())
-        wire.send(sock, {"op": "ahead"}, [myself])
-        os.close(myself)
+        ahead.move(message["flags"], sock)
         message, fds = _receive(sock)
     if message["besieged"]:
         from sandbox import siege  # noqa: F401, PLC0415  here and nowhere else: no real session has it at hand

@@ -53,7 +53,6 @@ class Init:
         *mixed_network*: each command is told whether it has one.
         """
         self.pid = child.pid
-        self.first_pid = child.first_pid or child.pid
         self.files_socket = files_socket
         self.layers = layers
         self.limits = limits
@@ -87,7 +86,7 @@ class Init:
         try:
             _signal_below(keepers, pid, signum)
         except ProcessNotFound:
-            named = _named_inside(keepers, pid) if self._child.first_pid else None
+            named = _named_inside(keepers, pid) if self._child.flags else None
             if named is None:
                 raise
             _signal_below(keepers, named, signum)
@@ -235,8 +234,7 @@ class Launcher:
             with trio.fail_after(BIRTH_S):
                 await child.wait_ahead()
                 if group is not None:
-                    for pid in child.pids:
-                        await group.join(pid)
+                    await group.join(child.pid)
                 wire.send(child.sock, birth_spec(self._plan, walls, grouped=group is not None), [openers.fileno()])
                 openers.close()  # or we would not see the opener's end
                 answer, makers = await child.hear()

@@ -21,6 +21,7 @@ from sandbox.mounting import explained
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
 CGROUP = 0x02000000  # rooted in the group that the process is in at this moment
@@ -34,6 +35,7 @@ UTS = 0x04000000
 MEMFD_NOEXEC = "/proc/sys/vm/memfd_noexec"
 MAX_USER_NAMESPACES = "/proc/sys/user/max_user_namespaces"
 _LAST_CAPABILITY = "/proc/sys/kernel/cap_last_cap"
+_CLONE_PARENT = 0x8000
 _CAPBSET_READ = 23
 _CAPBSET_DROP = 24
 _CAP_AMBIENT = 47
@@ -70,16 +72,12 @@ def _write(path: str, text: str) -> None:
             os.close(fd)
 
 
-def become_first(ids_fd: int = -1) -> int:
+def become_first() -> int:
     """Fork; come back only in the child, which is process 1 of the pid namespace unshared before.
 
     The parent stays outside as its reaper: it holds no descriptor, ends when process 1 does, which is when the
     namespace is empty, and turns SIGTERM into the SIGKILL that empties it. Should it die first, process 1 and
     with it the namespace die too.
-
-    Args:
-        ids_fd: the end of a pipe on which the parent will be told, `UID GID`, whom to become (see `release`); both
-            processes close it. Until then it only waits for that. Without one it keeps its rights.
 
     Returns:
         A descriptor of the parent, for `die_with`: a change of the user makes the kernel forget that bond.
@@ -89,19 +87,31 @@ def become_first(ids_fd: int = -1) -> int:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     pid = os.fork()
     if pid:
-        _stand_by(pid, watched, ids_fd)
+        _stand_by(pid, watched)
     die_with(parent)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    if ids_fd >= 0:
-        os.close(ids_fd)
     return parent
 
 
-def release(ids_fd: int, uid: int, gid: int) -> None:
-    """Have the parent that waits for it give up its rights and be this user from now on. Closes *ids_fd*."""
-    with explained("stand-by"):
-        os.write(ids_fd, b"%d %d" % (uid, gid))
-        os.close(ids_fd)
+def clone_first(hand_over: Callable[[int], None]) -> int:
+    """Come back as process 1 of the pid namespace unshared before, a child of the caller's own parent.
+
+    Nobody has to stay outside to reap it: the parent that started the caller gets it as a second child, and can wait
+    for it, signal it, and have it die with itself. The process must have one thread.
+
+    Args:
+        hand_over: told, in the calling process, a descriptor of the new one, for the parent; then that process exits.
+
+    Returns:
+        A descriptor of the parent, for `die_with`.
+    """
+    parent = os.pidfd_open(os.getppid())
+    pid = syscalls.call("clone", _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0)
+    if pid:
+        hand_over(os.pidfd_open(pid))
+        os._exit(0)
+    die_with(parent)
+    return parent
 
 
 def die_with(parent_pidfd: int) -> None:
@@ -111,37 +121,15 @@ def die_with(parent_pidfd: int) -> None:
         os._exit(1)
 
 
-def _stand_by(pid: int, watched: set[signal.Signals], ids_fd: int) -> NoReturn:
+def _stand_by(pid: int, watched: set[signal.Signals]) -> NoReturn:
     """Wait for the child's end and die as it did. Blocked signals, taken one by one, cannot be missed."""
-    if ids_fd >= 0:
-        os.dup2(ids_fd, 0)
-    os.closerange(1 if ids_fd >= 0 else 0, os.sysconf("SC_OPEN_MAX"))  # the socket above all: its end is news
-    if ids_fd >= 0:
-        if ids := os.read(0, 64):  # nothing: process 1 ended before anybody needed it
-            _give_up_rights(*map(int, ids.split()))
-        os.close(0)
+    os.closerange(0, os.sysconf("SC_OPEN_MAX"))  # the socket above all: its end is the news of an end
     while True:
         if signal.sigwait(watched) == signal.SIGTERM:
             os.kill(pid, signal.SIGKILL)
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
-
-
-def _give_up_rights(uid: int, gid: int) -> None:
-    """Become this user for good; die if that fails, or if our own parent died meanwhile."""
-    parent_pid = os.getppid()
-    try:
-        if os.getuid() == 0:
-            os.setgroups([])
-            os.setresgid(gid, gid, gid)
-            os.setresuid(uid, uid, uid)
-        drop_capabilities()
-        prctl.prctl(prctl.SET_NO_NEW_PRIVS, 1)
-        prctl.prctl(prctl.SET_DUMPABLE, 0)
-        prctl.die_with(parent_pid, signal.SIGKILL)
-    except OSError:
-        os._exit(1)  # and with us process 1, whose news is then its end
 
 
 def raise_loopback() -> None:

@@ -262,6 +262,7 @@ async def test_a_killed_spare_is_replaced() -> None:
     with session_home() as (user, home):
         async with open_launcher(plan_for()) as launcher:
             assert launcher._spare is not None
+            await launcher._spare.wait_ahead()
             pid = launcher._spare.pid
             os.kill(pid, signal.SIGKILL)
             await wait_exit(pid)

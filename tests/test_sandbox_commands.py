@@ -243,7 +243,7 @@ async def test_a_process_of_the_session_can_be_signalled_and_no_other() -> None:
 
 
 def keepers_of(world: World) -> list[int]:
-    return [entry.pid for entry in trees.descendants(world.init.pid) if entry.parent == world.init.first_pid]
+    return [entry.pid for entry in trees.descendants(world.init.pid) if entry.parent == world.init.pid]
 
 
 @pytest.mark.bounded(60)
