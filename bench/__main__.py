@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import attrs
 import trio
 
-from bench import ends, latency, load, memory, raw, start, transfer
+from bench import ends, latency, load, memory, raw, sparse, start, transfer
 from bench.table import Row, render
 from tests.live import LiveBroker, running_broker
 
@@ -66,6 +66,10 @@ async def _raw(broker: LiveBroker, effort: Effort) -> list[Row]:
     return await raw.raw_rows(broker, int(effort.of(64, 512)), int(effort.of(3, 5)))
 
 
+async def _sparse(broker: LiveBroker, effort: Effort) -> list[Row]:
+    return await sparse.sparse_rows(broker, effort.of(1, 10))
+
+
 async def _start(_broker: LiveBroker, effort: Effort) -> list[Row]:
     return await start.start_rows(int(effort.of(2, 5)))
 
@@ -83,6 +87,7 @@ PARTS: Mapping[str, Part] = {
     "growth": _growth,
     "transfers": _transfers,
     "raw": _raw,
+    "sparse": _sparse,
     "start": _start,
 }
 

@@ -42,7 +42,7 @@ async def _both_ways(
     broker: LiveBroker, connection: Connection, session: str, chunks: int
 ) -> tuple[float, float, float | None]:
     """Seconds up, seconds down, and the broker's peak memory of both in MB."""
-    resettable = _reset_peak(broker.process.pid)
+    resettable = reset_peak(broker.process.pid)
     start = time.perf_counter()
     digest = await _upload(connection, session, chunks)
     turn = time.perf_counter()
@@ -50,7 +50,7 @@ async def _both_ways(
         raise RuntimeError("the file came back changed")
     end = time.perf_counter()
     (broker.workspace / "file").unlink()
-    return turn - start, end - turn, _peak_mb(broker.process.pid) if resettable else None
+    return turn - start, end - turn, peak_mb(broker.process.pid) if resettable else None
 
 
 async def _upload(connection: Connection, session: str, chunks: int) -> str:
@@ -83,7 +83,7 @@ async def _download(connection: Connection, session: str) -> str:
             return digest
 
 
-def _reset_peak(pid: int) -> bool:
+def reset_peak(pid: int) -> bool:
     """Make VmHWM start again from now; False where the kernel does not let us."""
     try:
         Path(f"/proc/{pid}/clear_refs").write_text("5")
@@ -92,7 +92,8 @@ def _reset_peak(pid: int) -> bool:
     return True
 
 
-def _peak_mb(pid: int) -> float:
+def peak_mb(pid: int) -> float:
+    """The most memory of the process since then, in MB."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024 / MB

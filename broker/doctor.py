@@ -32,7 +32,8 @@ from sandbox.command import Ended, ExecPlan, run_command
 from sandbox.faults import BirthFailed
 from sandbox.launcher import Init, open_launcher
 from sandbox.launching import open_command
-from sandbox.plan import LayerReport, Limits
+from sandbox.limits import Limits
+from sandbox.plan import LayerReport
 
 CANNOT_EXAMINE = (BirthFailed, OSError)
 """What `examine` raises where there can be no session, alone or in a group."""

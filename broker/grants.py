@@ -22,7 +22,8 @@ from policy.path import PathRules, Pattern, Root, decide_path, kernel_roots
 from policy.pattern import ANY_DEPTH, components, is_glob
 from policy.rules import CommandRule, Policy, ResourceLimits, ResourceOverride
 from policy.treefilter import tree_filter
-from sandbox.plan import Hidden, Limits, SessionUser
+from sandbox.limits import Limits
+from sandbox.plan import Hidden, SessionUser
 from sandbox.programs import Program, resolve_program
 
 BENEATH = "/**"

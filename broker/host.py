@@ -21,7 +21,8 @@ from policy.path import PathRules
 from policy.rules import Policy
 from sandbox.facts import FactSource
 from sandbox.launcher import Launcher
-from sandbox.plan import Hidden, LayerReport, Limits, SessionUser, Walls
+from sandbox.limits import Limits
+from sandbox.plan import Hidden, LayerReport, SessionUser, Walls
 from transfers.media import MediaTypes
 from transfers.part import Discarded
 

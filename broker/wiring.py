@@ -65,7 +65,7 @@ def lay_foundation(config: Config) -> Foundation:
     capabilities, sandbox, limit_files = probe(), config.server.sandbox, _limit_files(config.policy)
     cgroup = look(sandbox, limit_files)
     return Foundation(
-        plan=make_plan(capabilities, sandbox, cgroup.report, network_use(config.policy)),
+        plan=make_plan(capabilities, sandbox, cgroup=cgroup.report, network=network_use(config.policy)),
         user=choose_user(sandbox, config.base_dir / "data", capabilities),
         cgroup=cgroup,
         limit_files=limit_files,

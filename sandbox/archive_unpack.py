@@ -90,9 +90,10 @@ class _Unpacker:
 
     def _directory(self, member: Member) -> None:
         level = self._descent.enter(member.parts)
-        if member.parts:
-            os.fchmod(level.fd, (member.mode & PLAIN_MODE & ~self._umask) | 0o700)
-            level.mtime_ns = member.mtime_ns
+        if not member.parts:
+            return  # the top, whose looks are not the archive's to say
+        os.fchmod(level.fd, (member.mode & PLAIN_MODE & ~self._umask) | 0o700)
+        level.mtime_ns = member.mtime_ns
         self._job.count("directories")
 
     def _file(self, member: Member, inlet: Inlet) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from sandbox.cgroup_values import CommandUsage
     from sandbox.launcher import Init
-    from sandbox.plan import Limits
+    from sandbox.limits import Limits
     from sandbox.running import Command
     from sandbox.spill import Spill
     from sandbox.streams import Captured

@@ -13,7 +13,7 @@ import errno
 import itertools
 import math
 import os
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -45,13 +45,11 @@ class Answer:
 
 @attrs.define(eq=False)
 class _Waiting:
+    undo: str
     done: trio.Event = attrs.field(factory=trio.Event)
+    asked: bool = False
     pieces: list[Any] = attrs.field(factory=list)
     answer: Answer | None = None
-
-    def drop(self) -> None:
-        if self.answer is not None:
-            self.answer.close()
 
 
 class Exchange:
@@ -62,10 +60,13 @@ class Exchange:
         self._sock = sock
         self._numbers: Iterator[int] = itertools.count()
         self._waiting: dict[int, _Waiting] = {}
+        self._undos: dict[int, str] = {}  # of questions whose asker left
         self._sending = trio.Lock()  # only one task may wait for a socket to become writable
         self._gone = False
 
-    async def ask(self, op: str, path: str, fields: dict[str, Any], fds: Sequence[int] = ()) -> Answer:
+    async def ask(
+        self, op: str, path: str, fields: dict[str, Any], fds: Sequence[int] = (), *, undo: str = ""
+    ) -> Answer:
         """Send one request and wait for its answer.
 
         Args:
@@ -73,20 +74,34 @@ class Exchange:
             path: what the caller calls the file, for the error's text.
             fields: what that method reads, apart from descriptors.
             fds: descriptors to send along; they stay the caller's.
+            undo: the method that takes back what was answered, where nobody waits for the answer any more.
         Raises: FileError as the opener refuses; OpenerGone; Unanswered after `answer_s` seconds.
-        Cancellation: the request may still be performed; its answer is then thrown away.
+        Cancellation: the request may still be performed; its answer is then thrown away, or undone.
         """
-        number, waiting = next(self._numbers), _Waiting()
+        number, waiting = next(self._numbers), _Waiting(undo)
         self._waiting[number] = waiting
-        with ExitStack() as undo:  # until the answer is the caller's
-            undo.callback(self._waiting.pop, number, None)
-            undo.callback(waiting.drop)
+        with ExitStack() as leaving:  # until the answer is the caller's
+            leaving.callback(self._leave, number, waiting)
             with trio.move_on_after(self.answer_s):
                 await self._send(path, {"n": number, "op": op, **fields}, fds)
+                waiting.asked = True
                 await waiting.done.wait()
             answer = self._checked(path, waiting)
-            undo.pop_all()
+            leaving.pop_all()
         return answer
+
+    def _leave(self, number: int, waiting: _Waiting) -> None:
+        if self._waiting.pop(number, None) is not None and waiting.undo and waiting.asked:
+            self._undos[number] = waiting.undo
+        if waiting.answer is not None:
+            self._throw_away(waiting.answer, waiting.undo)
+
+    def _throw_away(self, answer: Answer, undo: str) -> None:
+        answer.close()
+        if undo and "refused" not in answer.body:
+            # Where the socket is full or dead, the opener tidies up at its own end.
+            with suppress(BlockingIOError, ConnectionError):
+                wire.send(self._sock, {**answer.body, "n": next(self._numbers), "op": undo})
 
     def _checked(self, path: str, waiting: _Waiting) -> Answer:
         answer = waiting.answer
@@ -138,7 +153,7 @@ class Exchange:
         number = body.pop("n")
         waiting = self._waiting.get(number)
         if waiting is None:
-            Answer(body, fds, []).close()
+            self._throw_away(Answer(body, fds, []), "" if "piece" in body else self._undos.pop(number, ""))
         elif "piece" in body:
             waiting.pieces.extend(body["piece"])
         else:

@@ -134,7 +134,7 @@ class Files:
         Ownership: the caller discards it (`async with`).
         """
         place.check()
-        answer = await self._exchange.ask("part", place.asked, {"name": place.name}, (place.fd,))
+        answer = await self._exchange.ask("part", place.asked, {"name": place.name}, (place.fd,), undo="discard")
         with ExitStack() as undo:
             undo.callback(answer.close)
             part = Part(place, answer.fds[0], answer.body["hidden"], self._exchange, self._disk)

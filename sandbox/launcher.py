@@ -18,8 +18,9 @@ from sandbox.cgroup_leaves import Leaves
 from sandbox.child import Child, start_spare
 from sandbox.faults import BirthFailed, ProcessNotFound
 from sandbox.grants import grants_everything, grants_for
+from sandbox.limits import Limits
 from sandbox.new_root import hide_for, private_paths, root_for
-from sandbox.plan import LAYERS, LayerReport, Limits, Plan, Walls
+from sandbox.plan import LAYERS, LayerReport, Plan, Walls
 from sandbox.slots import SlotPool
 
 if TYPE_CHECKING:

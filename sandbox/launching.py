@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sandbox.command import ExecPlan
     from sandbox.launcher import Init
-    from sandbox.plan import Limits
+    from sandbox.limits import Limits
     from sandbox.slot import Slot
     from sandbox.spill import Spill
 

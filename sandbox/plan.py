@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
-from sandbox.cgroup_values import GroupLimits
+from sandbox.limits import Limits
 from sandbox.spaces import NAMESPACES_REMEDY, NETWORK_REMEDY, SIGNAL_SCOPE_ABI, choose_spaces
 
 if TYPE_CHECKING:
@@ -51,11 +51,6 @@ def _known_layers(_owner: object, _field: object, names: tuple[str, ...]) -> Non
         raise ValueError(f"unknown layers {', '.join(unknown)}; the layers are {', '.join(LAYERS)}")
 
 
-def _not_negative(_owner: object, field: attrs.Attribute[int | None], value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ValueError(f"{field.name} must be at least 1: {value}")
-
-
 def _absolute(_owner: object, field: attrs.Attribute[tuple[str, ...]], paths: tuple[str, ...]) -> None:
     for path in paths:
         if not path.startswith("/") or "\0" in path:
@@ -85,45 +80,6 @@ class SessionUser:
     name: str
     home: str
     dedicated: bool
-
-
-@attrs.frozen(kw_only=True)
-class Limits:
-    """What processes may use; None leaves what the surroundings have. Swap, cores and weight need a cgroup."""
-
-    memory_max_bytes: int | None = attrs.field(default=None, validator=_not_negative)
-    pids_max: int | None = attrs.field(default=None, validator=_not_negative)
-    file_size_max_bytes: int | None = attrs.field(default=None, validator=_not_negative)
-    open_files_max: int | None = attrs.field(default=None, validator=_not_negative)
-    swap_max_bytes: int | None = None
-    cpu_max_cores: float | None = None
-    io_weight: int | None = None
-
-    def overridden(self, override: Limits | None) -> Limits:
-        """These limits, with what *override* names put in its place."""
-        if override is None:
-            return self
-        named = {name: value for name, value in attrs.asdict(override).items() if value is not None}
-        return attrs.evolve(self, **named)
-
-    def of_group(self) -> GroupLimits:
-        """Return what a control group holds all its processes together to."""
-        return GroupLimits(
-            memory_max_bytes=self.memory_max_bytes,
-            swap_max_bytes=self.swap_max_bytes,
-            pids_max=self.pids_max,
-            cpu_max_cores=self.cpu_max_cores,
-            io_weight=self.io_weight,
-        )
-
-    def of_process(self, *, grouped: bool) -> dict[str, int | None]:
-        """Return what setrlimit(2) is told; in a group, the sum counts and a program may reserve what it likes."""
-        return {
-            "memory_max_bytes": None if grouped else self.memory_max_bytes,
-            "pids_max": None if grouped else self.pids_max,
-            "file_size_max_bytes": self.file_size_max_bytes,
-            "open_files_max": self.open_files_max,
-        }
 
 
 @attrs.frozen(kw_only=True)
@@ -197,6 +153,7 @@ class Plan:
 def make_plan(
     capabilities: Capabilities,
     settings: SandboxSettings,
+    *,
     cgroup: LayerReport = NO_CGROUP,
     network: NetworkUse = "none",
 ) -> Plan:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import trio
 from archiving import Tree, plant, tree_of
-from live import LiveBroker, call, connect, new_session, ok, running_broker
+from live import LiveBroker, broker_in, call, connect, live_folder, new_session, ok, running_broker, write_config
+from live_plain_user import plain_user
 from live_urls import Desk, ask, digest, put_head
 from tarbytes import END, archive_of, header
 from test_archive_hostile import HOSTILE
@@ -57,7 +58,7 @@ async def test_the_curl_lines_work_when_they_are_pasted(
         assert status == 0, said
         assert tree_of(broker.workspace / name) == TREE
         seen = await desk.stat(up)
-        assert (seen["state"], seen["archive_entries"], seen["left_out_count"]) == ("complete", 6, 0)
+        assert (seen["state"], seen["archive_entries"], seen["left_out_count"]) == ("complete", 5, 0)
         (broker.workspace / name / "link").symlink_to("/etc")
         down = await desk.open("download", name, archive=archive)
         assert down["size_bytes"] is None
@@ -231,3 +232,18 @@ async def test_a_killed_session_ends_archives_both_ways_and_leaves_nothing(broke
         connection.close()
         sending.close()
         assert sorted(os.listdir(broker.workspace)) == ["d"]
+
+
+async def test_a_plain_users_broker_moves_directories_as_well() -> None:
+    with live_folder() as base:
+        write_config(base)
+        plain = plain_user(base)
+        with broker_in(base, python=plain.python, environment=plain.environment) as broker:
+            async with connect(broker) as client:
+                mine = await new_session(client, working_dir=str(broker.workspace))
+                desk = Desk(broker=broker, client=client, session_id=mine)
+                up = await desk.open("upload", "new", archive="tar")
+                assert (await ask("PUT", up["url"], archive_of(TREE))).status == 200
+                down = await ask("GET", (await desk.open("download", "new", archive="tar"))["url"])
+        with tarfile.open(fileobj=io.BytesIO(down.body)) as opened:
+            assert len(opened.getnames()) == 5

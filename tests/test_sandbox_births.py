@@ -23,7 +23,8 @@ from sandbox import capabilities, trees
 from sandbox.command import Ended, ExecPlan, Exited, run_command
 from sandbox.faults import BirthFailed, SpawnFailed
 from sandbox.launcher import Init, Launcher, open_launcher
-from sandbox.plan import LAYERS, Limits, Plan, Refused, SandboxSettings, SessionUser, Walls, make_plan
+from sandbox.limits import Limits
+from sandbox.plan import LAYERS, Plan, Refused, SandboxSettings, SessionUser, Walls, make_plan
 from sandbox.programs import resolve_program
 from sandbox.users import choose_user
 
@@ -115,7 +116,7 @@ def session_home() -> Iterator[tuple[SessionUser, str]]:
 
 def plan_for(abi: int = ABI, *, network: NetworkUse = "none", **settings: Any) -> Plan:
     capabilities = attrs.evolve(CAPABILITIES, landlock_abi=abi, landlock_detail=f"ABI {abi}")
-    return make_plan(capabilities, attrs.evolve(SETTINGS, **settings), network)
+    return make_plan(capabilities, attrs.evolve(SETTINGS, **settings), network=network)
 
 
 def walls_for(user: SessionUser, home: str, **fields: Any) -> Walls:

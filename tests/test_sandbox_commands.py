@@ -17,7 +17,7 @@ from test_sandbox_births import AS_ROOT, World, all_armed, everything_below, ope
 from sandbox import trees
 from sandbox.command import Exited, Signalled, TimedOut
 from sandbox.faults import ProcessNotFound, SpawnFailed
-from sandbox.plan import Limits
+from sandbox.limits import Limits
 from sandbox.streams import Output
 
 PYTHON = "/usr/bin/python3"
@@ -251,10 +251,11 @@ async def test_many_commands_leave_everything_as_it_was() -> None:
     async with open_world() as world:
         for _ in range(30):
             await world.run("/bin/true")
-        before = (stray_fds(world), threading.active_count())
+        before, threads = stray_fds(world), threading.active_count()
         for _ in range(400):
             assert (await world.run("/bin/true", stdin=b"x")).how == Exited(0)
-        assert (stray_fds(world), threading.active_count()) == before
+        assert stray_fds(world) == before
+        assert threading.active_count() <= threads  # an idle one may have ended meanwhile
         assert len(everything_below(world.init)) <= 10  # init, opener, two keepers or three, and their leaders
 
 

@@ -357,6 +357,25 @@ def _start_and_kill(command: list[str]) -> int:
         return opener
 
 
+@both_ways
+async def test_a_part_whose_asker_left_before_the_answer_is_discarded(tmp_path: Path, *, tmpfile: bool) -> None:
+    async with open_door(tmpfile=tmpfile) as door:
+        with await door.files.place(str(tmp_path / "f")) as place:
+            before = descriptors()
+            door.opener.send_signal(signal.SIGSTOP)
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    for _ in range(3):
+                        nursery.start_soon(door.files.part, place)
+                    await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()
+            door.opener.send_signal(signal.SIGCONT)
+            for _ in range(2):  # the first is answered before the discards, which are asked for meanwhile
+                (await door.files.resolve(str(tmp_path))).close()
+            assert list(tmp_path.iterdir()) == []
+            assert descriptors() == before
+
+
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=777", "small", folder], check=True)

@@ -14,7 +14,8 @@ from test_sandbox_births import AS_ROOT, SETTINGS, needs_root
 
 from sandbox import capabilities
 from sandbox.faults import UserUnavailable
-from sandbox.plan import Limits, Refused, SessionUser, Walls
+from sandbox.limits import Limits
+from sandbox.plan import Refused, SessionUser, Walls
 from sandbox.users import DYNAMIC_UIDS, choose_user
 
 if TYPE_CHECKING:

@@ -55,6 +55,10 @@ TOOLS: Mapping[str, tuple[str, Callable[[str], Arguments]]] = {
     "copy_path to": ("copy_path", lambda path: {"source": "mine", "destination": path, "overwrite": True}),
     "delete_path": ("delete_path", of_path()),
     "delete_path of a tree": ("delete_path", of_path(recursive=True, confirm=True)),
+    "open_transfer to download": ("open_transfer", of_path(direction="download")),
+    "open_transfer to upload": ("open_transfer", of_path(direction="upload")),
+    "open_transfer to pack": ("open_transfer", of_path(direction="download", archive="tar")),
+    "open_transfer to unpack": ("open_transfer", of_path(direction="upload", archive="tar")),
     "create_session": ("create_session", lambda path: {"working_dir": path}),
 }
 """Every way a tool takes a path; `test_no_path_of_any_tool_is_forgotten` finds one that is missing."""
@@ -176,10 +180,13 @@ def harmless(tool: str, attack: Attack) -> bool:
 
 
 async def ask(desk: Desk, tool: str, path: str) -> Answer:
-    """What the tool answers; a session that it makes ends at once."""
+    """What the tool answers; a session or a transfer that it opens ends at once."""
     name, arguments = TOOLS[tool]
     if name != "create_session":
-        return await desk.whole.answer(name, session_id=desk.sid, **arguments(path))
+        answer = await desk.whole.answer(name, session_id=desk.sid, **arguments(path))
+        if name == "open_transfer" and not answer.is_error:
+            await desk.ok("cancel_transfer", transfer_id=answer.structured["transfer_id"])
+        return answer
     answer = await desk.whole.answer(name, **arguments(posixpath.join(desk.work, path)))
     if not answer.is_error:
         await desk.whole.ok("kill_session", session_id=answer.structured["session_id"], force=True)
@@ -239,6 +246,8 @@ INNOCENT: Mapping[str, str] = {
     "make_directory with parents": "plain",
     "copy_path of a tree": "plain",
     "delete_path of a tree": "plain",
+    "open_transfer to pack": "plain",
+    "open_transfer to unpack": "new",
     "create_session": "plain",
 }
 

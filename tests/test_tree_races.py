@@ -30,6 +30,10 @@ RACERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "write_file append": ("write_file", {"path": "door/file", "content": "in", "mode": "append"}),
     "download_file": ("download_file", {"path": "door/file"}),
     "upload_file": ("upload_file", {"path": "door/file", "chunk_data": "aW4=", "is_last": True}),
+    "open_transfer to download": ("open_transfer", {"path": "door/file", "direction": "download"}),
+    "open_transfer to upload": ("open_transfer", {"path": "door/file", "direction": "upload"}),
+    "open_transfer to pack": ("open_transfer", {"path": "door", "direction": "download", "archive": "tar"}),
+    "open_transfer to unpack": ("open_transfer", {"path": "door/new", "direction": "upload", "archive": "tar"}),
     "create_session": ("create_session", {"working_dir": "door"}),
     "edit_file": ("edit_file", {"path": "door/file", "old_text": "i", "new_text": "i!"}),
     "search_files": ("search_files", {"path": "door", "pattern": "."}),
@@ -104,7 +108,13 @@ async def test_a_swapped_folder_leads_no_tool_outside(tmp_path: Path, title: str
 
 
 async def ask(desk: Desk, tool: str, arguments: Mapping[str, Any]) -> Answer:
-    """What the tool answers; a session that it makes must be where it was allowed, and ends at once."""
+    """What the tool answers; a session or a transfer that it opens must be where it is allowed, and ends at once."""
+    if tool == "open_transfer":
+        answer = await desk.whole.answer(tool, session_id=desk.sid, **arguments)
+        if not answer.is_error:
+            assert answer.structured["path"].startswith(str(desk.work))
+            await desk.ok("cancel_transfer", transfer_id=answer.structured["transfer_id"])
+        return answer
     if tool != "create_session":
         return await desk.whole.answer(tool, session_id=desk.sid, **arguments)
     answer = await desk.whole.answer(tool, working_dir=str(desk.work / "door"))

@@ -28,6 +28,8 @@ policy:
   blocked_paths: ["**/.ssh/**", "**/secret"]
   file_limits: {{max_read_size: 4096, max_write_size: 8192, blocked_extensions: [exe]}}
 """
+URL = "http://127.0.0.1:1"
+"""Where a client would have reached it; nothing listens there."""
 
 
 @attrs.frozen(kw_only=True)
@@ -40,7 +42,7 @@ class Whole:
     work: Path
 
     async def answer(self, tool: str, principal: str = "me", **arguments: object) -> Answer:
-        call = Call(tool=tool, arguments=arguments, principal=principal, client="test 1", request_id="7")
+        call = Call(tool=tool, arguments=arguments, principal=principal, client="test 1", request_id="7", base_url=URL)
         return await self.gateway.handle(call)
 
     async def ok(self, tool: str, **arguments: object) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class Ground:
             "secret": self.secret,
             "suid": str(self.suid),
             "loader": loader(),
+            "shared_memory_device": str(os.stat("/dev/shm").st_dev if os.path.exists("/dev/shm") else 0),
             "policy_file": str(self.base / "config" / "policy.yaml"),
             "audit_file": str(self.base / "log" / "audit.log"),
         }
