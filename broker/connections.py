@@ -29,7 +29,8 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
-from broker.exchange import ABORT_KEY
+from broker.bodysocket import BodySocket
+from broker.exchange import ABORT_KEY, BODY_SOCKET_KEY
 from broker.library_logs import describe_without_text
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,9 @@ class _Connection(TCPServer):
                         config=self.config,
                         context=self.context,
                         task_group=tasks,
-                        connection_state=ConnectionState({ABORT_KEY: self._abort}),
+                        connection_state=ConnectionState(
+                            {ABORT_KEY: self._abort, BODY_SOCKET_KEY: BodySocket(self._socket, self._http)}
+                        ),
                         ssl=False,
                         client=client,
                         server=server,
@@ -129,6 +132,9 @@ class _Connection(TCPServer):
             await self._close()
         except OSError:
             log.debug("a client left before it was greeted")  # getpeername of a reset connection
+
+    def _http(self) -> h11.Connection:
+        return cast("h11.Connection", cast("Any", self.protocol).connection)
 
     def _abort(self) -> None:
         """Break the connection, whoever waits for it: an answer that was cut must not look like a whole one."""

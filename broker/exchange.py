@@ -30,6 +30,9 @@ SERVER_BUSY = -32000
 ABORT_KEY = "broker.abort"
 """Where the way to break the connection is found in the `state` of an ASGI scope."""
 
+BODY_SOCKET_KEY = "broker.body_socket"
+"""Where a `BodySocket` is found in it, under our own connections."""
+
 LINGER_S = 1.0
 LINGER_BYTES = 1024 * 1024
 """How long and how much of a refused body is still read: a socket closed with unread data is reset, and the

@@ -26,6 +26,7 @@ from transfers.ticket import Ticket, TicketState
 
 TOKEN_BYTES = 32
 KEY_BYTES = 32
+TURN_S = 1.0
 REMEMBERED_TRANSFERS = 64
 """Ended ones of a session that can still be asked about; the oldest goes first."""
 
@@ -47,11 +48,21 @@ class RawTransfer:
     trouble: str = attrs.field(default="", init=False)
     """Why the last request did not bring it to its end."""
     _use: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    _unused: trio.Event = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._unused = trio.Event()
+        self._unused.set()
 
     @property
     def id(self) -> str:
         """What clients and logs call it."""
         return self.ticket.transfer_id
+
+    async def wait_turn(self) -> None:
+        """Wait, at most TURN_S, until nobody is at work: a client has its last byte before we know that it went."""
+        with trio.move_on_after(TURN_S):
+            await self._unused.wait()
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -60,6 +71,7 @@ class RawTransfer:
         Raises: TransferBusy; TransferOver, also when it was cancelled meanwhile.
         """
         self.ticket.take(trio.current_time())
+        self._unused = trio.Event()
         try:
             with trio.CancelScope() as self._use:
                 yield
@@ -70,6 +82,7 @@ class RawTransfer:
             raise
         finally:
             self.ticket.put_back(trio.current_time())
+            self._unused.set()
         if self._use.cancelled_caught:
             raise TransferOver(self.id, self.ticket.state.value, self.ticket.why)
 

@@ -12,12 +12,18 @@ from typing import Any
 import attrs
 import trio
 
-from broker.exchange import ABORT_KEY, Message, Receive, Reply, Scope, Send
+from broker.bodysocket import BodySocket, ConnectionGone
+from broker.exchange import ABORT_KEY, BODY_SOCKET_KEY, Message, Receive, Reply, Scope, Send
+from transfers.disk import Stop
+from transfers.filestreams import FileSource
 from transfers.refusals import TransferError
 from transfers.streams import PIECE_BYTES, Source
 
+QUICK_S = 0.005
+"""A client that takes longer than this for what the socket holds leaves time to hash."""
 MAX_FRAGMENTS = 512
 """Of a piece that arrives crumb by crumb: each costs more memory than its bytes."""
+Head = tuple[int, Iterable[tuple[bytes, bytes]]]
 CLIENT_LEFT = "the client left before the end"
 STALLED = "nothing moved for {:g} s (transfers.idle_s)"
 
@@ -132,6 +138,11 @@ async def receive_body(wire: Wire, write: Callable[[bytes], Awaitable[None]], id
     return cut
 
 
+def _body_socket(wire: Wire) -> BodySocket | None:
+    found: BodySocket | None = wire.scope["state"].get(BODY_SOCKET_KEY)
+    return found
+
+
 @attrs.frozen(kw_only=True)
 class Flow:
     """How a download's body went: *error* of its source, or why it was *cut*, or neither."""
@@ -144,7 +155,7 @@ async def send_pieces(
     wire: Wire,
     source: Source,
     span: tuple[int, int | None],
-    head: tuple[int, Iterable[tuple[bytes, bytes]]],
+    head: Head,
     sent: Callable[[int], None],
     idle_s: float,
 ) -> Flow:
@@ -158,20 +169,84 @@ async def send_pieces(
     async with trio.open_nursery() as nursery:
         flow = nursery.cancel_scope
         nursery.start_soon(wire.mind_client, flow)
-        async with source.pieces(*span) as pieces:
-            try:
-                piece = await pieces.next()
-                await wire.start(*head)
-                while piece:
-                    flow.deadline = trio.current_time() + idle_s
-                    await wire.send(piece)
-                    sent(len(piece))
-                    piece = await pieces.next()
-                wire.seal()
-            except TransferError as failed:  # told outside: in here it would become a group
-                error = failed
+
+        def moved(length: int) -> None:
+            sent(length)
+            flow.deadline = trio.current_time() + idle_s
+
+        try:
+            socket = _body_socket(wire)
+            if isinstance(source, FileSource) and socket is not None:
+                await _send_file(wire, socket, source, span, head, moved)
+            else:
+                await _send_read(wire, source, span, head, moved)
+        except TransferError as failed:  # told outside: in here it would become a group
+            error = failed
+        except ConnectionGone:
+            wire.left = True
         flow.cancel(reason="there is nothing more to mind")
     if error is None and wire.is_whole:
         await wire.end()
         return Flow()
     return Flow(error=error, cut=CLIENT_LEFT if wire.left else STALLED.format(idle_s))
+
+
+async def _send_read(
+    wire: Wire, source: Source, span: tuple[int, int | None], head: Head, moved: Callable[[int], None]
+) -> None:
+    """Send what is read piece by piece, through the server as any body."""
+    error: TransferError | None = None
+    async with source.pieces(*span) as pieces:
+        try:
+            piece = await pieces.next()
+            await wire.start(*head)
+            while piece:
+                moved(0)
+                await wire.send(piece)
+                moved(len(piece))
+                piece = await pieces.next()
+            wire.seal()
+        except TransferError as failed:
+            error = failed
+    if error is not None:
+        raise error
+
+
+async def _send_file(
+    wire: Wire,
+    socket: BodySocket,
+    source: FileSource,
+    span: tuple[int, int | None],
+    head: Head,
+    moved: Callable[[int], None],
+) -> None:
+    """Send a file as fast as the socket takes it.
+
+    It is hashed while the client is slow, and for a fast one afterwards (`settle`): its digest then costs no time here.
+    """
+    offset, stop = span[0], source.size_bytes if span[1] is None else span[1]
+    await source.read(offset, min(1, stop - offset))  # a file that has changed can be told of in words yet
+    await wire.start(*head)
+    if offset < stop:
+        socket.announce(stop - offset)
+    moved(0)
+    while offset < stop:
+        burst = await source.burst(socket, offset, stop)
+        if burst.offset > offset:
+            moved(burst.offset - offset)
+        offset = burst.offset
+        if burst.stop is Stop.GONE:
+            raise ConnectionGone
+        if burst.stop is Stop.FULL:
+            await _wait_writable(socket, source)
+    wire.seal()
+
+
+async def _wait_writable(socket: BodySocket, source: FileSource) -> None:
+    while True:
+        with trio.move_on_after(QUICK_S):
+            await socket.wait_writable()
+            return
+        if not await source.hash_some():
+            await socket.wait_writable()
+            return

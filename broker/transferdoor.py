@@ -53,6 +53,7 @@ class TransferDoor:
                 await self._serve(wire, transfer)
 
     async def _serve(self, wire: Wire, transfer: RawDownload | RawUpload) -> None:
+        await transfer.wait_turn()
         try:
             with TransferRecord(self._audit, transfer, wire.method) as record, transfer.used():
                 self._require_room()

@@ -7,6 +7,7 @@ hop costs about as much as writing 100 KiB.
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import os
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from transfers.refusals import UnsizedSource
 from transfers.upload import Write
 
 _BUFFER_BYTES = 1024 * 1024
+BURST_BUFFER_BYTES = 256 * 1024
 
 
 @attrs.define(eq=False)
@@ -127,6 +129,45 @@ def read_chunk(fd: int, read: Read) -> tuple[bytes, Outcome]:
     if read.hash_from is not None:
         digest = advanced(digest, memoryview(data)[read.hash_from - read.offset :])
     return data, Outcome(identity=_identity(fd), length=len(data), digest=digest)
+
+
+@attrs.frozen
+class Burst:
+    """How far *offset* the bytes went, and why no further: they did, the socket is full, or what `Stop` says."""
+
+    offset: int
+    stop: Stop
+
+
+class Stop(enum.Enum):
+    """Why a burst ended."""
+
+    DONE = enum.auto()
+    FULL = enum.auto()
+    CHANGED = enum.auto()
+    GONE = enum.auto()
+
+
+def send_burst(fd: int, span: tuple[int, int], known: Identity, descriptor: int) -> Burst:
+    """Copy the bytes of *span* to a socket that does not block, as far as it takes them.
+
+    The buffer stays in the cache of the processor. No byte goes out that was not read while the file was *known*.
+    """
+    offset, stop = span
+    buffer = memoryview(bytearray(min(BURST_BUFFER_BYTES, max(1, stop - offset))))
+    while offset < stop:
+        piece = buffer[: os.preadv(fd, [buffer[: stop - offset]], offset)]
+        if not piece or _identity(fd) != known:
+            return Burst(offset, Stop.CHANGED)
+        while piece:
+            try:
+                count = os.write(descriptor, piece)
+            except BlockingIOError:
+                return Burst(offset, Stop.FULL)
+            except ConnectionError:
+                return Burst(offset, Stop.GONE)
+            offset, piece = offset + count, piece[count:]
+    return Burst(offset, Stop.DONE)
 
 
 def hash_rest(fd: int, rest: HashRest) -> Outcome:

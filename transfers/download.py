@@ -137,6 +137,10 @@ class Download:
             self._hashed_bytes = end
             self._digest = digest
 
+    def changed(self) -> None:
+        """Say that the file is not the one it was, as somebody saw who read it for himself."""
+        self.is_changed = True
+
     def rest(self) -> HashRest | Answer:
         """Say what is to be hashed yet, or the SHA-256 of the whole file."""
         missing_bytes = self.identity.size_bytes - self._hashed_bytes

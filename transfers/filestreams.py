@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
-from typing import TypeVar, TypeVarTuple
+from functools import partial
+from typing import Protocol, TypeVar, TypeVarTuple
 
 import attrs
 import trio
@@ -20,6 +21,17 @@ from transfers.uploads import Uploads
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+BURST_BYTES = 16 * 1024 * 1024
+"""What one turn of a thread writes at most, to a client that takes it as fast: some 10 ms."""
+
+
+class Socket(Protocol):
+    """Where a file is written to without waiting."""
+
+    async def burst(self, write: Callable[[int], T], limiter: trio.CapacityLimiter) -> T:
+        """Run *write* in a thread with the descriptor of the socket."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -69,6 +81,33 @@ class FileSource:
         if not self._download.took(step, outcome):
             raise SourceChanged(self.path)
         return data
+
+    async def burst(self, socket: Socket, start: int, stop: int) -> disk.Burst:
+        """Write from *start* towards *stop* to a socket, as much as it takes at once and BURST_BYTES at most.
+
+        Nothing is hashed on the way; see `hash_some`. Raises: SourceChanged, SourceUnreadable, what the socket raises.
+        """
+        span = (start, min(stop, start + BURST_BYTES))
+        try:
+            with self._pin.use() as fd:
+                work = partial(disk.send_burst, fd, span, self._download.identity)
+                burst = await socket.burst(work, self._limiter)
+        except OSError as fault:
+            raise SourceUnreadable(self.path, fault.strerror or str(fault)) from fault
+        if burst.stop is disk.Stop.CHANGED or self._download.is_changed:
+            self._download.changed()
+            raise SourceChanged(self.path)
+        return burst
+
+    async def hash_some(self) -> bool:
+        """Hash a little of what went out and was not hashed; False when there is nothing."""
+        rest = self._download.rest()
+        if not isinstance(rest, HashRest) or rest.hash_from >= self.next_offset:
+            return False
+        rest = attrs.evolve(rest, length=min(PIECE_BYTES, rest.length, self.next_offset - rest.hash_from))
+        if isinstance(self._download.hashed(rest, await self._on_disk(disk.hash_rest, rest)), Changed):
+            raise SourceChanged(self.path)
+        return True
 
     def sent(self, start: int, length: int) -> None:
         """Take a note that these bytes went out."""

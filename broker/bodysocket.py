@@ -1,0 +1,65 @@
+"""The socket of a connection, lent to who sends a long body of known length without Hypercorn's turns for each piece.
+
+The head and the end of the answer go through Hypercorn as ever. h11 is told the length of what goes past it, as its
+own manual does for sendfile(2). Bytes are written by a thread that never waits: it stops where the socket is full.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import attrs
+import h11
+import trio
+
+T = TypeVar("T")
+
+
+class ConnectionGone(Exception):
+    """There is no connection any more."""
+
+
+@attrs.frozen
+class _Elsewhere:
+    """Stands for bytes that are written elsewhere; h11 asks only for their number."""
+
+    _length: int
+
+    def __len__(self) -> int:
+        return self._length
+
+
+@attrs.frozen(eq=False)
+class BodySocket:
+    """One connection's socket, between the head and the end of an answer with Content-Length."""
+
+    _socket: trio.socket.SocketType
+    _http: Callable[[], h11.Connection]
+
+    def announce(self, length: int) -> None:
+        """Say that so many bytes of the body are written here."""
+        self._http().send_with_data_passthrough(h11.Data(data=_Elsewhere(length)))  # type: ignore[arg-type]
+
+    async def burst(self, write: Callable[[int], T], limiter: trio.CapacityLimiter) -> T:
+        """Run *write* in a thread, with a descriptor of the socket; it must not wait.
+
+        The descriptor is the thread's own: the connection may be closed meanwhile, and its number be another's.
+        Raises: ConnectionGone.
+        """
+        try:
+            descriptor = os.dup(self._socket.fileno())
+        except OSError as error:
+            raise ConnectionGone from error
+        try:
+            return await trio.to_thread.run_sync(write, descriptor, limiter=limiter)
+        finally:
+            os.close(descriptor)
+
+    async def wait_writable(self) -> None:
+        """Return when the socket takes more. Raises: ConnectionGone."""
+        try:
+            await trio.lowlevel.wait_writable(self._socket)
+        except (trio.ClosedResourceError, OSError) as error:
+            raise ConnectionGone from error
