@@ -42,8 +42,8 @@ def _answers(python: str) -> bool:
 
 
 # Named, because collecting everything is slow in a guest.
-GUEST_TESTS = ["tests/test_walls_cgroup_guest.py", "tests/test_whole_cgroup_guest.py"]
-GUEST_S = 420  # for the tests of one guest; emulated on two idle cores they take about 100
+GUEST_TESTS = ["tests/test_walls_cgroup_guest.py", "tests/test_whole_cgroup_guest.py", "tests/test_escape_guest.py"]
+GUEST_S = 600  # for the tests of one guest; emulated on two idle cores they take about 200
 PYTHONS = installed_pythons()
 
 nox.needs_version = ">=2025.5.1"

@@ -72,8 +72,8 @@ class Line:
 
 
 LANDLOCK, SECCOMP, TREE = Fence("landlock"), Fence("seccomp"), Fence("process_tree")
-PIDS, MOUNTS, NETWORK, CGROUP = Fence("pid_namespace"), Fence("mount_namespace"), Fence("network"), Fence("cgroup")
-USER, RLIMITS = Fence("user"), Fence("rlimits", partial=True)
+PIDS, MOUNTS, NETWORK = Fence("pid_namespace"), Fence("mount_namespace"), Fence("network")
+USER, RLIMITS, CGROUP = Fence("user"), Fence("rlimits", partial=True), Fence("cgroup", partial=True)
 VICTIM = ("victim", "mark")
 
 CHECKS = (
@@ -117,7 +117,7 @@ CHECKS = (
         attack="threads",
         given={"count": BOMB_TASKS},
         limited=True,
-        fences=(RLIMITS, CGROUP),
+        fences=(CGROUP, RLIMITS),
     ),
     Check(
         title=f"start {TASKS} tasks where a command may have {TASKS // 2}",
@@ -131,7 +131,7 @@ CHECKS = (
         attack="memory",
         given={"bytes": 2 * MEMORY_BYTES},
         limited=True,
-        fences=(RLIMITS, CGROUP),
+        fences=(CGROUP, RLIMITS),
     ),
     Check(
         title="use more memory than a command may, in several",
@@ -182,7 +182,8 @@ def judge(check: Check, attempt: Attempt, layers: Sequence[LayerReport], *, as_r
     claims = ["the sandbox itself"] if check.always else []
     claims += [fence.layer for fence in check.fences if fence.holds(reports, as_root=as_root)]
     if not attempt.through:
-        by = ", ".join(claims) or "no layer claims it"
+        partly = [f"{name} in part" for name in _own_names(check, as_root=as_root) if reports[name].state == "partial"]
+        by = ", ".join(claims or partly) or "no layer claims it"
         return Line(title=check.title, state="pass", detail=f"{by}: {attempt.said}")
     if claims:
         return Line(title=check.title, state="FAIL", detail=f"{claims[0]} claims to hold, but {attempt.said}")

@@ -108,6 +108,7 @@ CHECK = Check(title="t", attack="a", fences=(Fence("landlock"), Fence("rlimits",
     ("through", "given", "as_root", "state", "detail"),
     [
         (False, {"landlock": "enforced"}, False, "pass", "landlock: said"),
+        (False, {"landlock": "partial"}, False, "pass", "landlock in part: said"),
         (False, {}, False, "pass", "no layer claims it: said"),
         (True, {"landlock": "enforced"}, False, "FAIL", "landlock claims to hold, but said"),
         (True, {"rlimits": "partial"}, False, "FAIL", "rlimits claims to hold, but said"),

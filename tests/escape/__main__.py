@@ -1,4 +1,4 @@
-"""Attack the walls of this machine: `python -m tests.escape [--report FILE] [--title TEXT] [--guest] [--only TEXT]`.
+"""Attack the walls of this machine: `python -m tests.escape [--report FILE] [--title TEXT]`; --help has the rest.
 
 Exit status: 0 every fence that claims to hold held; 1 something got through against a claim, or a row is wrong.
 """
@@ -37,13 +37,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.escape", description=__doc__)
     parser.add_argument("--report", type=Path, help="write what came out as JSON")
     parser.add_argument("--title", default="", help="what a person calls this combination")
-    parser.add_argument("--guest", action="store_true", help="only those that need no program but Python")
+    parser.add_argument("--scripts", action="store_true", help="only those that need no program but Python")
+    parser.add_argument("--guest", action="store_true", help="only those that are tried again in a guest")
     parser.add_argument("--only", default="", help="only those whose name or vector holds this text")
     return parser
 
 
 def _wanted(attack: Attack, asked: argparse.Namespace) -> bool:
-    if asked.guest and attack.script is None:
+    if (asked.scripts and attack.script is None) or (asked.guest and not attack.guest):
         return False
     return asked.only in attack.name or asked.only in attack.vector
 

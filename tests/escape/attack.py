@@ -79,6 +79,10 @@ class Attack:
     races: bool = False
     """`{here}/f` is swapped without pause between a file and a link to the secret while the call is repeated."""
     fences: tuple[Fence, ...]
+    late: bool = False
+    """The session is there before what `prepare` makes."""
+    guest: bool = False
+    """Part of what is tried again in a guest, where every program takes its time."""
 
     @property
     def program(self) -> str:

@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import attrs
 
@@ -66,7 +67,7 @@ async def _try(gate: Gate, scene: Scene, attack: Attack, layers: Layers) -> Resu
 
 def _missing(scene: Scene, attack: Attack) -> str:
     words = scene.ground.words("")
-    missing = [path for need in attack.needs if not os.path.exists(path := filled(need, words))]
+    missing = [need.strip("{}") for need in attack.needs if not os.path.exists(filled(need, words))]
     return f"{', '.join(missing)} is not there" if missing else ""
 
 
@@ -113,7 +114,12 @@ def _stage(scene: Scene, attack: Attack, way: str) -> Iterator[Stage]:
         victim = stack.enter_context(open_victim(scene)) if wanted else None
         words = _words(scene, attack, way, victim)
         furnish(scene, attack, words)
-        yield Stage(words=words, victim=victim)
+        try:
+            yield Stage(words=words, victim=victim)
+        finally:
+            made = Path(filled(attack.success_file, words))
+            if made.is_file() and not made.is_relative_to(scene.ground.base):  # nobody else would remove it
+                made.unlink()
 
 
 def _words(scene: Scene, attack: Attack, way: str, victim: Victim | None) -> dict[str, str]:

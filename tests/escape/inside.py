@@ -81,7 +81,7 @@ async def run_inside(gate: Gate, scene: Scene, attack: Attack, way: str, words: 
     if attack.call is not None and attack.call["tool"] == "create_session":
         arguments = {name: filled(value, words) for name, value in attack.call.items() if name != "tool"}
         return _seen(attack, words, await gate.call("create_session", **arguments))
-    if attack.script is not None and not attack.alive:
+    if attack.script is not None and not attack.alive and (attack.late or not attack.prepare):
         return _seen(attack, words, await _execute(gate, gate.script_session, _argv(attack, way, words)))
     async with gate.session(words["here"]) as session_id:
         if attack.races:
@@ -155,14 +155,14 @@ async def _outlive(gate: Gate, session_id: str, argv: list[str], words: Mapping[
 async def _race(gate: Gate, scene: Scene, session_id: str, attack: Attack, words: Mapping[str, str]) -> Round:
     """Ask again and again while somebody swaps the file."""
     assert attack.call is not None
-    outcome = Round(through=False, said="never read at all")
+    outcome = Round(through=False)
     with swapping(scene, words):
         for _ in range(RACES):
             answer = await gate.call(**_filled(attack.call, words), session_id=session_id)
             outcome = _seen(attack, words, answer)
             if outcome.through:
                 return outcome
-    return outcome
+    return attrs.evolve(outcome, refused="")  # the last of many answers is chance: all of them held
 
 
 @contextlib.contextmanager

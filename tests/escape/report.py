@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from .corpus import Result, Run
 from .verdict import Layers, Verdict
@@ -66,6 +68,16 @@ def _said(verdict: Mapping[str, str]) -> str:
 def same_combination(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two reports are about the same layers."""
     return all(one[key] == other[key] for key in ("broker", "landlock", "layers"))
+
+
+def agree_with(committed: Iterable[Path], report: Mapping[str, Any]) -> None:
+    """Fail the test where *report* contradicts a committed one of its combination; skip where there is none."""
+    tables = [json.loads(path.read_text(encoding="utf-8")) for path in committed]
+    same = [table for table in tables if same_combination(table, report)]
+    if not same:
+        pytest.skip(f"docs/isolation.md has no column for {report['broker']}, {report['landlock']}, {report['layers']}")
+    found = [contradiction for table in same for contradiction in contradictions(report, table)]
+    assert not found, "\n".join(found)
 
 
 def counts(run: Run) -> Mapping[str, int]:

@@ -45,9 +45,9 @@ def write_configuration(ground: Ground, attacks: Iterable[Attack]) -> Path:
         walls_rule(attack): _any_arguments(ground, attack, commands) for attack in attacks if has_walls(attack)
     }
     policy = {**shipped, "allowed_commands": commands, "allowed_paths": ["~/**", f"{ground.work}/**"]}
-    sessions = {"max_concurrent": 4}
+    server = {"sessions": {"max_concurrent": 4}, "sandbox": {"enable_cgroups": True}}
     folder = ground.base / "config"
-    for name, section in (("policy", policy), ("server", {"sessions": sessions})):
+    for name, section in (("policy", policy), ("server", server)):
         path = folder / f"{name}.yaml"
         path.write_text(json.dumps({name: section}), encoding="utf-8")  # which is YAML, too
         path.chmod(0o600)
