@@ -14,6 +14,7 @@ from door import needs_root
 from test_sandbox_files_write import small_disk
 
 from tests.test_treetools import Desk, open_desk
+from tests.test_treetools_disk import later
 
 RESERVE = 32 * 1024  # of a disk of 64 KiB
 TOO_MUCH, FITS = 45_000, 9_000
@@ -40,7 +41,7 @@ async def open_reserve(tmp_path: Path) -> AsyncIterator[Desk]:
             for name, size in (("large", TOO_MUCH), ("small", FITS)):
                 desk.put(name, os.urandom(size))
                 desk.put(f"{name}-tree/f", os.urandom(size))
-            yield desk
+            yield await later(desk)
 
 
 def writes(kind: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
