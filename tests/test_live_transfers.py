@@ -21,6 +21,8 @@ from live_plain_user import plain_user
 from live_urls import Desk, ask, chance, dial, digest, put_head, put_some
 from whole import open_whole
 
+from broker.calls import Call
+
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")  # the legacy client's, not ours
 
 MIB = 1024 * 1024
@@ -541,7 +543,9 @@ async def test_without_http_there_is_no_url(tmp_path: Path) -> None:
     async with open_whole(tmp_path) as whole:
         session_id = (await whole.ok("create_session", working_dir=str(whole.work)))["session_id"]
         arguments = {"session_id": session_id, "direction": "upload", "path": "f"}
-        assert await whole.failure("open_transfer", **arguments) == "TRANSFER_UNAVAILABLE"
+        asked = Call(tool="open_transfer", arguments=arguments, principal="me", client="", request_id="1")
+        answer = await whole.gateway.handle(asked)
+        assert answer.structured["error_name"] == "TRANSFER_UNAVAILABLE"
 
 
 async def test_a_plain_users_broker_transfers_as_well() -> None:
