@@ -72,6 +72,8 @@ def oracle(name: str, arguments: Sequence[int], chosen: Options) -> int | str:
         return errno.EPERM
     if name == "clone" and low[0] & NAMESPACES:
         return errno.EPERM
+    if name == "prlimit64" and low[0]:  # another process than oneself
+        return errno.EPERM
     if name == "ioctl" and low[1] in {0x5412, 0x541C, 0x5423}:
         return errno.EPERM
     if name == "memfd_create":
