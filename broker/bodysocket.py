@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 import h11
@@ -40,7 +40,8 @@ class BodySocket:
 
     def announce(self, length: int) -> None:
         """Say that so many bytes of the body are written here."""
-        self._http().send_with_data_passthrough(h11.Data(data=_Elsewhere(length)))  # type: ignore[arg-type]
+        elsewhere: Any = _Elsewhere(length)  # h11 wants bytes, and asks them for their number alone
+        self._http().send_with_data_passthrough(h11.Data(data=elsewhere))
 
     async def burst(self, write: Callable[[int], T], limiter: trio.CapacityLimiter) -> T:
         """Run *write* in a thread, with a descriptor of the socket; it must not wait.

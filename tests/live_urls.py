@@ -6,15 +6,21 @@ import hashlib
 import http.client
 import json
 import random
+import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
+import pytest
 import trio
-from live import Answer, LiveBroker, ok
+from live import Answer, LiveBroker, call, connect, new_session, ok
 from mcp.client.client import Client
+
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 
 @attrs.frozen(kw_only=True)
@@ -122,3 +128,20 @@ def digest(data: bytes) -> str:
 def chance(seed: int) -> random.Random:
     """The same chance every time."""
     return random.Random(seed)  # noqa: S311  nothing secret is made of it
+
+
+@asynccontextmanager
+async def at_desk(broker: LiveBroker) -> AsyncIterator[Desk]:
+    """A session of its own in a workspace that is empty before and after."""
+    async with connect(broker) as client:
+        mine = await new_session(client, working_dir=str(broker.workspace))
+        yield Desk(broker=broker, client=client, session_id=mine)
+        await call(client, "kill_session", session_id=mine, force=True)
+    for path in broker.workspace.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+async def shell(line: str, folder: Path) -> tuple[int, bytes]:
+    """Paste a line into a shell."""
+    done = await trio.run_process(["sh", "-c", line], cwd=folder, capture_stdout=True, check=False)
+    return done.returncode, done.stdout

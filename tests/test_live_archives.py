@@ -6,10 +6,8 @@ import gzip
 import http.client
 import io
 import os
-import shutil
 import tarfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +15,9 @@ import trio
 from archiving import Tree, plant, tree_of
 from live import LiveBroker, broker_in, call, connect, live_folder, new_session, ok, running_broker, write_config
 from live_plain_user import plain_user
-from live_urls import Desk, ask, digest, put_head
+from live_urls import Desk, ask, at_desk, digest, needs_curl, put_head, put_some, shell
 from tarbytes import END, archive_of, header
 from test_archive_hostile import HOSTILE
-from test_live_transfers import needs_curl, put_some, shell
 
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")  # the legacy client's, not ours
 MIB = 1024 * 1024
@@ -32,17 +29,6 @@ TREE: Tree = {"d": {"f": b"x" * 3000, "e": {}}, "ü" * 60: b"y", "large": bytes(
 def broker() -> Iterator[LiveBroker]:
     with running_broker({"transfers": {"idle_s": 30}}) as running:
         yield running
-
-
-@asynccontextmanager
-async def at_desk(broker: LiveBroker) -> AsyncIterator[Desk]:
-    """A session of its own in a workspace that is empty before and after."""
-    async with connect(broker) as client:
-        mine = await new_session(client, working_dir=str(broker.workspace))
-        yield Desk(broker=broker, client=client, session_id=mine)
-        await call(client, "kill_session", session_id=mine, force=True)
-    for path in broker.workspace.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 @needs_curl

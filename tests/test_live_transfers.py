@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 import http.client
 import os
-import shutil
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import pytest
 import trio
 from live import LiveBroker, broker_in, call, connect, live_folder, new_session, ok, running_broker, write_config
 from live_plain_user import plain_user
-from live_urls import Desk, ask, chance, dial, digest, put_head, put_some
+from live_urls import Desk, ask, at_desk, chance, dial, digest, needs_curl, put_head, put_some, shell
 from whole import open_whole
 
 from broker.calls import Call
@@ -27,30 +25,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWa
 
 MIB = 1024 * 1024
 ODD_NAME = 'it\'s a $(rm -rf x) "name" [1-3] {a,b} é.bin'
-needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[LiveBroker]:
     with running_broker({"transfers": {"idle_s": 30}}) as running:
         yield running
-
-
-@asynccontextmanager
-async def at_desk(broker: LiveBroker) -> AsyncIterator[Desk]:
-    """A session of its own in a workspace that is empty before and after."""
-    async with connect(broker) as client:
-        mine = await new_session(client, working_dir=str(broker.workspace))
-        yield Desk(broker=broker, client=client, session_id=mine)
-        await call(client, "kill_session", session_id=mine, force=True)
-    for path in broker.workspace.iterdir():
-        path.unlink()
-
-
-async def shell(line: str, folder: Path) -> tuple[int, bytes]:
-    """Paste a line into a shell."""
-    done = await trio.run_process(["sh", "-c", line], cwd=folder, capture_stdout=True, check=False)
-    return done.returncode, done.stdout
 
 
 @needs_curl

@@ -94,5 +94,5 @@ def test_no_name_of_a_file_leaves_its_header_or_its_word(name: str) -> None:
     assert said.isascii()
     assert not set(said) & {*b"\r\n\0"}
     assert said.count(b'"') == 2
-    assert "./" in curl_line("GET", f"/work/{name}", "http://x/y")
-    assert "\n" not in curl_line("GET", f"/work/{name}", "http://x/y")
+    assert "./" in curl_line("GET", f"/srv/{name}", "http://x/y")
+    assert "\n" not in curl_line("GET", f"/srv/{name}", "http://x/y")
