@@ -123,7 +123,7 @@ async def test_curl_resumes_an_upload_and_a_download_itself(broker: LiveBroker, 
         (tmp_path / "f").write_bytes(data[:1_000_001])
         assert (await shell(f"curl -sS -f -C - -o f '{down['url']}'", tmp_path))[0] == 0
         assert (tmp_path / "f").read_bytes() == data
-        assert (await desk.stat(down))["state"] == "open"  # its beginning was never sent
+        assert (await desk.until(down, "open", "complete"))["state"] == "open"  # its beginning was never sent
 
 
 @needs_curl
