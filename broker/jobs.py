@@ -81,7 +81,11 @@ class Times:
 
 @attrs.define(eq=False, kw_only=True)
 class Job:
-    """One command. `detached`: its call has answered, so that its end is nobody's answer."""
+    """One command. `detached`: its call has answered, so that its end is nobody's answer.
+
+    When it is done, one of three says how: `ended`, `failure` where nothing of the program ran or the broker failed,
+    `cancelled` where its call or its session left.
+    """
 
     id: str
     argv: tuple[str, ...]
@@ -94,15 +98,17 @@ class Job:
     detached: bool = False
     pid: int | None = None
     ended: Ended | None = None
-    failure: BaseException | None = None
+    failure: Exception | None = None
+    cancelled: bool = attrs.field(default=False, init=False)
     started: trio.Event = attrs.field(factory=trio.Event, init=False)
     done: trio.Event = attrs.field(factory=trio.Event, init=False)
     _since_s: float = attrs.field(factory=trio.current_time, init=False)
+    _done_s: float | None = attrs.field(default=None, init=False)
     _on_end: Callable[[Job], None]
     _command: Command | None = attrs.field(default=None, init=False)
 
     async def run(self, init: Init, plan: ExecPlan, times: Times) -> None:
-        """Run it to its end; `ended` has how it was, or `failure` why there was none.
+        """Run it to its end.
 
         Raises:
             SpawnFailed: nothing of the program ran.
@@ -120,11 +126,15 @@ class Job:
                 partner=Partner(spill=self.spill, on_launched=self._have),
             )
             await self.spill.tuck_away()
-        except BaseException as error:
+        except Exception as error:
             self.failure = error
+            raise
+        except BaseException:
+            self.cancelled = self.ended is None  # the Cancelled belongs to whoever left, and is not kept
             raise
         finally:
             self._command = None
+            self._done_s = trio.current_time()
             self.spill.finish()
             self._on_end(self)
             self.started.set()
@@ -145,7 +155,10 @@ class Job:
     @property
     def duration_ms(self) -> int:
         """How long it ran, or has been running."""
-        return self.ended.duration_ms if self.ended else round((trio.current_time() - self._since_s) * 1000)
+        if self.ended:
+            return self.ended.duration_ms
+        until_s = trio.current_time() if self._done_s is None else self._done_s
+        return round((until_s - self._since_s) * 1000)
 
     @property
     def used(self) -> dict[str, Any]:
@@ -184,14 +197,19 @@ class Job:
         return True
 
     async def end(self, grace_s: float) -> None:
-        """Ask it to end, and kill all it started *grace_s* seconds later, or as soon as it has ended."""
+        """Ask it to end, and kill all it started *grace_s* seconds later, or as soon as it has ended.
+
+        Cancellation: it is killed at once, since nobody may be left to ask for that.
+        """
         command = self._command
         if command is None:
             return
         command.signal(signal.SIGTERM)
-        with trio.move_on_after(grace_s):
-            await self.done.wait()
-        command.signal(signal.SIGKILL)
+        try:
+            with trio.move_on_after(grace_s):
+                await self.done.wait()
+        finally:
+            command.signal(signal.SIGKILL)
 
     def resize(self, size: Size) -> None:
         """Give its terminal a new size.

@@ -121,6 +121,12 @@ def _answer(kind: type[R], session: Session[Belongings], job: Job, *, plain: boo
         raise BrokerError(
             ErrorCode.SESSION_CLOSED, f"{why}; the output up to then is in this answer", partial=encode(result)
         )
+    if job.cancelled:
+        raise BrokerError(
+            ErrorCode.CMD_KILLED,
+            "the call that started it was cancelled, which ended it; its output up to then is in this answer",
+            partial=encode(result),
+        )
     if job.ended is None:
         return result
     if isinstance(job.ended.how, TimedOut):

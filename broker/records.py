@@ -36,8 +36,7 @@ class Records:
     def job_ended(self, job: Job) -> None:
         """A command ended. Where a call waits for it, that call's own record says how."""
         origin = job.origin
-        cancelled = job.detached and job.failure is not None and not isinstance(job.failure, Exception)
-        if cancelled or origin.session_over():
+        if (job.detached and job.cancelled) or origin.session_over():
             self._cut_short.setdefault((origin.principal, origin.session_id), []).append(job.id)
         if job.detached:
             self._audit.end(
@@ -87,6 +86,6 @@ def _how(job: Job) -> dict[str, Any]:
             return {**failed, "error": by, "error_code": "CMD_003"}
         case TimedOut(after_s=after_s):
             return {**failed, "error": f"it was ended after {after_s:g} s", "error_code": "CMD_002"}
-    if isinstance(job.failure, Exception):
+    if job.failure is not None:
         return {**failed, "error": str(job.failure), "exception": job.failure}
     return {**failed, "error": "it ended with its session", "error_code": "SESSION_005"}

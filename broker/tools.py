@@ -94,15 +94,20 @@ async def _enter_directory(host: Host, own: Belongings) -> None:
 
 
 async def perform_kill_session(scope: Scope, request: KillSession, _: Subject) -> KillSessionResult:
-    """End the session; returns when nothing of it is left."""
+    """End the session; returns when nothing of it is left.
+
+    Cancellation: the session ends at once, since it takes no further calls, not even one that would end it.
+    """
     session = scope.named_session
     init = session.own.init
-    session.refuse_calls(EndReason.KILLED)
-    ended = await init.descendants()
     commands = tuple(job.id for job in session.own.jobs.running())
-    if not request.force:
-        await ask_to_end(init, scope.host.commands.grace_s)
-    session.kill()
+    session.refuse_calls(EndReason.KILLED)
+    try:
+        ended = await init.descendants()
+        if not request.force:
+            await ask_to_end(init, scope.host.commands.grace_s)
+    finally:
+        session.kill()
     await session.wait_closed()
     return KillSessionResult(session_id=session.id, processes_ended=len(ended), commands_ended=commands)
 
