@@ -76,10 +76,11 @@ def replace_exactly(data: bytes, old: bytes, new: bytes, name: str) -> Edited:
     truncated = False
     try:
         for hunk in _hunks(data, _changes(data, old, new)):
-            size += len(hunk)
-            if size > DIFF_CHARACTERS:
-                raise _TooLong
+            truncated = size + len(hunk) > DIFF_CHARACTERS
+            if truncated:
+                break
             pieces.append(hunk)
+            size += len(hunk)
     except _TooLong:
         truncated = True
     return Edited(
