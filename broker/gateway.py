@@ -21,7 +21,8 @@ from broker.contract import find_tool
 from broker.decisions import Denied, decide, require_end
 from broker.errors import ErrorCode, Failure, failure_of
 from broker.host import Host, Scope, Step
-from broker.jobs import CommandNotFound, Job
+from broker.job import Job
+from broker.jobs import CommandNotFound
 from broker.outputuri import OutputName, faces_of, parse_uri
 from broker.records import USED, recorded
 from broker.redact import redact_arguments

@@ -21,6 +21,7 @@ from broker.belongings import Belongings
 from broker.errors import BrokerError, ErrorCode
 from broker.grants import limits_of
 from broker.host import Host, Scope, Step
+from broker.job import SIGNALS, Job, Origin, Times
 from broker.jobrequests import ExecuteCommand, ListCommands, ResizeTerminal, SignalCommand, WaitCommand, WriteStdin
 from broker.jobresults import (
     CommandInfo,
@@ -31,7 +32,6 @@ from broker.jobresults import (
     WaitCommandResult,
     WriteStdinResult,
 )
-from broker.jobs import SIGNALS, Job, Origin, Times
 from broker.narration import narrated
 from broker.session import Session, SessionClosed
 from broker.wire import encode

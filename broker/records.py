@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from broker.audit import Audit, Event, EventType, redact_arguments
-from broker.jobs import Job
+from broker.job import Job
 from broker.session import EndReason
 from broker.supervisor import SessionEnd
 from sandbox.cgroup_values import CommandUsage
