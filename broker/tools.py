@@ -7,6 +7,7 @@ session's nursery: it ends when the session does, and its caller gets a typed an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from types import MappingProxyType
@@ -37,7 +38,7 @@ from broker.results import (
     MemoryInfo,
     ProcessInfo,
 )
-from broker.session import EndReason, Session
+from broker.session import EndReason, Session, SessionClosed
 from broker.supervisor import new_session_id
 from sandbox.facts import ProcessFacts
 from sandbox.farewell import ask_to_end
@@ -150,7 +151,8 @@ async def perform_get_process_list(scope: Scope, request: GetProcessList, _: Sub
     else:
         own: set[int] = set()
         for session in host.supervisor.of(scope.principal):
-            own |= await session.own.init.descendants()
+            with suppress(SessionClosed):  # it ended meanwhile, and its processes with it
+                own |= await session.own.init.descendants()
         found = await host.facts.processes_of(host.user.uid)
         shown = tuple(_process(facts, with_cmdline=facts.pid in own) for facts in found)
     return GetProcessListResult(processes=shown, total_count=len(shown), session_id=request.session_id)
