@@ -100,6 +100,7 @@ class Spill:
         self._fd = -1
         self._lock = trio.Lock()
         self._ended = False
+        self._punched = 0  # of the file: what the disk has back
         self._had = (0, 0)  # of stdout and stderr: what a reader has gone past
 
     # --- what a command's pipes say
@@ -221,15 +222,24 @@ class Spill:
         stdout = cursor if view == "stdout" else at.stdout if view == "both" else 0
         stderr = cursor if view == "stderr" else at.stderr if view == "both" else 0
         self._had = (max(self._had[0], stdout), max(self._had[1], stderr))
-        if not self.full:
+        if not self.full:  # somebody else's output made room
+            self.on_room()
             return
         async with self._lock:
-            old = self._log.base
-            new = self._log.release(*self._had)
-            if new.at > old.at:
-                await trio.to_thread.run_sync(_punch, self._fd, old.at, new.at - old.at, limiter=self._limiter)
-                self._quota.used_bytes -= new.at - old.at
-        self.on_room()
+            begin = self._log.base.at
+            kept_from = self._log.release(*self._had).at
+            self._quota.used_bytes -= kept_from - begin  # with the base, whatever cancels what follows
+            try:
+                await self._give_back(kept_from)
+            finally:
+                self.on_room()
+
+    async def _give_back(self, kept_from: int) -> None:
+        """Have the disk back what lies before *kept_from*; what a cancelled call left, the next one takes along."""
+        if kept_from > self._punched:
+            count = kept_from - self._punched
+            await trio.to_thread.run_sync(_punch, self._fd, self._punched, count, limiter=self._limiter)
+            self._punched = kept_from
 
     def give_up(self) -> None:
         """Forget all that is kept; the counts stay."""
