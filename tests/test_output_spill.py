@@ -10,7 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from sandbox.spill import PENDING_BYTES, OutputRoom, Quota, Spill, open_nameless
+from sandbox.nameless import open_nameless
+from sandbox.spill import PENDING_BYTES, OutputRoom, Quota, Spill
 from sandbox.transcript import HEADER, STDERR, STDOUT
 
 MIB = 1024 * 1024
