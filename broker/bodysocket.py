@@ -7,7 +7,9 @@ own manual does for sendfile(2). Bytes are written by a thread that never waits:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from socket import IPPROTO_TCP, TCP_USER_TIMEOUT
 from typing import Any, TypeVar
 
 import attrs
@@ -15,6 +17,8 @@ import h11
 import trio
 
 T = TypeVar("T")
+WITHOUT_END = 0
+"""As TCP_USER_TIMEOUT, which is in milliseconds."""
 
 
 class ConnectionGone(Exception):
@@ -37,6 +41,28 @@ class BodySocket:
 
     _socket: trio.socket.SocketType
     _http: Callable[[], h11.Connection]
+
+    @contextmanager
+    def patient(self, rest_s: float) -> Iterator[None]:
+        """Leave it to the block how long the client may take nothing: the kernel would break the connection unasked.
+
+        Afterwards the client has at least *rest_s* seconds for what the kernel still holds of the body, and the
+        connection keeps that patience.
+        """
+        usual_ms = self._let_stall(WITHOUT_END)
+        try:
+            yield
+        finally:
+            self._let_stall(max(usual_ms, int(rest_s * 1000)))
+
+    def _let_stall(self, milliseconds: int) -> int:
+        """Set how long data may wait for the client; return what it was."""
+        try:
+            before: int = self._socket.getsockopt(IPPROTO_TCP, TCP_USER_TIMEOUT)
+            self._socket.setsockopt(IPPROTO_TCP, TCP_USER_TIMEOUT, milliseconds)
+        except OSError:  # it is closed: nothing waits any more
+            return WITHOUT_END
+        return before
 
     def announce(self, length: int) -> None:
         """Say that so many bytes of the body are written here."""

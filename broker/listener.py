@@ -51,7 +51,8 @@ class HttpSettings:
     """Each costs a descriptor, which the sessions need too."""
     keep_alive_s: float = KEEP_ALIVE_S
     stall_s: float = 20
-    """Seconds a client may leave an answer unread before its connection is closed."""
+    """Seconds a client may leave an answer unread before its connection is closed. Of the body of a download over a
+    URL `transfers.idle_s` decides instead."""
 
 
 async def serve_http(

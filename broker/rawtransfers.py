@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -32,8 +33,11 @@ REMEMBERED_TRANSFERS = 64
 
 
 @attrs.define(eq=False, kw_only=True)
-class RawTransfer:
-    """One transfer of one session, on behalf of one principal."""
+class RawTransfer(ABC):
+    """One transfer of one session, on behalf of one principal.
+
+    Whoever ends it, or finds out that it has expired, lets go of what it holds (`release`); `sweep` finds the rest.
+    """
 
     ticket: Ticket
     path: str
@@ -47,6 +51,8 @@ class RawTransfer:
     sha256: str | None = attrs.field(default=None, init=False)
     trouble: str = attrs.field(default="", init=False)
     """Why the last request did not bring it to its end."""
+    released: bool = attrs.field(default=False, init=False)
+    """Whether it is over and holds nothing any more."""
     _use: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _unused: trio.Event = attrs.field(init=False)
 
@@ -64,12 +70,24 @@ class RawTransfer:
         with trio.move_on_after(TURN_S):
             await self._unused.wait()
 
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        """Be the one who transfers, until the end of the block or until it is cancelled.
+    @asynccontextmanager
+    async def used(self) -> AsyncIterator[None]:
+        """Be the one who transfers, until the end of the block or until it is cancelled; let go of what has ended.
 
         Raises: TransferBusy; TransferOver, also when it was cancelled meanwhile.
         """
+        failed: Exception | None = None
+        try:
+            with self._taken():
+                yield
+        except (TransferError, FileError, BrokerError) as error:
+            failed = error
+        await self.release()
+        if failed is not None:
+            raise failed
+
+    @contextmanager
+    def _taken(self) -> Iterator[None]:
         self.ticket.take(trio.current_time())
         self._unused = trio.Event()
         try:
@@ -85,6 +103,28 @@ class RawTransfer:
             self._unused.set()
         if self._use.cancelled_caught:
             raise TransferOver(self.id, self.ticket.state.value, self.ticket.why)
+
+    async def look(self) -> None:
+        """Find out whether its URL has expired, and let go of it then."""
+        self.ticket.is_due(trio.current_time())
+        await self.release()
+
+    async def release(self) -> None:
+        """Let go of what it holds, once it is over; safe to repeat, and at the same time.
+
+        Cancellation: it may hold something yet, and the next one to call goes on.
+        """
+        if self.ticket.is_over and not self.released:
+            await self.let_go(self.ticket.why or "its URL expired")
+            self.released = True
+
+    @abstractmethod
+    async def let_go(self, why: str) -> None:
+        """Close what it reads, or throw away what was received unless it is in place. Safe to repeat."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of it when there is no time to wait. Safe to repeat."""
 
     def end(self, state: TicketState, why: str = "") -> None:
         """Say how it ended; whoever is at work on it is cancelled."""
@@ -116,8 +156,12 @@ class RawDownload(RawTransfer):
         return self.source.size_bytes
 
     async def let_go(self, _why: str) -> None:
-        """Close the source."""
+        """Close the source; who still reads it comes to the end of that read."""
+        self.close()
         await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Close the source."""
         self.source.close()
 
 
@@ -147,6 +191,10 @@ class RawUpload(RawTransfer):
         """Throw away what was received, unless it is in place."""
         _ = self.received_bytes  # the last moment to know
         await self.sink.abort(why)
+
+    def close(self) -> None:
+        """Close the sink; what was received is discarded with the session's uploads."""
+        self.sink.close()
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -218,7 +266,7 @@ class SessionTransfers:
         """Keep a transfer that there is `room` for; return its token, which nobody knows afterwards."""
         token, self._digests[transfer.id] = self.desk.register(transfer)
         self._transfers[transfer.id] = transfer
-        ended = [known.id for known in self._transfers.values() if known.ticket.is_over]
+        ended = [known.id for known in self._transfers.values() if known.released]
         for transfer_id in ended[:-REMEMBERED_TRANSFERS]:
             self._forget(transfer_id)
         return token
@@ -230,21 +278,17 @@ class SessionTransfers:
         raise TransferNotFound(transfer_id)
 
     async def sweep(self) -> None:
-        """Let go of what has expired."""
-        now = trio.current_time()
+        """Let go of what has expired, and of what has ended while nobody could."""
         for transfer in list(self._transfers.values()):
-            if transfer.ticket.is_due(now):
-                await transfer.let_go("its URL expired")
+            await transfer.look()
 
     def close(self) -> None:
         """End all: no token is good any more. What was received is discarded with the session's uploads."""
         self._closed = True
         for transfer in list(self._transfers.values()):
             transfer.ticket.end(TicketState.CANCELLED, "its session ended")
-            end = transfer.source if isinstance(transfer, RawDownload) else transfer.sink
-            end.close()
             self._forget(transfer.id)
 
     def _forget(self, transfer_id: str) -> None:
         self.desk.forget(self._digests.pop(transfer_id))
-        del self._transfers[transfer_id]
+        self._transfers.pop(transfer_id).close()

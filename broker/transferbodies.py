@@ -7,6 +7,7 @@ pieces whatever its size. Knows neither tokens nor files.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import attrs
@@ -166,25 +167,26 @@ async def send_pieces(
     Cancellation: breaks the connection.
     """
     error: TransferError | None = None
-    async with trio.open_nursery() as nursery:
-        flow = nursery.cancel_scope
-        nursery.start_soon(wire.mind_client, flow)
+    socket = _body_socket(wire)
+    with nullcontext() if socket is None else socket.patient(idle_s):
+        async with trio.open_nursery() as nursery:
+            flow = nursery.cancel_scope
+            nursery.start_soon(wire.mind_client, flow)
 
-        def moved(length: int) -> None:
-            sent(length)
-            flow.deadline = trio.current_time() + idle_s
+            def moved(length: int) -> None:
+                sent(length)
+                flow.deadline = trio.current_time() + idle_s
 
-        try:
-            socket = _body_socket(wire)
-            if isinstance(source, FileSource) and socket is not None:
-                await _send_file(wire, socket, source, span, head, moved)
-            else:
-                await _send_read(wire, source, span, head, moved)
-        except TransferError as failed:  # told outside: in here it would become a group
-            error = failed
-        except ConnectionGone:
-            wire.left = True
-        flow.cancel(reason="there is nothing more to mind")
+            try:
+                if isinstance(source, FileSource) and socket is not None:
+                    await _send_file(wire, socket, source, span, head, moved)
+                else:
+                    await _send_read(wire, source, span, head, moved)
+            except TransferError as failed:  # told outside: in here it would become a group
+                error = failed
+            except ConnectionGone:
+                wire.left = wire.left or not flow.cancel_called  # else it is gone because it was broken here
+            flow.cancel(reason="there is nothing more to mind")
     if error is None and wire.is_whole:
         await wire.end()
         return Flow()

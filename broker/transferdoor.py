@@ -9,7 +9,6 @@ good for was decided when it was opened.
 from __future__ import annotations
 
 import attrs
-import trio
 
 from broker.audit import Audit, Event, EventType
 from broker.errors import BrokerError, ErrorCode, failure_of
@@ -55,9 +54,10 @@ class TransferDoor:
     async def _serve(self, wire: Wire, transfer: RawDownload | RawUpload) -> None:
         await transfer.wait_turn()
         try:
-            with TransferRecord(self._audit, transfer, wire.method) as record, transfer.used():
-                self._require_room()
-                reply: Reply | None = await transfer.in_session(self._move, wire, transfer, record)
+            with TransferRecord(self._audit, transfer, wire.method) as record:
+                async with transfer.used():
+                    self._require_room()
+                    reply: Reply | None = await transfer.in_session(self._move, wire, transfer, record)
         except RequestFailed as failed:
             reply = reply_of(failed.failure)
         if reply is not None:
@@ -96,7 +96,6 @@ class TransferDoor:
         record.cut = transfer.trouble = flow.cut
         if await source.settle():
             transfer.completed(source.sha256)
-            source.close()
         return None
 
     async def _upload(self, wire: Wire, transfer: RawUpload, record: TransferRecord) -> Reply | None:
@@ -132,8 +131,8 @@ class TransferDoor:
 
     async def _tell(self, wire: Wire, transfer: RawDownload | RawUpload) -> None:
         """Answer HEAD: how large the file is, or how far the upload. It uses nothing up."""
+        await transfer.look()
         ticket = transfer.ticket
-        ticket.is_due(trio.current_time())
         complete = ticket.state is TicketState.COMPLETE
         if ticket.is_over and not (complete and isinstance(transfer, RawUpload)):
             over = TransferOver(transfer.id, ticket.state.value, ticket.why)

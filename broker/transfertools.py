@@ -142,7 +142,7 @@ async def perform_stat_transfer(scope: Scope, request: StatTransfer, _: Subject)
     """What is known of a transfer."""
     await trio.lowlevel.checkpoint()
     transfer = scope.own.raw.get(request.transfer_id)
-    transfer.ticket.is_due(trio.current_time())
+    await transfer.look()
     return StatTransferResult(**_facts(transfer))
 
 
@@ -155,7 +155,7 @@ async def perform_finish_transfer(scope: Scope, request: FinishTransfer, _: Subj
             "transfer_id: this is a download, which is complete by itself; cancel_transfer closes its URL",
         )
     if transfer.ticket.state is not TicketState.COMPLETE:
-        with transfer.used():
+        async with transfer.used():
             await transfer.finish()
     return FinishTransferResult(**_facts(transfer))
 
@@ -165,7 +165,7 @@ async def perform_cancel_transfer(scope: Scope, request: CancelTransfer, _: Subj
     transfer = scope.own.raw.get(request.transfer_id)
     if not transfer.ticket.is_over:
         transfer.end(TicketState.CANCELLED, "cancel_transfer was called")
-        await transfer.let_go("cancel_transfer was called")
+    await transfer.release()
     return CancelTransferResult(**_facts(transfer))
 
 

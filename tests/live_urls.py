@@ -101,6 +101,12 @@ def _ask(method: str, url: str, body: bytes | None, headers: Mapping[str, str]) 
         connection.close()
 
 
+def get_head(url: str) -> bytes:
+    """The head of a GET, to be sent by hand."""
+    where = urlsplit(url)
+    return f"GET {where.path} HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode()
+
+
 def put_head(url: str, length: int, **headers: str) -> bytes:
     """The head of a PUT, to be sent by hand."""
     where = urlsplit(url)

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from broker.app import open_broker
+from broker.app import Broker, open_broker
 from broker.calls import Answer, Call
 from broker.gateway import Gateway
 from broker.wiring import Foundation, lay_foundation
@@ -36,10 +36,14 @@ URL = "http://127.0.0.1:1"
 class Whole:
     """One broker without HTTP, and where its things are."""
 
-    gateway: Gateway
+    broker: Broker
     config: Config
     foundation: Foundation
     work: Path
+
+    @property
+    def gateway(self) -> Gateway:
+        return self.broker.gateway
 
     async def answer(self, tool: str, principal: str = "me", **arguments: object) -> Answer:
         call = Call(tool=tool, arguments=arguments, principal=principal, client="test 1", request_id="7", base_url=URL)
@@ -76,7 +80,7 @@ async def open_whole(base: Path, policy: str = POLICY, server: str = "server: {}
     foundation = lay_foundation(config)
     _let_in(base, work, foundation)
     async with open_broker(config, foundation) as broker:
-        yield Whole(gateway=broker.gateway, config=config, foundation=foundation, work=work)
+        yield Whole(broker=broker, config=config, foundation=foundation, work=work)
 
 
 def _let_in(base: Path, work: Path, foundation: Foundation) -> None:

@@ -164,7 +164,7 @@ def send_burst(fd: int, span: tuple[int, int], known: Identity, descriptor: int)
                 count = os.write(descriptor, piece)
             except BlockingIOError:
                 return Burst(offset, Stop.FULL)
-            except ConnectionError:
+            except OSError:  # the socket's own: there is no connection, whatever the kernel calls that
                 return Burst(offset, Stop.GONE)
             offset, piece = offset + count, piece[count:]
     return Burst(offset, Stop.DONE)
