@@ -6,7 +6,8 @@ import base64
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,14 @@ POLICY = {"allowed_commands": {**COMMANDS, "python3": {"executable": PYTHON}}}
 
 
 @contextmanager
-def broker_of(who: str, **policy: Any) -> Iterator[LiveBroker]:
+def broker_of(who: str, server: Mapping[str, Any] | None = None, **policy: Any) -> Iterator[LiveBroker]:
     """A broker that root or a plain user started; `.env` and `.ssh/id` are in its workspace."""
     with live_folder() as base:
         (base / "ws" / ".ssh").mkdir()
         for name in (".env", ".ssh/id"):
             (base / "ws" / name).write_text("secret\n")
             (base / "ws" / name).chmod(0o666)
-        write_config(base, policy={**POLICY, **policy})
+        write_config(base, server, policy={**POLICY, **policy})
         if who == "root" and os.geteuid() != 0:
             pytest.skip("only root can start a broker of root")
         user = plain_user(base) if who == "user" else None
@@ -75,6 +76,27 @@ async def test_commands_and_file_tools_live_in_the_same_closed_world(who: str) -
             assert (await call(client, "read_file", session_id=sid, path=".env")).error[0] == "POLICY_002"
             shown = (await run(client, sid, "ls", "/"))["stdout"]
             assert "root" not in shown.split()
+
+
+CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+
+
+@as_each
+async def test_a_multiplexers_socket_in_tmp_is_out_of_reach_unless_the_operator_shares_tmp(who: str) -> None:
+    """With what the shipped files say about /tmp; `private_tmp: false` is the control."""
+    with tempfile.TemporaryDirectory(prefix="tmux-") as folder, socket.socket(socket.AF_UNIX) as multiplexer:
+        Path(folder).chmod(0o755)
+        multiplexer.bind(f"{folder}/default")
+        Path(folder, "default").chmod(0o777)
+        multiplexer.listen()
+        for server, connects in (({}, False), ({"sandbox": {"private_tmp": False}}, True)):
+            with broker_of(who, server, allowed_paths=["~/**", "/home/**", "/tmp/**"]) as broker:
+                async with connect(broker) as client:
+                    if (await layers_of(client))["pid_namespace"] != "enforced":
+                        pytest.skip("this machine gives no namespaces")
+                    sid = await new_session(client, working_dir=str(broker.workspace))
+                    ended = await run(client, sid, "python3", "-I", "-c", CONNECT, f"{folder}/default")
+                    assert (ended["exit_code"] == 0) is connects, ended["stderr"]
 
 
 @as_each

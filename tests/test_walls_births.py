@@ -12,9 +12,9 @@ import secrets
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import psutil
@@ -55,6 +55,7 @@ PYTHON = "/usr/bin/python3"
 
 
 BIN = {"PATH": "/usr/bin:/bin"}
+TALK = "import socket; socket.socket(socket.AF_UNIX).connect({path!r}); print('connected')"
 
 
 def state_of(world: World, name: str) -> str:
@@ -156,6 +157,34 @@ async def test_tmp_is_the_sessions_own_or_the_machines(outside: Path, *, private
                 assert found.path == name  # the file tools mean the same place
         if not private:
             os.unlink(name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "state"), [({}, "enforced"), ({"private_tmp": False}, "partial"), (PLAIN, "unavailable")]
+)
+async def test_where_the_machines_tmp_is_in_reach_so_are_its_sockets_and_the_layer_says_it(
+    settings: Mapping[str, Any], state: str
+) -> None:
+    """A multiplexer's socket, an agent's: what listens there runs outside of every wall."""
+    with tempfile.TemporaryDirectory(prefix="agent-") as folder, socket.socket(socket.AF_UNIX) as agent:
+        Path(folder).chmod(0o777)
+        agent.bind(f"{folder}/socket")
+        Path(folder, "socket").chmod(0o777)
+        agent.listen()
+        # The home of a session of these tests is beneath /tmp too, and there it stays.
+        async with open_world(plan=plan_for(**settings), write_paths=("/tmp",)) as world:
+            said = (await world.run(PYTHON, "-I", "-c", TALK.format(path=f"{folder}/socket"))).stdout.data
+            assert (said == b"connected\n") is (state != "enforced"), said
+            assert state_of(world, "mount_namespace") == state
+            assert ("can be connected to" in detail_of(world, "mount_namespace")) is (state != "enforced")
+            assert (await world.run("/bin/sh", "-c", "echo x > own")).how == Exited(0)
+
+
+def test_who_requires_a_mount_namespace_requires_that_tmp_is_its_own() -> None:
+    make_plan(CAPABILITIES, required := attrs.evolve(SETTINGS, require=("mount_namespace",)))
+    with pytest.raises(Refused, match="can be connected to") as caught:
+        make_plan(CAPABILITIES, attrs.evolve(required, private_tmp=False))
+    assert "sandbox.private_tmp: true" in caught.value.remedy
 
 
 async def test_without_a_word_about_it_tmp_and_shared_memory_are_the_sessions_own() -> None:
