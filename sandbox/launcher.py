@@ -22,7 +22,7 @@ from sandbox.limits import Limits
 from sandbox.new_root import hide_for, private_paths, root_for
 from sandbox.plan import LAYERS, LayerReport, Plan, Walls
 from sandbox.slots import SlotPool
-from sandbox.system import readable_paths
+from sandbox.system import readable_paths, sockets
 
 if TYPE_CHECKING:
     import socket
@@ -279,6 +279,7 @@ def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Messa
         "canary_granted": grants_everything(walls),
         "root": root_for(plan, walls),
         "hide": hide_for(plan, walls),
+        "sockets": sockets() if plan.spaces else (),
         "expected": {layer.name: (layer.state, layer.detail) for layer in plan.layers},
         "cgroup": grouped,
         "besieged": plan.besieged,

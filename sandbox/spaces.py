@@ -89,9 +89,12 @@ def _network(capabilities: Capabilities, flags: int, network: NetworkUse) -> Wor
         return "unavailable", f"{capabilities.network_namespace.detail}, and {capabilities.seccomp.detail}"
     who = "all commands" if network == "none" else "commands that the policy does not allow the network"
     words = f"{who} get no internet sockets, not even for loopback"
+    limits = []
+    if not flags:
+        limits.append("sockets of the machine that have a path (a resolver, a proxy) are in reach without namespaces")
     if capabilities.landlock_abi < SIGNAL_SCOPE_ABI:
-        return "partial", f"{words}; abstract unix sockets of the machine are in reach before Landlock ABI 6"
-    return "enforced", words
+        limits.append("abstract unix sockets of the machine are in reach before Landlock ABI 6")
+    return "partial" if limits else "enforced", "; ".join([words, *limits])
 
 
 def _blocked(flags: int) -> Words:
