@@ -10,7 +10,6 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import attrs
@@ -33,7 +32,6 @@ from config.load import Config
 from sandbox.cgroup_layer import open_groups
 from sandbox.launcher import open_launcher
 from sandbox.plan import Refused
-from transfers.part import Discarded
 
 log = logging.getLogger("broker")
 
@@ -143,7 +141,7 @@ async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[B
                 launcher,
                 supervisor,
                 plan.layers,
-                partial(_record_discard, audit),
+                records.upload_discarded,
                 records.job_ended,
             )
             if layer != foundation.cgroup.report:
@@ -159,21 +157,6 @@ async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[B
                 yield broker
             finally:
                 broker.note(EventType.SERVER_STOP)
-
-
-def _record_discard(audit: Audit, principal: str, session_id: str, discarded: Discarded) -> None:
-    """An upload was given up: its bytes are gone, the destination is as it was."""
-    audit.end(
-        Event(
-            event_type=EventType.FILE_FAILED,
-            session_id=session_id,
-            tool_name="upload_file",
-            principal=principal,
-            data_bytes=discarded.received_bytes,
-            error=f"upload to {discarded.path} was discarded: {discarded.why}",
-            details={"transfer_id": discarded.transfer_id, "leftover": discarded.leftover},
-        )
-    )
 
 
 async def _mind_signals(broker: Broker, everything: trio.CancelScope) -> None:

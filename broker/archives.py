@@ -19,6 +19,7 @@ from sandbox.file_errors import Changed, FileError, TooLarge
 from sandbox.files import EntryPlace, Resolved
 from transfers.declared import Declared
 from transfers.digest import Digest, new_digest
+from transfers.part import Cause
 from transfers.quota import Quota
 from transfers.refusals import (
     ArchiveTooLarge,
@@ -176,7 +177,7 @@ class ArchiveSink:
             self.close()
         return self._sha256
 
-    async def abort(self, _why: str) -> None:
+    async def abort(self, _cause: Cause) -> None:
         """Throw away what was received; the place is as it was. After an end this does nothing."""
         await self._start_again()
         self.close()

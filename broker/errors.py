@@ -57,6 +57,7 @@ class ErrorCode(Enum):
     TRANSFER_UNAVAILABLE = ("TRANSFER_007", False, "Use download_file or upload_file: there is no HTTP here.")
     PROC_NOT_FOUND = ("PROC_001", False, "Look with get_process_list; the process may have ended.")
     PROC_ACCESS_DENIED = ("PROC_002", False, "Only processes that this session started can be signalled.")
+    CALL_CANCELLED = ("CALL_001", False, "Look at what was done, then call again: nobody waited for the end of it.")
     INVALID_ARGUMENTS = ("ARG_001", False, "Correct the arguments that error_message names, then call again.")
     AUDIT_UNAVAILABLE = ("AUDIT_001", True, "Nothing was done. The operator must make the audit log writable.")
     SYSTEM_INTERNAL_ERROR = ("SYS_999", False, "Give the incident id to the operator; the error log has the details.")

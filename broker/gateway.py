@@ -5,7 +5,6 @@ Owns that order and nothing else: the tools do the work, `decisions.py` asks the
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
@@ -19,12 +18,12 @@ from broker.belongings import Belongings
 from broker.calls import Answer, Call, OutputFace
 from broker.contract import find_tool
 from broker.decisions import Denied, decide, require_end
-from broker.errors import ErrorCode, Failure, failure_of
+from broker.errors import ErrorCode, Failure
 from broker.host import Host, Scope, Step
 from broker.job import Job
 from broker.jobs import CommandNotFound
 from broker.outputuri import OutputName, faces_of, parse_uri
-from broker.records import USED, recorded
+from broker.records import CANCELLED, USED, recorded, told_and_recorded
 from broker.redact import redact_arguments
 from broker.requests import Request
 from broker.session import Session, SessionClosed
@@ -158,19 +157,14 @@ class _Record:
         elif isinstance(error, Exception):
             raise _CallFailed(self._failed(error)) from error
         else:
-            self._end(self._events.failed, error="cancelled: the client left, or the broker stops")
+            self._end(self._events.failed, error=CANCELLED, error_code=ErrorCode.CALL_CANCELLED.code)
 
     def _failed(self, error: Exception) -> Failure:
-        incident_id = secrets.token_hex(8)
-        failure = failure_of(error, incident_id)
-        unexpected = failure.code is ErrorCode.SYSTEM_INTERNAL_ERROR
+        failure, facts = told_and_recorded(error)
         self._end(
             self._events.failed,
-            error=failure.message,
-            error_code=failure.code.code,
             rule=error.rule if isinstance(error, Denied) else self._event.rule,
-            incident_id=incident_id if unexpected else None,
-            exception=error if unexpected else None,
+            **facts,
             **_details_of(failure.partial.get),
         )
         return failure

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -21,6 +22,7 @@ import trio
 from broker.archives import ArchiveSink, ArchiveSource
 from broker.errors import BrokerError
 from sandbox.file_errors import FileError
+from transfers.part import Cause
 from transfers.refusals import TooManyTransfers, TransferError, TransferNotFound, TransferOver, TransfersClosed
 from transfers.streams import Sink, Source
 from transfers.ticket import Ticket, TicketState
@@ -30,6 +32,7 @@ KEY_BYTES = 32
 TURN_S = 1.0
 REMEMBERED_TRANSFERS = 64
 """Ended ones of a session that can still be asked about; the oldest goes first."""
+_CAUSES = MappingProxyType({TicketState.EXPIRED: Cause.EXPIRED, TicketState.CANCELLED: Cause.CANCELLED})
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -115,11 +118,11 @@ class RawTransfer(ABC):
         Cancellation: it may hold something yet, and the next one to call goes on.
         """
         if self.ticket.is_over and not self.released:
-            await self.let_go(self.ticket.why or "its URL expired")
+            await self.let_go(_CAUSES.get(self.ticket.state, Cause.LOST))
             self.released = True
 
     @abstractmethod
-    async def let_go(self, why: str) -> None:
+    async def let_go(self, cause: Cause) -> None:
         """Close what it reads, or throw away what was received unless it is in place. Safe to repeat."""
 
     @abstractmethod
@@ -155,7 +158,7 @@ class RawDownload(RawTransfer):
         """Of the whole, if it is known."""
         return self.source.size_bytes
 
-    async def let_go(self, _why: str) -> None:
+    async def let_go(self, _cause: Cause) -> None:
         """Close the source; who still reads it comes to the end of that read."""
         self.close()
         await trio.lowlevel.checkpoint()
@@ -187,10 +190,10 @@ class RawUpload(RawTransfer):
         """Put it in place and complete it. Raises: TransferError."""
         self.completed(await self.sink.finish())
 
-    async def let_go(self, why: str) -> None:
+    async def let_go(self, cause: Cause) -> None:
         """Throw away what was received, unless it is in place."""
         _ = self.received_bytes  # the last moment to know
-        await self.sink.abort(why)
+        await self.sink.abort(cause)
 
     def close(self) -> None:
         """Close the sink; what was received is discarded with the session's uploads."""

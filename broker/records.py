@@ -1,7 +1,12 @@
-"""What ends by itself goes into the audit too: commands that outlived their call, and sessions with what they ended."""
+"""What ends by itself goes into the audit too: commands that outlived their call, sessions, uploads that were given up.
+
+What somebody asked for is no failure and stays out of the error log: the end of a session, and what ends with it.
+Whatever is in that log has a code.
+"""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -9,14 +14,18 @@ from typing import Any
 import attrs
 
 from broker.audit import Audit, Event, EventType, redact_arguments
+from broker.errors import ErrorCode, Failure, failure_of
 from broker.job import Job
+from broker.names import shown_path
 from broker.session import EndReason
 from broker.supervisor import SessionEnd
 from sandbox.cgroup_values import CommandUsage
 from sandbox.command import Exited, Signalled, TimedOut
+from transfers.part import Cause, Discarded
 
 USED = tuple(field.name for field in attrs.fields(CommandUsage))
 """What a cgroup says of a command, by the names of results and records."""
+CANCELLED = "cancelled: the client left, or the broker stops"
 _ENDS = MappingProxyType(
     {
         EndReason.EXPIRED: EventType.SESSION_EXPIRED,
@@ -24,6 +33,15 @@ _ENDS = MappingProxyType(
         EndReason.LOST: EventType.SESSION_FAILED,
     }
 )
+_DISCARDS: Mapping[Cause, ErrorCode] = MappingProxyType(
+    {
+        Cause.LOST: ErrorCode.FILE_WRITE_ERROR,
+        Cause.MISMATCH: ErrorCode.TRANSFER_MISMATCH,
+        Cause.IDLE: ErrorCode.TRANSFER_STALLED,
+        Cause.EXPIRED: ErrorCode.TRANSFER_OVER,
+    }
+)
+"""Of discards that are failures by themselves. The others were asked for, or follow a failure that has its record."""
 
 
 @attrs.define(eq=False)
@@ -56,7 +74,6 @@ class Records:
     def session_ended(self, end: SessionEnd) -> None:
         """A session is gone: say why, and which commands it ended. `kill_session` is also recorded by its own call."""
         event_type = _ENDS.get(end.reason, EventType.SESSION_CLOSED)
-        failed = event_type is EventType.SESSION_FAILED
         commands = self._cut_short.pop((end.principal, end.session_id), [])
         self._audit.end(
             Event(
@@ -64,10 +81,55 @@ class Records:
                 session_id=end.session_id,
                 principal=end.principal,
                 details={"reason": end.reason.value, "commands_ended": commands},
-                error=f"the session ended because {end.reason.value}" if failed else None,
-                exception=end.crash,
+                **_why_failed(end),
             )
         )
+
+    def upload_discarded(self, principal: str, session_id: str, discarded: Discarded) -> None:
+        """An upload was given up: its bytes are gone, the destination is as it was."""
+        code = ErrorCode.FILE_WRITE_ERROR if discarded.leftover else _DISCARDS.get(discarded.cause)
+        failed: dict[str, Any] = {} if code is None else {"error_code": code.code, "error": _discard_text(discarded)}
+        self._audit.end(
+            Event(
+                event_type=EventType.FILE_FAILED if failed else EventType.UPLOAD_DISCARDED,
+                session_id=session_id,
+                tool_name="upload_file",
+                principal=principal,
+                data_bytes=discarded.received_bytes,
+                details={
+                    "transfer_id": discarded.transfer_id,
+                    "path": shown_path(discarded.path),
+                    "why": discarded.why,
+                    "leftover": discarded.leftover,
+                },
+                **failed,
+            )
+        )
+
+
+def told_and_recorded(error: Exception) -> tuple[Failure, dict[str, Any]]:
+    """What the client is told of *error*, and what its record says of it: of what nobody expected the traceback."""
+    incident_id = secrets.token_hex(8)
+    failure = failure_of(error, incident_id)
+    facts: dict[str, Any] = {"error": failure.message, "error_code": failure.code.code}
+    if failure.code is ErrorCode.SYSTEM_INTERNAL_ERROR:
+        facts |= {"incident_id": incident_id, "exception": error}
+    return failure, facts
+
+
+def _discard_text(discarded: Discarded) -> str:
+    left = f"; its part file stays: {discarded.leftover}" if discarded.leftover else ""
+    return f"upload to {shown_path(discarded.path)} was discarded: {discarded.why}{left}"
+
+
+def _why_failed(end: SessionEnd) -> dict[str, Any]:
+    """What the record of a session's end says of a failure; nothing where there was none."""
+    if _ENDS.get(end.reason) is not EventType.SESSION_FAILED:
+        return {}
+    facts: dict[str, Any] = {"error_code": ErrorCode.SESSION_CLOSED.code}
+    if end.crash is not None:
+        _, facts = told_and_recorded(end.crash)
+    return facts | {"error": f"the session ended because {end.reason.value}"}
 
 
 def recorded(used: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,9 +145,9 @@ def _how(job: Job) -> dict[str, Any]:
             return {"event_type": EventType.COMMAND_COMPLETED, "exit_code": code}
         case Signalled(signal=number):
             by = f"killed: {job.used['killed_by']}" if job.used.get("killed_by") else f"signal {number} ended it"
-            return {**failed, "error": by, "error_code": "CMD_003"}
+            return {**failed, "error": by, "error_code": ErrorCode.CMD_KILLED.code}
         case TimedOut(after_s=after_s):
-            return {**failed, "error": f"it was ended after {after_s:g} s", "error_code": "CMD_002"}
+            return {**failed, "error": f"it was ended after {after_s:g} s", "error_code": ErrorCode.CMD_TIMEOUT.code}
     if job.failure is not None:
-        return {**failed, "error": str(job.failure), "exception": job.failure}
-    return {**failed, "error": "it ended with its session", "error_code": "SESSION_005"}
+        return failed | told_and_recorded(job.failure)[1]
+    return {**failed, "error": "it ended with its session", "error_code": ErrorCode.SESSION_CLOSED.code}

@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from broker.bodysocket import BodySocket, ConnectionGone
+from broker.cuts import CLIENT_LEFT, Cut, stalled
 from broker.exchange import ABORT_KEY, BODY_SOCKET_KEY, Message, Receive, Reply, Scope, Send
 from transfers.disk import Stop
 from transfers.filestreams import FileSource
@@ -25,8 +26,6 @@ QUICK_S = 0.005
 MAX_FRAGMENTS = 512
 """Of a piece that arrives crumb by crumb: each costs more memory than its bytes."""
 Head = tuple[int, Iterable[tuple[bytes, bytes]]]
-CLIENT_LEFT = "the client left before the end"
-STALLED = "nothing moved for {:g} s (transfers.idle_s)"
 
 
 @attrs.define(eq=False)
@@ -102,7 +101,7 @@ class Wire:
         try:
             while not self.left:
                 await self.receive()
-            flow.cancel(reason=CLIENT_LEFT)
+            flow.cancel(reason=CLIENT_LEFT.why)
         finally:
             self.abort()
 
@@ -111,8 +110,8 @@ def _no_connection() -> None:
     """Under a server that has none to break, the end of the application breaks it."""
 
 
-async def receive_body(wire: Wire, write: Callable[[bytes], Awaitable[None]], idle_s: float) -> str:
-    """Give the body of a request to *write* in pieces; return why it was cut, empty when it is complete.
+async def receive_body(wire: Wire, write: Callable[[bytes], Awaitable[None]], idle_s: float) -> Cut | None:
+    """Give the body of a request to *write* in pieces; return why it was cut, None when it is complete.
 
     What came before a cut was given, too.
 
@@ -121,13 +120,13 @@ async def receive_body(wire: Wire, write: Callable[[bytes], Awaitable[None]], id
     Raises: what *write* raises.
     """
     fragments: list[bytes] = []
-    size, cut, more = 0, "", True
-    while more and not cut:
+    size, cut, more = 0, None, True
+    while more and cut is None:
         message: Any = {}
         with trio.move_on_after(idle_s) as patience:
             message = await wire.receive()
         if patience.cancelled_caught:
-            cut = STALLED.format(idle_s)
+            cut = stalled(idle_s)
         elif wire.left:
             cut = CLIENT_LEFT
         more = message.get("more_body", False)
@@ -149,7 +148,7 @@ class Flow:
     """How a download's body went: *error* of its source, or why it was *cut*, or neither."""
 
     error: TransferError | None = None
-    cut: str = ""
+    cut: Cut | None = None
 
 
 async def send_pieces(
@@ -190,7 +189,7 @@ async def send_pieces(
     if error is None and wire.is_whole:
         await wire.end()
         return Flow()
-    return Flow(error=error, cut=CLIENT_LEFT if wire.left else STALLED.format(idle_s))
+    return Flow(error=error, cut=CLIENT_LEFT if wire.left else stalled(idle_s))
 
 
 async def _send_read(

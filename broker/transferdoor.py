@@ -11,6 +11,7 @@ from __future__ import annotations
 import attrs
 
 from broker.audit import Audit, Event, EventType
+from broker.cuts import range_behind_the_end
 from broker.errors import BrokerError, ErrorCode, failure_of
 from broker.exchange import Receive, Reply, Scope, Send
 from broker.rawtransfers import RawDownload, RawUpload, TransferDesk
@@ -75,7 +76,7 @@ class TransferDoor:
             try:
                 part = wanted_range(wire.headers, size_bytes, source.tag)
             except UnsatisfiableRange:
-                record.cut = f"the range begins behind the end, at {size_bytes} bytes"
+                record.cut = range_behind_the_end(size_bytes)
                 return _unsatisfiable(size_bytes)
         start, stop = part or (0, size_bytes)
         record.begin(start, stop)
@@ -93,7 +94,8 @@ class TransferDoor:
         flow = await send_pieces(wire, source, (start, stop), (status, headers), sent, self._desk.idle_s)
         if flow.error is not None:
             raise flow.error
-        record.cut = transfer.trouble = flow.cut
+        record.cut = flow.cut
+        transfer.trouble = flow.cut.why if flow.cut else ""
         if await source.settle():
             transfer.completed(source.sha256)
         return None
@@ -107,13 +109,14 @@ class TransferDoor:
             await transfer.sink.write(data)
             record.moved_bytes += len(data)
 
-        transfer.trouble = await receive_body(wire, write, self._desk.idle_s)
+        cut = await receive_body(wire, write, self._desk.idle_s)
+        transfer.trouble = cut.why if cut else ""
         if wire.left:
-            record.cut = transfer.trouble
+            record.cut = cut
             return None
-        if transfer.trouble:
+        if cut is not None:
             raise BrokerError(
-                ErrorCode.TRANSFER_STALLED,
+                cut.code,
                 f"{transfer.trouble}; {transfer.received_bytes} bytes are kept, go on behind them",
                 expected_offset=transfer.received_bytes,
             )

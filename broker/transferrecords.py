@@ -5,7 +5,6 @@ Knows no HTTP. The token is in none of it: a record names the transfer by its id
 
 from __future__ import annotations
 
-import secrets
 import time
 from types import TracebackType
 from typing import Any, Self
@@ -13,8 +12,10 @@ from typing import Any, Self
 import attrs
 
 from broker.audit import Audit, Event, EventType
-from broker.errors import ErrorCode, Failure, failure_of
+from broker.cuts import Cut
+from broker.errors import ErrorCode, Failure
 from broker.rawtransfers import RawDownload, RawUpload
+from broker.records import CANCELLED, told_and_recorded
 
 
 class RequestFailed(Exception):
@@ -30,8 +31,8 @@ class TransferRecord:
 
     def __init__(self, audit: Audit, transfer: RawDownload | RawUpload, method: str) -> None:
         self.moved_bytes = 0
-        self.cut = ""
-        """Why it ended early without anybody's fault."""
+        self.cut: Cut | None = None
+        """Why it ended early, where no exception says it."""
         self._audit = audit
         self._transfer = transfer
         self._done = EventType.FILE_DOWNLOAD if isinstance(transfer, RawDownload) else EventType.FILE_UPLOAD
@@ -59,22 +60,15 @@ class TransferRecord:
     ) -> None:
         if isinstance(error, Exception):
             raise RequestFailed(self._failed(error)) from error
-        if error is not None or self.cut:
-            self._end(EventType.FILE_FAILED, error=self.cut or "cancelled: the client left, or the broker stops")
+        if error is not None or self.cut is not None:
+            cut = self.cut or Cut(why=CANCELLED, code=ErrorCode.CALL_CANCELLED)
+            self._end(EventType.FILE_FAILED, error=cut.why, error_code=cut.code.code)
         else:
             self._end(self._done, sha256=self._transfer.sha256)
 
     def _failed(self, error: Exception) -> Failure:
-        incident_id = secrets.token_hex(8)
-        failure = failure_of(error, incident_id)
-        unexpected = failure.code is ErrorCode.SYSTEM_INTERNAL_ERROR
-        self._end(
-            EventType.FILE_FAILED,
-            error=failure.message,
-            error_code=failure.code.code,
-            incident_id=incident_id if unexpected else None,
-            exception=error if unexpected else None,
-        )
+        failure, facts = told_and_recorded(error)
+        self._end(EventType.FILE_FAILED, **facts)
         return failure
 
     def _end(self, event_type: EventType, **facts: Any) -> None:

@@ -244,6 +244,16 @@ def running_broker(
         write_config(base, server, policy)
         with broker_in(base, args=args, at=at) as broker:
             yield broker
+        require_codes(base / "log/audit-errors.log")
+
+
+def require_codes(error_log: Path) -> None:
+    """Whatever a broker of any test wrote into its error log has a message and a code."""
+    if error_log.exists():
+        for line in error_log.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            assert record.get("error"), record
+            assert record.get("error_code"), record
 
 
 def refused_start(server: Mapping[str, Any] | None = None, policy: Mapping[str, Any] | None = None) -> str:

@@ -272,6 +272,7 @@ IN_TESTS_OF_THEIR_OWN = {"SESSION_EXPIRED", "SESSION_LIMIT_REACHED", "AUDIT_UNAV
     "TRANSFER_BUSY",  # these in test_live_transfers.py, and in the rows of live_settings_server.py
     "TRANSFER_STALLED",
     "TRANSFER_UNAVAILABLE",
+    "CALL_CANCELLED",  # nobody is left to be told: test_live_audit_errors.py
 }
 NOT_FROM_OUTSIDE = {"SYSTEM_INTERNAL_ERROR"}  # a bug of ours; the gateway's own tests make one
 

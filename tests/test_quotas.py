@@ -160,7 +160,7 @@ async def test_an_upload_that_ends_with_its_session_is_in_the_audit_with_it(tmp_
     async with open_quota(tmp_path, 1000) as desk:
         begun = await desk.ok("upload_file", path="u", chunk_data="eA==")
         await desk.ok("kill_session")
-        (discarded,) = [r for r in desk.whole.records() if "was discarded" in r.get("error", "")]
+        (discarded,) = [r for r in desk.whole.records() if r["event_type"] == "UPLOAD_DISCARDED"]
         assert (discarded["session_id"], discarded["details"]["transfer_id"]) == (desk.sid, begun["transfer_id"])
-        assert "its session ended" in discarded["error"]
+        assert discarded["details"]["why"] == "its session ended"
         assert not (desk.work / "u").exists()

@@ -124,7 +124,7 @@ async def test_a_client_that_stalls_is_cut_off_and_the_reason_is_told(tmp_path: 
             with pytest.raises(ConnectionResetError):
                 await trio.to_thread.run_sync(read_all, line)
         (record,) = [each for each in desk.whole.records() if each["event_type"] == "FILE_FAILED"]
-        assert record["error"] == told["error"]
+        assert (record["error"], record["error_code"]) == (told["error"], "TRANSFER_006")
 
 
 async def test_behind_a_download_the_client_has_the_same_time_for_what_the_kernel_holds(tmp_path: Path) -> None:

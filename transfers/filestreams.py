@@ -14,6 +14,7 @@ import trio
 from transfers import disk
 from transfers.coverage import Coverage
 from transfers.download import Answer, BeyondEnd, Changed, Download, HashRest
+from transfers.part import Cause
 from transfers.readahead import ReadAhead, reading_ahead
 from transfers.refusals import OffsetBeyondEnd, SourceChanged, SourceUnreadable
 from transfers.streams import PIECE_BYTES
@@ -183,9 +184,9 @@ class FileSink:
             raise RuntimeError("an upload that is finished has a digest")
         return progress.sha256
 
-    async def abort(self, why: str) -> None:
+    async def abort(self, cause: Cause) -> None:
         """Discard the upload."""
-        await self._uploads.discard(self._transfer_id, why)
+        await self._uploads.discard(self._transfer_id, cause)
 
     def close(self) -> None:
         """Do nothing: the table discards its uploads when it closes."""

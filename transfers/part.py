@@ -8,6 +8,7 @@ retry loop. How many can wait is bounded by the calls the broker takes at a time
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import secrets
@@ -37,6 +38,18 @@ Ts = TypeVarTuple("Ts")
 COMMIT_BOUND_S = 10
 """Replacing a file is a rename and the fsync of a folder; its data is on the disk before that begins."""
 DISCARD_BOUND_S = 5
+
+
+class Cause(enum.Enum):
+    """What an upload was given up for; the value says it to a person where nobody says more."""
+
+    LOST = "it was lost"
+    MISMATCH = "it is not what was declared"
+    UNANSWERED = "its first chunk was not answered"
+    IDLE = "no chunk came in time"
+    EXPIRED = "its URL expired"
+    CANCELLED = "it was cancelled"
+    SESSION_ENDED = "its session ended"
 
 
 class Destination(Protocol):
@@ -76,11 +89,15 @@ class Progress:
 
 @attrs.frozen(kw_only=True)
 class Discarded:
-    """An upload that was given up; *leftover* says why its part file could not be removed, or is empty."""
+    """An upload that was given up for *cause*; *why* says more of it than the cause, where more is known.
+
+    *leftover* says why its part file could not be removed, or is empty.
+    """
 
     transfer_id: str
     path: str
     received_bytes: int
+    cause: Cause
     why: str
     leftover: str
 
@@ -102,6 +119,7 @@ class Part:
     turn: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     _pin: disk.Pin = attrs.field(init=False)
     _put_away: bool = attrs.field(default=False, init=False)
+    _cause: Cause = attrs.field(default=Cause.LOST, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._pin = disk.Pin(self._destination.fd)
@@ -131,7 +149,7 @@ class Part:
             sha256=step.sha256,
         )
 
-    async def put_away(self, why: str) -> None:
+    async def put_away(self, cause: Cause, why: str = "") -> None:
         """Close the descriptor; before that remove the part file, unless it was committed.
 
         Call it in a shielded scope with a deadline: what does not answer by then is left over and reported.
@@ -142,18 +160,23 @@ class Part:
         self._put_away = True
         try:
             if self.upload.state is not State.COMPLETE:
-                self.upload.lost(why)
+                self._lose(cause, why)
                 leftover = await self._remove()
         finally:
             self._close(leftover)
 
-    def give_up(self, why: str) -> None:
+    def give_up(self, cause: Cause) -> None:
         """Close the descriptor of an upload for which there is no time left; its part file may stay behind."""
         if not self._put_away:
             self._put_away = True
             if self.upload.state is not State.COMPLETE:
-                self.upload.lost(why)
+                self._lose(cause)
             self._close("there was no time to remove it")
+
+    def _lose(self, cause: Cause, why: str = "") -> None:
+        if not self.upload.is_over:
+            self._cause = cause
+            self.upload.lost(why or cause.value)
 
     async def _perform(self, step: Write | Verify | Sync | Commit) -> Step:
         """Perform one effect and report it. Whatever the disk says against it loses the upload."""
@@ -208,6 +231,7 @@ class Part:
                 transfer_id=self.transfer_id,
                 path=self.path,
                 received_bytes=self.upload.received_bytes,
+                cause=self._cause,
                 why=self.upload.why_lost,
                 leftover=leftover,
             )
@@ -219,6 +243,7 @@ class Part:
         if refuse.why is Why.TOO_LARGE:
             return TooLarge("upload", offset + length, self.upload.max_bytes)
         if refuse.why is Why.DIGEST:
+            self._cause = Cause.MISMATCH
             return DigestMismatch(self.path, self.upload.sha256_so_far, self.upload.declared.sha256)
         if refuse.why in {Why.BEYOND, Why.SHORT}:
             declared = self.upload.declared.size_bytes

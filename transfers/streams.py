@@ -9,6 +9,8 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from transfers.part import Cause
+
 PIECE_BYTES = 1024 * 1024
 """How much moves at a time: below it the turns of loop and threads count, above it memory and the wait of others."""
 
@@ -81,7 +83,7 @@ class Sink(Protocol):
     async def finish(self) -> str:
         """Put in place what was received, durably; return its SHA-256, hexadecimal. Safe to repeat."""
 
-    async def abort(self, why: str) -> None:
+    async def abort(self, cause: Cause) -> None:
         """Throw away what was received; the destination is as it was. After an end this does nothing."""
 
     def close(self) -> None:

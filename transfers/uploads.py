@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from transfers.declared import Declared
-from transfers.part import DISCARD_BOUND_S, Destination, Discarded, Part, Progress
+from transfers.part import DISCARD_BOUND_S, Cause, Destination, Discarded, Part, Progress
 from transfers.quota import Quota
 from transfers.refusals import PathMismatch, TooLarge, TooManyTransfers, TransferNotFound, TransfersClosed
 from transfers.settings import TransferSettings
@@ -74,7 +74,7 @@ class Uploads:
             if not answered:
                 self._parts.pop(part.transfer_id, None)
                 with trio.move_on_after(DISCARD_BOUND_S, shield=True):
-                    await part.put_away("its first chunk was not answered")
+                    await part.put_away(Cause.UNANSWERED)
         return progress
 
     async def resume(self, transfer_id: str, path: str, *, offset: int, data: bytes, is_last: bool) -> Progress:
@@ -111,7 +111,7 @@ class Uploads:
         """How far an upload is. Raises: TransferNotFound, TransfersClosed."""
         return self._part(transfer_id).upload.received_bytes
 
-    async def discard(self, transfer_id: str, why: str) -> None:
+    async def discard(self, transfer_id: str, cause: Cause) -> None:
         """Give an upload up; one that is over, or not known, needs nothing.
 
         Cancellation: shielded, at most DISCARD_BOUND_S seconds once its chunk under way has ended.
@@ -122,7 +122,7 @@ class Uploads:
         async with part.turn:
             self._parts.pop(transfer_id, None)
             with trio.move_on_after(DISCARD_BOUND_S, shield=True):
-                await part.put_away(why)
+                await part.put_away(cause)
 
     async def sweep(self) -> None:
         """Discard uploads without a chunk for `upload_idle_s`; forget the results of ended ones as old.
@@ -134,7 +134,7 @@ class Uploads:
             if not part.turn.locked():
                 self._parts.pop(part.transfer_id, None)
                 with trio.move_on_after(DISCARD_BOUND_S, shield=True):
-                    await part.put_away(f"no chunk came for {part.idle_s:g} s")
+                    await part.put_away(Cause.IDLE, f"no chunk came for {part.idle_s:g} s")
 
     async def close_all(self) -> None:
         """Discard every open upload; none can be begun afterwards.
@@ -147,9 +147,9 @@ class Uploads:
         with trio.move_on_after(DISCARD_BOUND_S, shield=True):
             for part in parts.values():
                 async with part.turn:  # a chunk under way comes to its end first
-                    await part.put_away("its session ended")
+                    await part.put_away(Cause.SESSION_ENDED)
         for part in parts.values():
-            part.give_up("its session ended")
+            part.give_up(Cause.SESSION_ENDED)
 
     def _part(self, transfer_id: str) -> Part:
         part = self._parts.get(transfer_id)
@@ -202,7 +202,7 @@ class Uploads:
                 if part.upload.is_over:
                     self._forget_oldest()
                     with trio.move_on_after(DISCARD_BOUND_S, shield=True):
-                        await part.put_away("it was lost")
+                        await part.put_away(Cause.LOST)
 
     def _forget_oldest(self) -> None:
         ended = [part for part in self._parts.values() if part.upload.is_over]
