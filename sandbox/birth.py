@@ -97,6 +97,7 @@ def _mounts(birth: Birth) -> None:
     birth.outcome = mounts.build(
         mounts.RootPlan(
             binds=root["binds"],
+            real=root["real"],
             private=root["private"],
             private_bytes=root["private_bytes"],
             masks=search.found(),
@@ -153,6 +154,7 @@ def _landlock(birth: Birth) -> None:
         spec["abi"],
         handled=landlock.handled_rights(spec["abi"]),
         grants=spec["grants"],
+        real_grants=spec["real_grants"],
         scoped=landlock.SCOPE_SIGNAL | landlock.SCOPE_ABSTRACT_UNIX,
     )
 

@@ -43,6 +43,8 @@ class RootPlan:
     Attributes:
         binds: trees and files of the machine; one beneath another takes its place there. "/" is the machine's
             own root as the ground to build on, instead of an empty one.
+        real: those of them whose paths have no symbolic links, so that one with a link is not what was meant: it is
+            missing, but its name works where the link leads into another bind.
         private: directories that the session gets empty and for itself, open to all like /tmp.
         private_bytes: how much each of them holds.
         masks: paths where a session finds an empty thing that it can neither read nor change; asked for one by
@@ -50,18 +52,20 @@ class RootPlan:
         cgroup: show the cgroup in which the cgroup namespace was made, instead of none.
     """
 
-    __slots__ = ("binds", "cgroup", "masks", "private", "private_bytes")
+    __slots__ = ("binds", "cgroup", "masks", "private", "private_bytes", "real")
 
     def __init__(
         self,
         *,
         binds: Iterable[Bind],
+        real: Iterable[str] = (),
         private: Iterable[Bind] = (),
         private_bytes: int = 1 << 30,
         masks: Iterable[str] = (),
         cgroup: bool = False,
     ) -> None:
         self.binds = dict(binds)
+        self.real = frozenset(real)
         self.private = dict(private)
         self.private_bytes = private_bytes
         self.masks = masks
@@ -144,7 +148,7 @@ class NewRoot:
 
     def gather(self, plan: RootPlan) -> list[str]:
         """Open everything that comes from the old root or has to be made while it is there; return what is not."""
-        real_binds, missing = self._resolve(plan.binds)
+        real_binds, missing = self._resolve(plan.binds, plan.real)
         if "/" not in real_binds:
             self._make("/", "tmpfs", NO_SUID | NO_DEV | NO_EXEC, size="1m", mode="755")
         self._make("/dev", "tmpfs", NO_SUID | NO_EXEC, size="64k", mode="755")
@@ -164,7 +168,7 @@ class NewRoot:
             self._mounts[f"/dev/{name}"] = mounting.clone(f"/dev/{name}", READ_ONLY | NO_SUID | NO_EXEC)
         return missing
 
-    def _resolve(self, binds: Mapping[str, int]) -> tuple[dict[str, int], list[str]]:
+    def _resolve(self, binds: Mapping[str, int], wanted_real: Collection[str]) -> tuple[dict[str, int], list[str]]:
         real_binds: dict[str, int] = {}
         missing = []
         for path, rights in binds.items():
@@ -173,7 +177,10 @@ class NewRoot:
             except OSError:  # not there, or not for us to see: there is nothing to show, and the caller says so
                 missing.append(path)
                 continue
-            real_binds[real] = rights
+            if path in wanted_real and links:
+                missing.append(path)
+            else:
+                real_binds[real] = rights
             self._links.update(links)
         return real_binds, missing
 
