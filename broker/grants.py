@@ -51,12 +51,12 @@ def find_grants(policy: Policy, rules: PathRules, programs: Mapping[str, Program
         exec_paths=tuple(everything),
         of_command=MappingProxyType(narrowed),
         named_programs=tuple(entry.removesuffix(BENEATH) for entry in executables(policy)),
-        hidden=_hidden(rules),
+        hidden=hidden_by(rules),
         private_home=not user.dedicated and isinstance(decide_path(rules, user.home, "enter"), Deny),
     )
 
 
-def _hidden(rules: PathRules) -> Hidden:
+def hidden_by(rules: PathRules) -> Hidden:
     """What to cover in a session's own root: the blocked patterns, and where those begin that say it."""
     expressions = tree_filter(rules)
     beginnings = (takewhile(lambda part: not is_glob(part), pattern.parts) for pattern in rules.blocked)

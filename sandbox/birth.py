@@ -101,6 +101,7 @@ def _mounts(birth: Birth) -> None:
             private=root["private"],
             private_bytes=root["private_bytes"],
             masks=search.found(),
+            holds=search.holds,
             cgroup=birth.spec["cgroup"],
         )
     )

@@ -15,14 +15,16 @@ import attrs
 import pytest
 from test_sandbox_births import AS_ROOT, PLAIN, World, needs_landlock, needs_namespaces, open_world, plan_for
 
-from broker.grants import find_grants
+from broker.grants import find_grants, hidden_by, without_own_files
 from config.load import load_config
 from policy.path import PathRules
 from sandbox.command import Exited
+from sandbox.hiding import Search
 from sandbox.launcher import open_launcher
 from sandbox.plan import Plan, SessionUser
 
 TOLD = b"told\n"
+PYTHON = "/usr/bin/python3"
 either_way = pytest.mark.parametrize(
     "plan", [pytest.param(plan_for(), id="own root"), pytest.param(plan_for(**PLAIN), id="landlock alone")]
 )
@@ -126,3 +128,100 @@ def test_a_pattern_that_leads_through_a_link_grants_what_the_policy_allows_there
     user = SessionUser(uid=1, gid=1, groups=(), name="me", home="/nowhere", dedicated=True)
     grants = find_grants(policy, PathRules.of(policy, user.home), {}, user)
     assert sorted(grants.write_paths) == [f"{here}/also", f"{here}/kept"]
+
+
+def rules_of(home: Path, blocked: list[str], own: tuple[str, ...] = ()) -> PathRules:
+    return without_own_files(PathRules.compile(["~/**"], blocked, str(home)), own)
+
+
+def furnish(world: World, *names: str) -> None:
+    """Make files that tell, and everything above them, in the session's home and its user's."""
+    for name in names:
+        path = world.home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(TOLD)
+    if AS_ROOT:
+        for path in world.home.rglob("*"):
+            os.chown(path, world.walls.user.uid, world.walls.user.gid, follow_symlinks=False)
+
+
+MOVE = "import os, sys; os.makedirs(os.path.dirname(sys.argv[2]), exist_ok=True); os.rename(*sys.argv[1:])"
+RENAMES = [
+    pytest.param([], ("broker/config",), "broker/config/policy.yaml", ("broker", "b2"), id="the broker's own"),
+    pytest.param([], ("deep/er/log/audit.log",), "deep/er/log/audit.log", ("deep", "d2"), id="its log, from the top"),
+    pytest.param(["**/.git/hooks/**"], (), "repo/.git/hooks/post", ("repo/.git", "repo/git"), id="hooks"),
+    pytest.param(["**/.config/gh/**"], (), "a/.config/gh/hosts", ("a/.config", "c"), id="a folder of tokens"),
+    pytest.param(["~/a/*/key"], (), "a/b/key", ("a/b", "a/c/b"), id="moved to where its pattern does not reach"),
+    pytest.param(["~/.config/git/**"], (), ".config/git/config", (".config", "c"), id="a start file"),
+]
+
+
+@needs_namespaces
+@pytest.mark.parametrize(("blocked", "own", "secret", "move"), RENAMES)
+async def test_a_renamed_directory_takes_the_name_from_nothing_blocked(
+    blocked: list[str], own: tuple[str, ...], secret: str, move: tuple[str, str]
+) -> None:
+    async with open_world() as world:
+        furnish(world, secret)
+        old, new = (str(world.home / name) for name in move)
+        moved = Path(new + str(world.home / secret).removeprefix(old))
+        async with next_session(world) as free:  # the control: nothing is blocked
+            assert (await free.run(PYTHON, "-I", "-c", MOVE, old, new)).how == Exited(0)
+            assert await told(free, moved)
+            assert (await free.run(PYTHON, "-I", "-c", MOVE, new, old)).how == Exited(0)
+        rules = rules_of(world.home, blocked, tuple(str(world.home / name) for name in own))
+        async with next_session(world, hidden=hidden_by(rules)) as first:
+            assert b"busy" in (await first.run(PYTHON, "-I", "-c", MOVE, old, new)).stderr.data
+        async with next_session(world, hidden=hidden_by(rules)) as second:
+            assert not await told(second, moved)
+            assert not await told(second, world.home / secret)
+
+
+@needs_namespaces
+async def test_a_blocked_link_stays_where_it_is_and_so_does_what_it_leads_to() -> None:
+    async with open_world() as world:
+        furnish(world, "kept/deep/netrc")
+        (world.home / ".netrc").symlink_to("kept/deep/netrc")
+        hidden = hidden_by(rules_of(world.home, ["**/.netrc"]))
+        async with next_session(world) as free:
+            assert await told(free, world.home / ".netrc")
+        async with next_session(world, hidden=hidden) as session:
+            for name in (".netrc", "kept/deep/netrc"):
+                assert not await told(session, world.home / name)
+            for name in (".netrc", "kept", "kept/deep", "kept/deep/netrc"):
+                old = str(world.home / name)
+                assert b"busy" in (await session.run(PYTHON, "-I", "-c", MOVE, old, f"{old}-2")).stderr.data, name
+
+
+@needs_namespaces
+async def test_what_a_renaming_leaves_blocked_can_be_renamed_and_things_move_everywhere() -> None:
+    async with open_world() as world:
+        furnish(world, "repo/.git/hooks/post", "repo/.git/index", "a/.env", "a/b/file", "broker/config/policy.yaml")
+        rules = rules_of(world.home, ["**/.git/hooks/**", "**/.env"], (str(world.home / "broker/config"),))
+        async with next_session(world, hidden=hidden_by(rules)) as session:
+            for old, new in (("repo", "repo2"), ("a", "a2"), ("repo2/.git/index", "repo2/.git/index2")):
+                ended = await session.run(PYTHON, "-I", "-c", MOVE, str(world.home / old), str(world.home / new))
+                assert ended.how == Exited(0), ended.stderr.data
+            copied = "import shutil; shutil.move('a2/b/file', 'broker/file'); shutil.move('broker/file', 'file')"
+            assert (await session.run(PYTHON, "-I", "-c", copied)).how == Exited(0)
+        async with next_session(world, hidden=hidden_by(rules)) as session:
+            for name in ("repo2/.git/hooks/post", "a2/.env", "broker/config/policy.yaml"):
+                assert (world.home / name).read_bytes() == TOLD
+                assert not await told(session, world.home / name)
+            assert await told(session, world.home / "file")
+
+
+def test_only_those_directories_are_held_whose_renaming_would_unblock() -> None:
+    home = "/h/me"
+    rules = PathRules.compile(["~/**"], ["**/.git/hooks/**", "~/.config/a/b", "**/x/*/y/**", "~/*/z"], home)
+    hidden = hidden_by(rules)
+    search = Search({"roots": [home], "from_root": hidden.from_root, "anywhere": hidden.anywhere})
+    expected = {
+        "d/e/.git/hooks": ["d/e/.git"],
+        ".config/a/b": [".config", ".config/a"],
+        "d/x/e/y": ["d/x", "d/x/e"],
+        "d/z": ["d"],
+    }
+    for name, held in expected.items():
+        assert search.holds(f"{home}/{name}") == [f"{home}/{each}" for each in held]
+    assert search.holds("/elsewhere/x/e/y") == []
