@@ -16,7 +16,7 @@ import attrs
 
 from broker.host import Grants
 from policy.command import executables
-from policy.decision import Deny
+from policy.decision import Allow, Deny
 from policy.known import may_run_of
 from policy.path import PathRules, Pattern, Root, decide_path, kernel_roots
 from policy.pattern import ANY_DEPTH, components, is_glob
@@ -27,6 +27,8 @@ from sandbox.plan import Hidden, SessionUser
 from sandbox.programs import Program, resolve_program
 
 BENEATH = "/**"
+ANY_NAME = "\x7f\x7f"
+"""For one that no rule means: what is allowed for it is allowed for every name."""
 
 
 def resolve_programs(policy: Policy) -> Mapping[str, Program]:
@@ -45,16 +47,16 @@ def find_grants(policy: Policy, rules: PathRules, programs: Mapping[str, Program
         name: rule_paths[name] for name, rule in policy.allowed_commands.items() if may_run_of(rule) is not None
     }
     return Grants(
-        write_paths=tuple(dict.fromkeys(path for root in kernel_roots(rules) for path in _existing(root))),
+        write_paths=tuple(dict.fromkeys(path for root in kernel_roots(rules) for path in _existing(rules, root))),
         exec_paths=tuple(everything),
         of_command=MappingProxyType(narrowed),
         named_programs=tuple(entry.removesuffix(BENEATH) for entry in executables(policy)),
-        hidden=_hidden(rules),
+        hidden=hidden_by(rules),
         private_home=not user.dedicated and isinstance(decide_path(rules, user.home, "enter"), Deny),
     )
 
 
-def _hidden(rules: PathRules) -> Hidden:
+def hidden_by(rules: PathRules) -> Hidden:
     """What to cover in a session's own root: the blocked patterns, and where those begin that say it."""
     expressions = tree_filter(rules)
     beginnings = (takewhile(lambda part: not is_glob(part), pattern.parts) for pattern in rules.blocked)
@@ -92,11 +94,14 @@ def _exec_paths(rule: CommandRule, programs: Mapping[str, Program]) -> Iterator[
             yield directory
 
 
-def _existing(root: Root) -> Iterator[str]:
-    """The real directories (or single files) that a pattern stands for now."""
+def _existing(rules: PathRules, root: Root) -> Iterator[str]:
+    """The real directories (or single files) that a pattern stands for now; a link leads only to what is allowed."""
     for path in [root.prefix] if root.literal else glob.iglob(root.glob, recursive=True, include_hidden=True):
         if os.path.isdir(path) if root.beneath else os.path.isfile(path):
-            yield os.path.realpath(path)
+            real = os.path.realpath(path)
+            beneath_too = [f"{real.rstrip('/')}/{ANY_NAME}"] if root.beneath and real != path else []
+            if all(isinstance(decide_path(rules, each, "enter"), Allow) for each in (real, *beneath_too)):
+                yield real
 
 
 def limits_of(limits: ResourceLimits | ResourceOverride) -> Limits:

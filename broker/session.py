@@ -75,6 +75,8 @@ class Session(Generic[R]):
     _wait_lost: Callable[[R], Awaitable[None]]
     """Returns when the resources have failed under the session, which then ends; may sleep for ever."""
     born: bool = attrs.field(default=False, init=False)
+    entered: bool = attrs.field(default=False, init=False)
+    """It may be where it is, says the supervisor; nobody can call it before."""
     closed: bool = attrs.field(default=False, init=False)
     ended: EndReason = attrs.field(default=EndReason.EXPIRED, init=False)
     _own: R | None = attrs.field(default=None, init=False)

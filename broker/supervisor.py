@@ -22,6 +22,8 @@ R = TypeVar("R")
 
 SESSION_ID_BYTES = 16
 """Bytes of randomness in an id that we mint: 128 bits, so that it cannot be guessed."""
+END_BOUND_S = 10.0
+"""Seconds a session that may not be where it is may take to end while its creator waits."""
 REMEMBERED_ENDS = 1024
 """How many ended sessions are remembered, so that a late caller is told why instead of "not found"."""
 
@@ -90,13 +92,20 @@ class Supervisor(Generic[R]):
     draining: bool = attrs.field(default=False, init=False)
 
     async def create(
-        self, principal: str, session_id: str | None, open_resources: Callable[[], AbstractAsyncContextManager[R]]
+        self,
+        principal: str,
+        session_id: str | None,
+        open_resources: Callable[[], AbstractAsyncContextManager[R]],
+        enter: Callable[[Session[R]], Awaitable[None]] | None = None,
     ) -> Session[R]:
         """Bring a session to life, under the client's own id or a minted one.
 
+        Args:
+            enter: runs inside the session before anybody else can find it; if it raises, the session ends.
+
         Raises:
             SessionLimitReached, CreationFailed (the id is taken, or a stage of the birth failed), SessionClosed (the
-            broker is stopping).
+            broker is stopping); what *enter* raises.
         Cancellation: a birth that is cancelled leaves nothing.
         """
         key = (principal, session_id or new_session_id())
@@ -108,8 +117,20 @@ class Supervisor(Generic[R]):
         match await self._nursery.start(self._supervise, key, session):
             case Exception() as failure:
                 raise failure
+        await self._enter(session, enter)
         self._ends.pop(key, None)
         return session
+
+    async def _enter(self, session: Session[R], enter: Callable[[Session[R]], Awaitable[None]] | None) -> None:
+        try:
+            if enter is not None:
+                await session.call(enter, session)
+            session.entered = True
+        finally:
+            if not session.entered:
+                session.kill()
+                with trio.move_on_after(END_BOUND_S, shield=True):
+                    await session.wait_closed()
 
     def get(self, principal: str, session_id: str) -> Session[R]:
         """The live session of this principal.
@@ -119,11 +140,11 @@ class Supervisor(Generic[R]):
         """
         key = (principal, session_id)
         session = self._live.get(key)
-        born = session is not None and session.born
-        if session is not None and born and not session.closed:
+        entered = session is not None and session.entered
+        if session is not None and entered and not session.closed:
             return session
         # One that is ending says already why, though its end is not in the table of ends yet.
-        match session.ended if session is not None and born else self._ends.get(key):
+        match session.ended if session is not None and entered else self._ends.get(key):
             case None:
                 raise SessionNotFound(session_id)
             case EndReason.EXPIRED:
@@ -133,7 +154,7 @@ class Supervisor(Generic[R]):
 
     def of(self, principal: str) -> tuple[Session[R], ...]:
         """The live sessions of this principal."""
-        return tuple(s for key, s in self._live.items() if key[0] == principal and s.born and not s.closed)
+        return tuple(s for key, s in self._live.items() if key[0] == principal and s.entered and not s.closed)
 
     async def drain(self, bound_s: float) -> int:
         """Refuse new sessions, end all, wait at most `bound_s` seconds; return how many are still ending."""

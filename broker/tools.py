@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from functools import partial
 from types import MappingProxyType
 
-import trio
-
 from broker.belongings import Belongings, open_belongings, sweep_leftovers
 from broker.decisions import Subject, require_path
 from broker.errors import BrokerError, ErrorCode
@@ -45,9 +43,6 @@ from sandbox.farewell import ask_to_end
 from sandbox.faults import ProcessNotFound
 from sandbox.plan import LayerReport
 
-END_BOUND_S = 10.0
-"""Seconds a refused birth may take to be cleaned up while its caller waits."""
-
 
 async def perform_create_session(scope: Scope, request: CreateSession, working_dir: str) -> CreateSessionResult:
     """Bring a session to life and enter its working directory, whose real path is decided as well."""
@@ -62,8 +57,7 @@ async def perform_create_session(scope: Scope, request: CreateSession, working_d
         on_job_end=host.on_job_end,
         desk=host.desk,
     )
-    session = await host.supervisor.create(scope.principal, session_id, open_resources)
-    await _enter(host, session)
+    session = await host.supervisor.create(scope.principal, session_id, open_resources, partial(_enter, host))
     return CreateSessionResult(
         session_id=session.id,
         working_dir=shown_path(session.own.working_dir),
@@ -74,19 +68,8 @@ async def perform_create_session(scope: Scope, request: CreateSession, working_d
 
 
 async def _enter(host: Host, session: Session[Belongings]) -> None:
-    """Make the working directory's real path the session's; a session that may not be there ends at once."""
-    entered = False
-    try:
-        await session.call(_enter_directory, host, session.own)
-        entered = True
-    finally:
-        if not entered:
-            session.kill()
-            with trio.move_on_after(END_BOUND_S, shield=True):
-                await session.wait_closed()
-
-
-async def _enter_directory(host: Host, own: Belongings) -> None:
+    """Make the working directory's real path the session's. Raises BrokerError: the policy does not allow it there."""
+    own = session.own
     with await own.files.resolve(own.working_dir, read=True) as found:
         require_path(host, found.path, "enter")
         found.directory()

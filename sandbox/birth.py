@@ -98,9 +98,11 @@ def _mounts(birth: Birth) -> None:
     birth.outcome = mounts.build(
         mounts.RootPlan(
             binds=root["binds"],
+            real=root["real"],
             private=root["private"],
             private_bytes=root["private_bytes"],
             masks=itertools.chain(birth.spec["sockets"], search.found()),
+            holds=search.holds,
             cgroup=birth.spec["cgroup"],
         )
     )
@@ -154,6 +156,7 @@ def _landlock(birth: Birth) -> None:
         spec["abi"],
         handled=landlock.handled_rights(spec["abi"]),
         grants=spec["grants"],
+        real_grants=spec["real_grants"],
         scoped=landlock.SCOPE_SIGNAL | landlock.SCOPE_ABSTRACT_UNIX,
     )
 

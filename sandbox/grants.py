@@ -12,7 +12,7 @@ from sandbox import landlock
 from sandbox.system import LISTED
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from sandbox.landlock import Grant
     from sandbox.plan import Plan, Walls
@@ -28,21 +28,44 @@ DEVICES = (
 TERMINALS = ("/dev/ptmx", "/dev/pts")
 
 
-def grants_for(walls: Walls, system: Collection[str], private: Collection[str] = ()) -> tuple[Grant, ...]:
-    """List the rules of a session's domain: *system* to read, *private* directories; rules on one path add up."""
-    writable = dict.fromkeys((*writable_paths(walls), *private))
+def grants_for(walls: Walls, system: Collection[str]) -> tuple[Grant, ...]:
+    """List what every session of a machine may read, *system*, and its devices; rules on one path add up."""
     return (
         *((path, landlock.READ_DIR) for path in LISTED),
         *((path, landlock.READ) for path in (*system, *walls.read_paths)),
         *((path, landlock.DEVICE) for path in DEVICES),
-        *((path, landlock.WRITE) for path in writable),
+    )
+
+
+def real_grants_for(walls: Walls, private: Collection[str] = ()) -> tuple[Grant, ...]:
+    """List what a session may write, *private* directories with it, and execute: paths that hold no links.
+
+    What is beneath one of these can be replaced by whoever may write there, so a link in one is never followed.
+    """
+    return (
+        *((path, landlock.WRITE) for path in dict.fromkeys((*writable_paths(walls, private), *private))),
         *((path, landlock.RUN) for path in walls.exec_paths),
     )
 
 
-def writable_paths(walls: Walls) -> tuple[str, ...]:
-    """Return what a session may write: its home, where it begins, and what the policy allows."""
-    return tuple(dict.fromkeys((walls.home, walls.working_dir, *walls.write_paths)))
+def writable_paths(walls: Walls, private: Collection[str] = ()) -> tuple[str, ...]:
+    """Return the topmost paths that a session may write: its home, what the policy allows, where it begins.
+
+    What lies beneath another is left out, because a session could put something else in its place there; not so
+    beneath *private* ones, where it finds only what is put there for it.
+    """
+    paths = dict.fromkeys((walls.home, *walls.write_paths, walls.working_dir))
+    return tuple(path for path in paths if _nearest_above(path, {*paths, *private}) in {None, *private})
+
+
+def _nearest_above(path: str, roots: Collection[str]) -> str | None:
+    above = (root for root in roots if root != path and is_beneath_any(path, (root,)))
+    return max(above, key=len, default=None)
+
+
+def is_beneath_any(path: str, roots: Iterable[str]) -> bool:
+    """Tell whether *path* is one of *roots*, or lies beneath one by its name."""
+    return any(path == root or path.startswith(root.rstrip("/") + "/") for root in roots)
 
 
 def grants_everything(walls: Walls) -> bool:

@@ -1,10 +1,13 @@
 """Find what the policy blocks in the trees that a session sees, so that it can be covered. Child side, stdlib only.
 
-Runs at a birth, in the new root, before anything of the session does: so nobody in it can race the search, and it
-looks at nothing that the session will not see. Nearest names first, because the search is bounded: what lies deeper
-than the bound is not found, and `complete` says so. No link is followed, but what a blocked link leads to is blocked
-with it: a `.netrc` may be kept elsewhere. Not so if that holds a root or is no part of one: whoever may make a link
-could close the system with it.
+Runs at a birth, in the new root, before anything of the session does, and looks at nothing that the session will not
+see. Other sessions that live meanwhile share the trees: what one of them moves while this looks may be missed.
+Nearest names first, because the search is bounded: what lies deeper than the bound is not found, and `complete` says
+so. No link is followed, but what a blocked link leads to is blocked with it: a `.netrc` may be kept elsewhere. Not so
+if that holds a root or is no part of one: whoever may make a link could close the system with it.
+
+The name is what is blocked. So that no session takes it away from what the next one must not see, `holds` says which
+directories above are to be held in their places.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_NAMES = 200_000  # some tenths of a second
 MAX_FOUND = 1_000  # each one is a mount
+_STRANGE = "/\0\0"  # a name that no rule means
+_ELSEWHERE = (_STRANGE, 9 * _STRANGE)  # where in a root something could be moved to: near, and far down
 
 
 class Search:
@@ -65,6 +70,28 @@ class Search:
                         return
         except OSError:  # gone, or closed to us; to the session too, which has less rights
             return
+
+    def holds(self, path: str) -> list[str]:
+        """List the directories above a blocked *path*, topmost first, whose renaming or moving would unblock it.
+
+        Above what a link leads to these are all there are: from elsewhere, the link would not lead there.
+        """
+        root, above = self._above(path)
+        held = [each for each in above if not self._stays_blocked(root, path[len(each) :])]
+        real = os.path.realpath(path)
+        if real != path:
+            held = [each for each in held if os.path.realpath(each) == each]  # a link can be replaced all the same
+            held += self._above(real)[1]
+        return held
+
+    def _above(self, path: str) -> tuple[str, list[str]]:
+        """Return the root that *path* is in, and the directories between the two, topmost first."""
+        root = max((each for each in self._roots if path.startswith(f"{each.rstrip('/')}/")), key=len, default=path)
+        names = path[len(root.rstrip("/")) :].split("/")[1:-1]
+        return root.rstrip("/"), [f"{root.rstrip('/')}/{'/'.join(names[: at + 1])}" for at in range(len(names))]
+
+    def _stays_blocked(self, root: str, rest: str) -> bool:
+        return all(self._blocks(f"{root}{elsewhere}{rest}") for elsewhere in _ELSEWHERE)
 
     def _may_cover(self, target: str) -> bool:
         return any(target.startswith(f"{root}/") for root in self._roots) and not any(

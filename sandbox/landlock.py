@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import stat
+import struct
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 SYS_CREATE_RULESET = 444  # the same numbers on every architecture that got them after 2019
 SYS_ADD_RULE = 445
 SYS_RESTRICT_SELF = 446
+SYS_OPENAT2 = 437
 CREATE_RULESET_VERSION = 1
 RULE_PATH_BENEATH = 1
 
@@ -53,6 +55,8 @@ WRITE = (
 DEVICE = READ | WRITE_FILE | TRUNCATE | IOCTL_DEV
 _FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 _ABI_1 = (1 << 13) - 1
+_AT_FDCWD = -100
+_RESOLVE_NO_SYMLINKS = 0x04
 
 
 class _RulesetAttr(ctypes.Structure):
@@ -103,11 +107,13 @@ def handled_rights(version: int) -> int:
     return rights
 
 
-def enforce(version: int, *, handled: int = 0, grants: Iterable[Grant] = (), scoped: int = 0) -> tuple[str, ...]:
-    """Confine the calling thread for good: *handled* rights only where *grants* give them.
+def enforce(
+    version: int, *, handled: int = 0, grants: Iterable[Grant] = (), real_grants: Iterable[Grant] = (), scoped: int = 0
+) -> tuple[str, ...]:
+    """Confine the calling thread for good: *handled* rights only where *grants* and *real_grants* give them.
 
     The caller has set no_new_privs. A scope the ABI does not know is left out, so the caller checks the ABI
-    before it relies on one.
+    before it relies on one. The paths of *real_grants* have no symbolic links; one that appears is not followed.
 
     Returns:
         The granted paths that do not exist or cannot be reached: nothing is granted there.
@@ -118,11 +124,14 @@ def enforce(version: int, *, handled: int = 0, grants: Iterable[Grant] = (), sco
         return ()
     ruleset = _create_ruleset(version, handled, scoped)
     try:
-        missing = tuple(path for path, rights in grants if not _add_rule(ruleset, path, rights & handled))
+        missing = [path for path, rights in grants if not _add_rule(ruleset, path, rights & handled)]
+        for path, rights in real_grants:
+            if not _add_rule(ruleset, path, rights & handled, resolve=_RESOLVE_NO_SYMLINKS):
+                missing.append(path)
         _syscall(SYS_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
     finally:
         os.close(ruleset)
-    return missing
+    return tuple(missing)
 
 
 def scope_signals(version: int) -> None:
@@ -148,9 +157,15 @@ def _create_ruleset(version: int, handled: int, scoped: int) -> int:
     return _syscall(SYS_CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(size), ctypes.c_uint32(0))
 
 
-def _add_rule(ruleset: int, path: str, rights: int) -> bool:
+def _open(path: str, resolve: int) -> int:
+    how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, resolve)
+    name = ctypes.c_char_p(os.fsencode(path))
+    return _syscall(SYS_OPENAT2, ctypes.c_int(_AT_FDCWD), name, ctypes.c_char_p(how), ctypes.c_size_t(len(how)))
+
+
+def _add_rule(ruleset: int, path: str, rights: int, *, resolve: int = 0) -> bool:
     try:
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        fd = _open(path, resolve)
     except OSError:  # what cannot be reached needs no right; the caller reports it
         return False
     try:

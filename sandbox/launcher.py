@@ -17,7 +17,7 @@ from sandbox.cgroup import CgroupFault
 from sandbox.cgroup_leaves import Leaves
 from sandbox.child import Child, start_spare
 from sandbox.faults import BirthFailed, ProcessNotFound
-from sandbox.grants import grants_everything, grants_for, terminal_grants
+from sandbox.grants import grants_everything, grants_for, real_grants_for, terminal_grants
 from sandbox.limits import Limits
 from sandbox.new_root import hide_for, private_paths, root_for
 from sandbox.plan import LAYERS, LayerReport, Plan, Walls
@@ -274,7 +274,8 @@ def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Messa
         "groups": user.groups,
         "user_name": user.name,
         "dedicated": user.dedicated,
-        "grants": (*grants_for(walls, readable_paths(), private_paths(plan, walls)), *terminals),
+        "grants": (*grants_for(walls, readable_paths()), *terminals),
+        "real_grants": real_grants_for(walls, private_paths(plan, walls)),
         "terminals": bool(terminals),
         "canary_granted": grants_everything(walls),
         "root": root_for(plan, walls),

@@ -15,12 +15,12 @@ import errno
 import os
 import stat
 
-from sandbox import mounting
+from sandbox import masks, mounting
 from sandbox.mounting import NO_DEV, NO_EXEC, NO_SUID, READ_ONLY, explained
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     Bind = tuple[str, int]  # an absolute path, and the rights that nobody has beneath it
 
@@ -33,7 +33,6 @@ _DEVICE_LINKS = (
     ("/dev/ptmx", "pts/ptmx"),
 )
 _CGROUP = "/sys/fs/cgroup"
-_VOID = "/dev/.void"  # what masks are made of; gone when they are
 _LINKS_MAX = 40  # as the kernel
 
 
@@ -43,28 +42,35 @@ class RootPlan:
     Attributes:
         binds: trees and files of the machine; one beneath another takes its place there. "/" is the machine's
             own root as the ground to build on, instead of an empty one.
+        real: those of them whose paths have no symbolic links, so that one with a link is not what was meant: it is
+            missing, but its name works where the link leads into another bind.
         private: directories that the session gets empty and for itself, open to all like /tmp.
         private_bytes: how much each of them holds.
         masks: paths where a session finds an empty thing that it can neither read nor change; asked for one by
             one when everything else stands.
+        holds: says of a mask which directories above it are held in their places.
         cgroup: show the cgroup in which the cgroup namespace was made, instead of none.
     """
 
-    __slots__ = ("binds", "cgroup", "masks", "private", "private_bytes")
+    __slots__ = ("binds", "cgroup", "holds", "masks", "private", "private_bytes", "real")
 
     def __init__(
         self,
         *,
         binds: Iterable[Bind],
+        real: Iterable[str] = (),
         private: Iterable[Bind] = (),
         private_bytes: int = 1 << 30,
         masks: Iterable[str] = (),
+        holds: Callable[[str], Iterable[str]] = lambda _: (),
         cgroup: bool = False,
     ) -> None:
         self.binds = dict(binds)
+        self.real = frozenset(real)
         self.private = dict(private)
         self.private_bytes = private_bytes
         self.masks = masks
+        self.holds = holds
         self.cgroup = cgroup
 
 
@@ -84,10 +90,7 @@ def build(plan: RootPlan) -> Outcome:
     mounting.make_private()
     missing = root.gather(plan)
     missing += root.switch()
-    masked = [path for path in plan.masks if _mask(path)]
-    for name in os.listdir(_VOID):
-        os.rmdir(f"{_VOID}/{name}") if name == "directory" else os.unlink(f"{_VOID}/{name}")
-    os.rmdir(_VOID)
+    masked = masks.cover(plan.masks, plan.holds)
     for path in root.own & {"/", "/dev"}:
         mounting.forbid(path, READ_ONLY)
     return Outcome(missing, masked)
@@ -144,7 +147,7 @@ class NewRoot:
 
     def gather(self, plan: RootPlan) -> list[str]:
         """Open everything that comes from the old root or has to be made while it is there; return what is not."""
-        real_binds, missing = self._resolve(plan.binds)
+        real_binds, missing = self._resolve(plan.binds, plan.real)
         if "/" not in real_binds:
             self._make("/", "tmpfs", NO_SUID | NO_DEV | NO_EXEC, size="1m", mode="755")
         self._make("/dev", "tmpfs", NO_SUID | NO_EXEC, size="64k", mode="755")
@@ -164,7 +167,7 @@ class NewRoot:
             self._mounts[f"/dev/{name}"] = mounting.clone(f"/dev/{name}", READ_ONLY | NO_SUID | NO_EXEC)
         return missing
 
-    def _resolve(self, binds: Mapping[str, int]) -> tuple[dict[str, int], list[str]]:
+    def _resolve(self, binds: Mapping[str, int], wanted_real: Collection[str]) -> tuple[dict[str, int], list[str]]:
         real_binds: dict[str, int] = {}
         missing = []
         for path, rights in binds.items():
@@ -173,7 +176,10 @@ class NewRoot:
             except OSError:  # not there, or not for us to see: there is nothing to show, and the caller says so
                 missing.append(path)
                 continue
-            real_binds[real] = rights
+            if path in wanted_real and links:
+                missing.append(path)
+            else:
+                real_binds[real] = rights
             self._links.update(links)
         return real_binds, missing
 
@@ -189,7 +195,6 @@ class NewRoot:
         for path in sorted(self._links, key=_depth):
             if self._make_point(os.path.dirname(path)) and self._is_ours(path) and not os.path.lexists(path):
                 os.symlink(self._links[path], path)
-        os.makedirs(_VOID)
         return missing
 
     def _place(self, path: str) -> bool:
@@ -217,22 +222,3 @@ class NewRoot:
 
     def _is_ours(self, path: str) -> bool:
         return os.stat(os.path.dirname(path)).st_dev in self._own_devices
-
-
-def _mask(path: str) -> bool:
-    """Cover *path* with nothing, whatever it is; return whether it is there."""
-    real = os.path.realpath(path)
-    try:
-        kind = "directory" if stat.S_ISDIR(os.lstat(real).st_mode) else "file"
-    except OSError:  # not there, or beneath another mask
-        return False
-    source = f"{_VOID}/{kind}"
-    if not os.path.lexists(source):
-        os.mkdir(source, 0) if kind == "directory" else os.close(os.open(source, os.O_CREAT | os.O_CLOEXEC, 0))
-    fd = mounting.clone(source, READ_ONLY | NO_SUID | NO_DEV | NO_EXEC)
-    try:
-        with explained(f"mask {path}"):
-            mounting.attach(fd, real)
-    finally:
-        os.close(fd)
-    return True

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sandbox.grants import writable_paths
+from sandbox.grants import is_beneath_any, writable_paths
 from sandbox.mounting import NO_DEV, NO_EXEC, NO_SUID, READ_ONLY
 from sandbox.system import SYSTEM_PATHS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection
 
     from sandbox.plan import Plan, Walls
     from sandbox.wire import Message
@@ -32,21 +32,22 @@ def private_paths(plan: Plan, walls: Walls) -> tuple[str, ...]:
     """
     if not plan.spaces:
         return ()
-    machines = not plan.private_tmp and _is_beneath_any(TMP, (*writable_paths(walls), *walls.read_paths))
+    machines = not plan.private_tmp and is_beneath_any(TMP, (*writable_paths(walls), *walls.read_paths))
     return (*(() if machines else (TMP,)), SHARED_MEMORY, *((walls.home,) if walls.private_home else ()))
 
 
 def root_for(plan: Plan, walls: Walls) -> Message:
     """Compose the new root; later binds win, and the nearest one above a path is what the session sees there."""
     private = private_paths(plan, walls)
-    writable = [path for path in writable_paths(walls) if path not in private]
+    writable = [path for path in writable_paths(walls, private) if path not in private]
     programs = (*walls.exec_paths, *walls.named_programs)
-    binds = {path: _SYSTEM for path in SYSTEM_PATHS if path not in _MADE_NEW and not _is_beneath_any(path, writable)}
+    binds = {path: _SYSTEM for path in SYSTEM_PATHS if path not in _MADE_NEW and not is_beneath_any(path, writable)}
     binds |= dict.fromkeys(walls.read_paths, _SYSTEM)
-    binds |= {path: _SYSTEM for path in walls.exec_paths if not _is_beneath_any(path, (*writable, *binds))}
+    binds |= {path: _SYSTEM for path in walls.exec_paths if not is_beneath_any(path, (*writable, *binds))}
     binds |= {path: _OURS | (0 if _touches(path, programs) else NO_EXEC) for path in writable}
     return {
         "binds": list(binds.items()),
+        "real": [*writable, *walls.exec_paths],
         "private": [(path, _OURS | NO_EXEC) for path in private],
         "private_bytes": plan.private_tmp_bytes,
     }
@@ -55,18 +56,14 @@ def root_for(plan: Plan, walls: Walls) -> Message:
 def hide_for(plan: Plan, walls: Walls) -> Message:
     """Compose the search for what is to be covered: in all that is allowed, and at the places that are named."""
     private = private_paths(plan, walls)
-    roots = [path for path in (*writable_paths(walls), *walls.read_paths) if path not in private]
+    roots = [path for path in (*writable_paths(walls, private), *walls.read_paths) if path not in private]
     return {
-        "roots": [*roots, *(place for place in walls.hidden.places if not _is_beneath_any(place, roots))],
+        "roots": [*roots, *(place for place in walls.hidden.places if not is_beneath_any(place, roots))],
         "from_root": walls.hidden.from_root,
         "anywhere": walls.hidden.anywhere,
     }
 
 
-def _is_beneath_any(path: str, roots: Iterable[str]) -> bool:
-    return any(path == root or path.startswith(root.rstrip("/") + "/") for root in roots)
-
-
 def _touches(root: str, programs: Collection[str]) -> bool:
     """Tell whether a program is in this tree, or the tree is in a directory of programs."""
-    return any(_is_beneath_any(program, (root,)) or _is_beneath_any(root, (program,)) for program in programs)
+    return any(is_beneath_any(program, (root,)) or is_beneath_any(root, (program,)) for program in programs)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from broker.session import EndReason, SessionClosed
+from broker.session import EndReason, Session, SessionClosed
 from broker.supervisor import (
     CreationFailed,
     SessionEnd,
@@ -92,6 +92,46 @@ async def test_the_limit_counts_births_and_names_itself() -> None:
         with pytest.raises(SessionNotFound):
             supervisor.get(ME, "slow")
         go.set()
+
+
+async def test_nobody_finds_a_session_before_it_may_be_where_it_is() -> None:
+    async with table() as supervisor, trio.open_nursery() as nursery:
+        entering, go = trio.Event(), trio.Event()
+
+        async def enter(session: Session[None]) -> None:
+            entering.set()
+            await go.wait()
+
+        nursery.start_soon(supervisor.create, ME, "x", nothing, enter)
+        await entering.wait()
+        with pytest.raises(SessionNotFound):
+            supervisor.get(ME, "x")
+        assert supervisor.of(ME) == ()
+        go.set()
+        await wait_all_tasks_blocked()
+        assert supervisor.of(ME) == (supervisor.get(ME, "x"),)
+
+
+async def test_a_session_that_may_not_be_where_it_is_ends_before_anybody_finds_it() -> None:
+    async def refused(session: Session[None]) -> None:
+        raise LookupError("not there")
+
+    async def stay(session: Session[None]) -> None:
+        await trio.sleep_forever()
+
+    ends: list[SessionEnd] = []
+    async with table(ends=ends) as supervisor:
+        with pytest.raises(LookupError, match="not there"):
+            await supervisor.create(ME, "x", nothing, refused)
+        assert [(end.session_id, end.reason) for end in ends] == [("x", EndReason.KILLED)]
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(supervisor.create, ME, "y", nothing, stay)
+                await wait_all_tasks_blocked()
+                scope.cancel()
+        assert supervisor.of(ME) == ()
+        await wait_all_tasks_blocked()
+        assert [end.session_id for end in ends] == ["x", "y"]
 
 
 async def test_an_expired_session_says_so_and_a_killed_one_too(autojump_clock: MockClock) -> None:

@@ -1,0 +1,227 @@
+"""What stands at a name is not what stood there: links and renames of a session give the next one nothing.
+
+Each attack stands beside the same act by a session that may do it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+from test_sandbox_births import AS_ROOT, PLAIN, World, needs_landlock, needs_namespaces, open_world, plan_for
+
+from broker.grants import find_grants, hidden_by, without_own_files
+from config.load import load_config
+from policy.path import PathRules
+from sandbox.command import Exited
+from sandbox.hiding import Search
+from sandbox.launcher import open_launcher
+from sandbox.plan import Plan, SessionUser
+
+TOLD = b"told\n"
+PYTHON = "/usr/bin/python3"
+either_way = pytest.mark.parametrize(
+    "plan", [pytest.param(plan_for(), id="own root"), pytest.param(plan_for(**PLAIN), id="landlock alone")]
+)
+
+
+@pytest.fixture
+def outside() -> Iterator[Path]:
+    """A directory of everybody's, in none of the walls, with a file that tells."""
+    with tempfile.TemporaryDirectory(prefix="walls-") as name:
+        place = Path(name)
+        place.chmod(0o777)
+        (place / "file").write_bytes(TOLD)
+        (place / "file").chmod(0o666)
+        yield place
+
+
+@contextlib.asynccontextmanager
+async def next_session(world: World, **walls: object) -> AsyncIterator[World]:
+    """Another session of the same user, with other walls where they are named."""
+    changed = attrs.evolve(world.walls, **walls)  # type: ignore[arg-type]  # what a test names
+    async with open_launcher(world.launcher._plan) as launcher, launcher.open_init(changed) as init:
+        yield World(launcher=launcher, init=init, walls=changed)
+
+
+async def told(world: World, path: Path) -> bool:
+    ended = await world.run("/bin/cat", str(path))
+    return ended.stdout.data == TOLD
+
+
+@needs_landlock
+@either_way
+async def test_a_working_directory_that_is_a_link_grants_nothing(plan: Plan, outside: Path) -> None:
+    async with open_world(plan=plan) as world:
+        os.symlink(outside, world.home / "w")
+        async with next_session(world, write_paths=(str(outside),)) as allowed:
+            assert await told(allowed, outside / "file")
+        async with next_session(world, working_dir=str(world.home / "w")) as attacker:
+            assert not await told(attacker, outside / "file")
+            assert (await attacker.run("/bin/sh", "-c", f"echo x > {outside}/new")).how != Exited(0)
+    assert not (outside / "new").exists()
+
+
+@needs_namespaces
+async def test_a_working_directory_in_a_private_tmp_is_there_and_no_link_is_followed(outside: Path) -> None:
+    plan = plan_for(private_tmp=True)
+    (outside / "real").mkdir()
+    (outside / "real" / "file").write_bytes(TOLD)
+    (outside / "link").symlink_to(outside / "real")
+    for folder, expected in ((outside / "real", True), (outside / "link", False)):
+        async with open_world(plan=plan, write_paths=("/tmp",), working_dir=str(folder)) as world:
+            assert await told(world, outside / "real" / "file") is expected
+            assert not await told(world, outside / "file")
+
+
+@needs_landlock
+@either_way
+async def test_an_allowed_directory_in_another_cannot_be_replaced_by_a_link(plan: Plan, outside: Path) -> None:
+    async with open_world(plan=plan) as world:
+        project = world.home / "project"
+        project.mkdir()
+        project.chmod(0o777)
+        walls = {"write_paths": (str(world.home), str(project))}
+        async with next_session(world, **walls) as first:
+            assert (await first.run("/bin/sh", "-c", f"echo told > {project}/f")).how == Exited(0)
+            os.unlink(project / "f")
+            swap = "import os, sys; os.rmdir('project'); os.symlink(sys.argv[1], 'project')"
+            if AS_ROOT:
+                os.chown(project, world.walls.user.uid, world.walls.user.gid)
+            assert (await first.run("/usr/bin/python3", "-I", "-c", swap, str(outside))).how == Exited(0)
+        async with next_session(world, **walls) as second:
+            assert not await told(second, outside / "file")
+        async with next_session(world, write_paths=(str(outside),)) as allowed:
+            assert await told(allowed, outside / "file")
+
+
+@needs_landlock
+@either_way
+async def test_a_link_in_the_place_of_a_directory_of_programs_lets_none_of_its_target_run(plan: Plan) -> None:
+    async with open_world(plan=plan) as world:
+        os.symlink("/usr/bin", world.home / "bin")
+        for programs, expected in (("/usr/bin", Exited(0)), (str(world.home / "bin"), Exited(126))):
+            async with next_session(world, exec_paths=(*world.walls.exec_paths, programs)) as session:
+                assert (await session.run("/bin/sh", "-c", "/usr/bin/id")).how == expected
+
+
+def test_a_pattern_that_leads_through_a_link_grants_what_the_policy_allows_there(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    for name in ("away", "also", "also/closed", "kept"):
+        (tmp_path / name).mkdir()
+    for name in ("away", "also", "also/closed"):
+        (tmp_path / f"to-{name.replace('/', '-')}").symlink_to(tmp_path / name)
+    here = f"{tmp_path}"
+    allowed = [f"{here}/to-*/**", f"{here}/kept/**", f"{here}/also/**", f"{here}/away"]
+    (tmp_path / "config" / "server.yaml").write_text("server: {}")
+    (tmp_path / "config" / "policy.yaml").write_text(
+        f"policy: {{allowed_commands: {{}}, allowed_paths: {allowed}, blocked_paths: ['**/closed/**']}}"
+    )
+    for path in (tmp_path / "config").iterdir():
+        path.chmod(0o600)
+    policy = load_config(tmp_path / "config").policy
+    user = SessionUser(uid=1, gid=1, groups=(), name="me", home="/nowhere", dedicated=True)
+    grants = find_grants(policy, PathRules.of(policy, user.home), {}, user)
+    assert sorted(grants.write_paths) == [f"{here}/also", f"{here}/kept"]
+
+
+def rules_of(home: Path, blocked: list[str], own: tuple[str, ...] = ()) -> PathRules:
+    return without_own_files(PathRules.compile(["~/**"], blocked, str(home)), own)
+
+
+def furnish(world: World, *names: str) -> None:
+    """Make files that tell, and everything above them, in the session's home and its user's."""
+    for name in names:
+        path = world.home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(TOLD)
+    if AS_ROOT:
+        for path in world.home.rglob("*"):
+            os.chown(path, world.walls.user.uid, world.walls.user.gid, follow_symlinks=False)
+
+
+MOVE = "import os, sys; os.makedirs(os.path.dirname(sys.argv[2]), exist_ok=True); os.rename(*sys.argv[1:])"
+RENAMES = [
+    pytest.param([], ("broker/config",), "broker/config/policy.yaml", ("broker", "b2"), id="the broker's own"),
+    pytest.param([], ("deep/er/log/audit.log",), "deep/er/log/audit.log", ("deep", "d2"), id="its log, from the top"),
+    pytest.param(["**/.git/hooks/**"], (), "repo/.git/hooks/post", ("repo/.git", "repo/git"), id="hooks"),
+    pytest.param(["**/.config/gh/**"], (), "a/.config/gh/hosts", ("a/.config", "c"), id="a folder of tokens"),
+    pytest.param(["~/a/*/key"], (), "a/b/key", ("a/b", "a/c/b"), id="moved to where its pattern does not reach"),
+    pytest.param(["~/.config/git/**"], (), ".config/git/config", (".config", "c"), id="a start file"),
+]
+
+
+@needs_namespaces
+@pytest.mark.parametrize(("blocked", "own", "secret", "move"), RENAMES)
+async def test_a_renamed_directory_takes_the_name_from_nothing_blocked(
+    blocked: list[str], own: tuple[str, ...], secret: str, move: tuple[str, str]
+) -> None:
+    async with open_world() as world:
+        furnish(world, secret)
+        old, new = (str(world.home / name) for name in move)
+        moved = Path(new + str(world.home / secret).removeprefix(old))
+        async with next_session(world) as free:  # the control: nothing is blocked
+            assert (await free.run(PYTHON, "-I", "-c", MOVE, old, new)).how == Exited(0)
+            assert await told(free, moved)
+            assert (await free.run(PYTHON, "-I", "-c", MOVE, new, old)).how == Exited(0)
+        rules = rules_of(world.home, blocked, tuple(str(world.home / name) for name in own))
+        async with next_session(world, hidden=hidden_by(rules)) as first:
+            assert b"busy" in (await first.run(PYTHON, "-I", "-c", MOVE, old, new)).stderr.data
+        async with next_session(world, hidden=hidden_by(rules)) as second:
+            assert not await told(second, moved)
+            assert not await told(second, world.home / secret)
+
+
+@needs_namespaces
+async def test_a_blocked_link_stays_where_it_is_and_so_does_what_it_leads_to() -> None:
+    async with open_world() as world:
+        furnish(world, "kept/deep/netrc")
+        (world.home / ".netrc").symlink_to("kept/deep/netrc")
+        hidden = hidden_by(rules_of(world.home, ["**/.netrc"]))
+        async with next_session(world) as free:
+            assert await told(free, world.home / ".netrc")
+        async with next_session(world, hidden=hidden) as session:
+            for name in (".netrc", "kept/deep/netrc"):
+                assert not await told(session, world.home / name)
+            for name in (".netrc", "kept", "kept/deep", "kept/deep/netrc"):
+                old = str(world.home / name)
+                assert b"busy" in (await session.run(PYTHON, "-I", "-c", MOVE, old, f"{old}-2")).stderr.data, name
+
+
+@needs_namespaces
+async def test_what_a_renaming_leaves_blocked_can_be_renamed_and_things_move_everywhere() -> None:
+    async with open_world() as world:
+        furnish(world, "repo/.git/hooks/post", "repo/.git/index", "a/.env", "a/b/file", "broker/config/policy.yaml")
+        rules = rules_of(world.home, ["**/.git/hooks/**", "**/.env"], (str(world.home / "broker/config"),))
+        async with next_session(world, hidden=hidden_by(rules)) as session:
+            for old, new in (("repo", "repo2"), ("a", "a2"), ("repo2/.git/index", "repo2/.git/index2")):
+                ended = await session.run(PYTHON, "-I", "-c", MOVE, str(world.home / old), str(world.home / new))
+                assert ended.how == Exited(0), ended.stderr.data
+            copied = "import shutil; shutil.move('a2/b/file', 'broker/file'); shutil.move('broker/file', 'file')"
+            assert (await session.run(PYTHON, "-I", "-c", copied)).how == Exited(0)
+        async with next_session(world, hidden=hidden_by(rules)) as session:
+            for name in ("repo2/.git/hooks/post", "a2/.env", "broker/config/policy.yaml"):
+                assert (world.home / name).read_bytes() == TOLD
+                assert not await told(session, world.home / name)
+            assert await told(session, world.home / "file")
+
+
+def test_only_those_directories_are_held_whose_renaming_would_unblock() -> None:
+    home = "/h/me"
+    rules = PathRules.compile(["~/**"], ["**/.git/hooks/**", "~/.config/a/b", "**/x/*/y/**", "~/*/z"], home)
+    hidden = hidden_by(rules)
+    search = Search({"roots": [home], "from_root": hidden.from_root, "anywhere": hidden.anywhere})
+    expected = {
+        "d/e/.git/hooks": ["d/e/.git"],
+        ".config/a/b": [".config", ".config/a"],
+        "d/x/e/y": ["d/x", "d/x/e"],
+        "d/z": ["d"],
+    }
+    for name, held in expected.items():
+        assert search.holds(f"{home}/{name}") == [f"{home}/{each}" for each in held]
+    assert search.holds("/elsewhere/x/e/y") == []
