@@ -64,12 +64,21 @@ def lay_foundation(config: Config) -> Foundation:
     """
     capabilities, sandbox, limit_files = probe(), config.server.sandbox, _limit_files(config.policy)
     cgroup = look(sandbox, limit_files)
-    return Foundation(
-        plan=make_plan(capabilities, sandbox, cgroup=cgroup.report, network=network_use(config.policy)),
-        user=choose_user(sandbox, config.base_dir / "data", capabilities),
-        cgroup=cgroup,
-        limit_files=limit_files,
-    )
+    plan = make_plan(capabilities, sandbox, cgroup=cgroup.report, network=network_use(config.policy))
+    user = choose_user(sandbox, config.base_dir / "data", capabilities)
+    if user.dedicated:
+        _check_owners(config, user)
+    return Foundation(plan=plan, user=user, cgroup=cgroup, limit_files=limit_files)
+
+
+def _check_owners(config: Config, user: SessionUser) -> None:
+    """Refuse configuration that belongs to the user of root's sessions: an owner may write it, whatever its mode."""
+    for path in (place for source in config.sources for place in (source, source.parent)):
+        if path.stat().st_uid == user.uid:
+            raise UserUnavailable(
+                f"sessions would run as {user.name} (uid {user.uid}), to whom {path} belongs and who could rewrite "
+                f"what the broker allows: chown root {path}"
+            )
 
 
 def _limit_files(policy: Policy) -> frozenset[str]:

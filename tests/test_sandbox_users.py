@@ -12,6 +12,8 @@ import attrs
 import pytest
 from test_sandbox_births import AS_ROOT, SETTINGS, needs_root
 
+from broker.wiring import lay_foundation
+from config.load import load_config
 from sandbox import capabilities
 from sandbox.faults import UserUnavailable
 from sandbox.limits import Limits
@@ -85,6 +87,22 @@ def test_a_named_user_is_taken_with_groups_but_never_roots(data_dir: Path) -> No
 def test_root_and_nobody_known_are_refused(data_dir: Path, name: str) -> None:
     with pytest.raises(UserUnavailable, match=name):
         choose_user(attrs.evolve(SETTINGS, unprivileged_user=name), data_dir, capabilities.probe())
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["policy.yaml", "server.yaml", "."])
+@pytest.mark.parametrize("wanted", ["", "nobody"])
+def test_configuration_that_belongs_to_the_user_of_sessions_is_refused(data_dir: Path, name: str, wanted: str) -> None:
+    folder = data_dir.parent / "config"
+    folder.mkdir()
+    (folder / "server.yaml").write_text(f"server:\n  sandbox:\n    unprivileged_user: '{wanted}'\n")
+    (folder / "policy.yaml").write_text("policy:\n")
+    user = lay_foundation(load_config(folder)).user
+    os.chown(folder / name, user.uid + 1, user.uid + 1)
+    assert lay_foundation(load_config(folder)).user == user
+    os.chown(folder / name, user.uid, user.uid)
+    with pytest.raises(UserUnavailable, match=f"uid {user.uid}.*could rewrite.*chown root"):
+        lay_foundation(load_config(folder))
 
 
 def test_root_without_the_right_to_switch_is_refused(data_dir: Path) -> None:
