@@ -12,6 +12,7 @@ from broker.calls import Call
 from broker.gateway import Gateway
 from broker.wiring import lay_foundation
 from config.load import load_config
+from sandbox.claims import Claims
 from tests.live import live_folder, write_config
 
 
@@ -21,8 +22,9 @@ async def open_share() -> AsyncIterator[Probe]:
     with live_folder() as base:
         write_config(base, {"logging": {"level": "WARNING"}})
         config = load_config(base / "config")
-        async with app.open_broker(config, lay_foundation(config)) as broker:
-            yield await _probe(broker.gateway, base)
+        with Claims() as claims:
+            async with app.open_broker(config, lay_foundation(config, claims)) as broker:
+                yield await _probe(broker.gateway, base)
 
 
 async def _probe(gateway: Gateway, base: Path) -> Probe:

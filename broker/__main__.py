@@ -102,10 +102,12 @@ def _doctor(config: Config, options: argparse.Namespace) -> int:
     import trio  # noqa: PLC0415  as in _run
 
     from broker import doctor, wiring  # noqa: PLC0415  as in _run
+    from sandbox.claims import Claims  # noqa: PLC0415  as in _run
 
     diagnosis = None
     try:
-        diagnosis = trio.run(doctor.examine, config, wiring.lay_foundation(config))
+        with Claims() as claims:
+            diagnosis = trio.run(doctor.examine, config, wiring.lay_foundation(config, claims))
     except* (*wiring.CANNOT_START, *doctor.CANNOT_EXAMINE) as refused:
         print(f"cannot examine: {'; '.join(_reasons(refused))}", file=sys.stderr)
     if diagnosis is None:
@@ -137,22 +139,24 @@ def _run(config: Config, *, stdio: bool) -> int:
     import trio  # noqa: PLC0415  a faulty configuration answers without a second of imports
 
     from broker import app, wiring  # noqa: PLC0415  as above
+    from sandbox.claims import Claims  # noqa: PLC0415  as above
 
-    try:
-        foundation = wiring.lay_foundation(config)
-    except wiring.CANNOT_START as refused:
-        print(f"cannot start: {refused}", file=sys.stderr)
-        return EXIT_HOST
-    _say_foundation(foundation)
     status = 0
-    try:
-        if stdio:
-            trio.run(app.run_stdio, config, foundation)
-        else:
-            trio.run(app.run_http, config, foundation, partial(print, "listening on", flush=True))
-    except* app.CANNOT_SERVE as refused:
-        print(f"cannot start: {'; '.join(_reasons(refused))}", file=sys.stderr)
-        status = EXIT_HOST
+    with Claims() as claims:
+        try:
+            foundation = wiring.lay_foundation(config, claims)
+        except wiring.CANNOT_START as refused:
+            print(f"cannot start: {refused}", file=sys.stderr)
+            return EXIT_HOST
+        _say_foundation(foundation)
+        try:
+            if stdio:
+                trio.run(app.run_stdio, config, foundation)
+            else:
+                trio.run(app.run_http, config, foundation, partial(print, "listening on", flush=True))
+        except* app.CANNOT_SERVE as refused:
+            print(f"cannot start: {'; '.join(_reasons(refused))}", file=sys.stderr)
+            status = EXIT_HOST
     return status
 
 

@@ -27,6 +27,7 @@ from policy.path import PathRules
 from policy.rules import Policy
 from sandbox.capabilities import probe
 from sandbox.cgroup_layer import Place, look
+from sandbox.claims import Claims
 from sandbox.facts import FactSource
 from sandbox.faults import UserUnavailable
 from sandbox.launcher import Launcher
@@ -56,20 +57,33 @@ class Foundation:
     """Of a cgroup: those that the policy makes use of."""
 
 
-def lay_foundation(config: Config) -> Foundation:
+def lay_foundation(config: Config, claims: Claims) -> Foundation:
     """Find out what this machine can enforce and who commands run as.
+
+    Args:
+        config: of the operator.
+        claims: what holds that user; to be given up after the broker's last session.
 
     Raises:
         Refused, UserUnavailable: the broker must not start here, and why.
     """
     capabilities, sandbox, limit_files = probe(), config.server.sandbox, _limit_files(config.policy)
     cgroup = look(sandbox, limit_files)
-    return Foundation(
-        plan=make_plan(capabilities, sandbox, cgroup=cgroup.report, network=network_use(config.policy)),
-        user=choose_user(sandbox, config.base_dir / "data", capabilities),
-        cgroup=cgroup,
-        limit_files=limit_files,
-    )
+    plan = make_plan(capabilities, sandbox, cgroup=cgroup.report, network=network_use(config.policy))
+    user = choose_user(sandbox, config.base_dir / "data", capabilities, claims)
+    if user.dedicated:
+        _check_owners(config, user)
+    return Foundation(plan=plan, user=user, cgroup=cgroup, limit_files=limit_files)
+
+
+def _check_owners(config: Config, user: SessionUser) -> None:
+    """Refuse configuration that belongs to the user of root's sessions: an owner may write it, whatever its mode."""
+    for path in (place for source in config.sources for place in (source, source.parent)):
+        if path.stat().st_uid == user.uid:
+            raise UserUnavailable(
+                f"sessions would run as {user.name} (uid {user.uid}), to whom {path} belongs and who could rewrite "
+                f"what the broker allows: chown root {path}"
+            )
 
 
 def _limit_files(policy: Policy) -> frozenset[str]:

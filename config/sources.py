@@ -134,13 +134,18 @@ def _unreadable(path: Path, message: str, line: int = 1) -> Source:
 def writable_by_others(
     path: Path, status: os.stat_result, *, as_root: bool
 ) -> tuple[tuple[str, ...], tuple[Fault, ...]]:
-    """Say who else could rewrite a file, as warnings and as faults."""
+    """Say who else could rewrite a file, as warnings and as faults. Only `broker.wiring` knows as whom sessions run."""
+    warnings: list[str] = []
+    faults: list[Fault] = []
+    if status.st_mode & _OTHERS_WRITE:
+        message = f"others than its owner may write it (mode {stat.S_IMODE(status.st_mode):04o}): chmod go-w"
+        if as_root:
+            faults.append(_fault(path, message))
+        else:
+            warnings.append(f"{path}: {message}")
     if as_root and status.st_uid != 0:
-        return (f"{path} belongs to user id {status.st_uid}, who can rewrite what root's broker allows",), ()
-    if not status.st_mode & _OTHERS_WRITE:
-        return (), ()
-    message = f"others than its owner may write it (mode {stat.S_IMODE(status.st_mode):04o}): chmod go-w"
-    return ((), (_fault(path, message),)) if as_root else ((f"{path}: {message}",), ())
+        warnings.append(f"{path} belongs to user id {status.st_uid}, who can rewrite what root's broker allows")
+    return tuple(warnings), tuple(faults)
 
 
 def _fault(path: Path, message: str, line: int = 1) -> Fault:

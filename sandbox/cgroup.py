@@ -139,14 +139,15 @@ class Group:
 
     def populated(self) -> bool:
         """Tell whether anything lives in this group or below it; a removed group is empty."""
-        return self._event("populated")
-
-    def frozen(self) -> bool:
-        """Tell whether everything here and below stands still."""
-        return self._event("frozen")
+        try:
+            return read_flat(self.read("cgroup.events")).get("populated", 0) != 0
+        except CgroupFault:
+            if os.path.isdir(self.path):
+                raise
+            return False
 
     def freeze(self, *, frozen: bool = True) -> None:
-        """Ask that everything here and below stands still or goes on; `wait_event` tells when it does."""
+        """Ask that everything here and below stands still or goes on; cgroup.events tells when it does."""
         self.write("cgroup.freeze", "1" if frozen else "0")
 
     def kill(self) -> None:
@@ -182,24 +183,19 @@ class Group:
             return []  # removed meanwhile, so nobody lives in it
 
     async def wait_empty(self) -> None:
-        """Wait until nothing lives in this group or below it."""
-        await self._wait("populated", wanted=False)
+        """Wait until nothing lives in this group or below it.
 
-    async def wait_frozen(self) -> None:
-        """Wait until everything here and below stands still."""
-        await self._wait("frozen", wanted=True)
-
-    async def _wait(self, event: str, *, wanted: bool) -> None:
-        """Wait for news of cgroup.events. Polled for as an exception: readable is a file like this always."""
+        Polled for as an exception: readable is a file like cgroup.events always.
+        """
         await trio.lowlevel.checkpoint()
         with select.epoll() as epoll:
             try:
                 fd = os.open(f"{self.path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:  # the group was removed, so it is empty and not frozen
+            except FileNotFoundError:  # the group was removed, so it is empty
                 return
             try:
                 epoll.register(fd, select.EPOLLPRI)
-                while _read_event(fd, event) != wanted:
+                while _reads_populated(fd):
                     await trio.lowlevel.wait_readable(epoll.fileno())
                     epoll.poll(0)
             finally:
@@ -223,14 +219,6 @@ class Group:
     def counted(self, name: str, what: str) -> int:
         """Return one number of a file of counts; 0 where this kernel keeps no such count."""
         return read_flat(self.read(name)).get(what, 0) if os.path.exists(f"{self.path}/{name}") else 0
-
-    def _event(self, name: str) -> bool:
-        try:
-            return read_flat(self.read("cgroup.events")).get(name, 0) != 0
-        except CgroupFault:
-            if os.path.isdir(self.path):
-                raise
-            return False
 
     def remove(self) -> None:
         """Remove this group and those below. Raises CgroupFault: something lives in one of them."""
@@ -269,9 +257,9 @@ class Group:
             raise CgroupFault(path, f"writing {value!r}: {error.strerror}") from error
 
 
-def _read_event(fd: int, name: str) -> bool:
+def _reads_populated(fd: int) -> bool:
     try:
-        return read_flat(os.pread(fd, 4096, 0).decode("ascii")).get(name, 0) != 0
+        return read_flat(os.pread(fd, 4096, 0).decode("ascii")).get("populated", 0) != 0
     except OSError as error:
         if error.errno == errno.ENODEV:  # the group was removed while its file is open
             return False

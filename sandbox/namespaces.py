@@ -171,18 +171,6 @@ def forbid_nesting() -> None:
     _write(MAX_USER_NAMESPACES, "0")
 
 
-def memfd_is_executable() -> bool:
-    """Tell whether a memory file made without any word about execution could be executed."""
-    try:
-        fd = os.memfd_create("probe", os.MFD_CLOEXEC)
-    except OSError:  # no memory files at all
-        return False
-    try:
-        return bool(os.fstat(fd).st_mode & 0o111)
-    finally:
-        os.close(fd)
-
-
 def drop_bounding() -> bool:
     """Take every capability from all programs started from here on; return whether we may.
 

@@ -27,7 +27,6 @@ ALLOW = 0x7FFF0000
 KILL = 0x80000000  # SECCOMP_RET_KILL_PROCESS
 _ERRNO = 0x00050000
 SET_MODE_FILTER = 1
-MAX_INSTRUCTIONS = 4096
 
 CLONE_NEW_ANY = 0x7E020000  # mount, cgroup, uts, ipc, user, pid, network
 CLONE_NEWTIME = 0x80  # of unshare only: in clone's flags these bits are the exit signal

@@ -9,6 +9,7 @@ import grp
 import os
 import pwd
 import stat
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from sandbox.plan import Refused, SandboxSettings, SessionUser
 
 if TYPE_CHECKING:
     from sandbox.capabilities import Capabilities
+    from sandbox.claims import Claims
 
 # The range systemd uses for DynamicUser=: no distribution hands these out.
 DYNAMIC_UIDS = range(61184, 65520)
@@ -28,13 +30,14 @@ def choose_user(
     settings: SandboxSettings,
     data_dir: Path,
     capabilities: Capabilities,
+    claims: Claims,
     *,
     fallback_home: Path = FALLBACK_HOME,
 ) -> SessionUser:
     """Decide who commands run as, and see to it that this user has a home.
 
     Where its own home will not do, it is `data_dir/home`; where that is out of a root-chosen user's reach (below
-    /root, say), it is *fallback_home*.
+    /root, say), it is *fallback_home*. A user id that nobody named is held by *claims*, against other brokers.
 
     Raises:
         UserUnavailable: there is nobody, or no place for a home.
@@ -49,7 +52,7 @@ def choose_user(
             "be had; grant both capabilities or start the broker as a plain user"
         )
     homes = (data_dir / "home", fallback_home)
-    return _configured(wanted, homes) if wanted else _dynamic(homes)
+    return _configured(wanted, homes) if wanted else _dynamic(homes, claims)
 
 
 def _ourselves(wanted: str, data_dir: Path) -> SessionUser:
@@ -92,24 +95,38 @@ def _configured(name: str, homes: tuple[Path, ...]) -> SessionUser:
     return SessionUser(uid=entry.pw_uid, gid=entry.pw_gid, groups=groups, name=name, home=str(home), dedicated=True)
 
 
-def _dynamic(homes: tuple[Path, ...]) -> SessionUser:
-    uid = _dynamic_uid(homes)
+def _dynamic(homes: tuple[Path, ...], claims: Claims) -> SessionUser:
+    likely = next((home for home in homes if _reachable(_existing(home), DYNAMIC_UIDS[-1], set())), homes[-1])
+    owner = _owner(likely)
+    if owner is None:
+        uid = _free_uid(likely, claims)
+    elif claims.take(owner, likely):
+        uid = owner
+    else:
+        raise UserUnavailable(
+            f"{likely} belongs to uid {owner}, which a running broker with another home has; stop that one, or give "
+            "this home away (chown root) so that another uid is found"
+        )
     home = _home_somewhere(homes, uid, uid)
     return SessionUser(uid=uid, gid=uid, groups=(), name=DYNAMIC_NAME, home=str(home), dedicated=True)
 
 
-def _dynamic_uid(homes: tuple[Path, ...]) -> int:
-    """Take the uid that owned the home last time, so that its files stay its own; else one nobody uses."""
-    for home in homes:
-        try:
-            owner = home.lstat().st_uid
-        except OSError:  # no home yet
-            continue
-        if owner in DYNAMIC_UIDS and _entry(owner) is None:
-            return owner
+def _owner(home: Path) -> int | None:
+    """Return the uid that owned the home last time, so that its files stay its own."""
+    try:
+        owner: int = home.lstat().st_uid
+    except OSError:  # no home yet
+        return None
+    return owner if owner in DYNAMIC_UIDS and _entry(owner) is None else None
+
+
+def _free_uid(home: Path, claims: Claims) -> int:
+    """Take a uid that nobody uses. Where the search begins, the home says: others that rest may have the first ones."""
+    first = zlib.crc32(os.fsencode(home)) % len(DYNAMIC_UIDS)
     running = _uids_of_processes()
-    for uid in DYNAMIC_UIDS:
-        if uid not in running and _entry(uid) is None and _group(uid) is None:
+    in_turn: tuple[int, ...] = (*DYNAMIC_UIDS[first:], *DYNAMIC_UIDS[:first])
+    for uid in in_turn:
+        if uid not in running and _entry(uid) is None and _group(uid) is None and claims.take(uid, home):
             return uid
     raise UserUnavailable(
         f"no uid from {DYNAMIC_UIDS.start} to {DYNAMIC_UIDS.stop - 1} is free; name one in sandbox.unprivileged_user"

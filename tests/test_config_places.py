@@ -130,6 +130,19 @@ def test_a_policy_that_is_not_roots_own_is_warned_of_when_root_reads_it(folder: 
     assert faults == ()
 
 
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
+
+@only_root
+@pytest.mark.parametrize("name", ["policy.yaml", "server.yaml", "."])
+@pytest.mark.parametrize("mode", [0o775, 0o777])
+def test_what_is_somebody_elses_and_writable_by_others_is_a_fault_for_root(folder: Path, name: str, mode: int) -> None:
+    os.chown(folder / name, 1000, 1000)
+    assert "belongs to user id 1000" in load_config(folder).warnings[0]
+    (folder / name).chmod(mode)
+    assert f"others than its owner may write it (mode {mode:04o}): chmod go-w" in told(folder)
+
+
 def test_config_in_the_current_folder_is_the_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     place = default_config_dir()

@@ -20,6 +20,7 @@ import pytest
 import trio
 
 from sandbox import capabilities, trees
+from sandbox.claims import Claims
 from sandbox.command import Ended, ExecPlan, Exited, run_command
 from sandbox.faults import BirthFailed, SpawnFailed
 from sandbox.launcher import Init, Launcher, open_launcher
@@ -104,12 +105,13 @@ def session_home() -> Iterator[tuple[SessionUser, str]]:
     top = Path(tempfile.mkdtemp(prefix="sandbox-test-"))
     top.chmod(0o755)
     try:
-        user = choose_user(SETTINGS, top, CAPABILITIES)
-        home = top / "home"
-        home.mkdir(mode=0o700, exist_ok=True)
-        if AS_ROOT:
-            os.chown(home, user.uid, user.gid)
-        yield attrs.evolve(user, home=str(home)), str(home)
+        with Claims() as claims:
+            user = choose_user(SETTINGS, top, CAPABILITIES, claims)
+            home = top / "home"
+            home.mkdir(mode=0o700, exist_ok=True)
+            if AS_ROOT:
+                os.chown(home, user.uid, user.gid)
+            yield attrs.evolve(user, home=str(home)), str(home)
     finally:
         shutil.rmtree(top)
 

@@ -8,10 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_walls_namespaces import WORKSPACE, Walls, as_each, behind, workspace
+from test_walls_namespaces import WORKSPACE, Walls, as_each, behind, memfd_is_executable, workspace
 from test_walls_seccomp import fence
 
-from sandbox import namespaces
 from sandbox.seccomp import Options
 
 __all__ = ["workspace"]
@@ -52,7 +51,7 @@ def test_it_works_inside(who: str, what: str, workspace: Path) -> None:
     (workspace / "Makefile").write_text(MAKEFILE)
 
     def work() -> list[object]:
-        fence(Options(internet=True, plain_memfds=not namespaces.memfd_is_executable()))
+        fence(Options(internet=True, plain_memfds=not memfd_is_executable()))
         environment = {"PATH": "/usr/bin:/bin", "HOME": str(workspace), "TMPDIR": "/tmp", "GIT_CONFIG_NOSYSTEM": "1"}
         done = subprocess.run(
             ["/bin/sh", "-c", WORK[what]],

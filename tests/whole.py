@@ -16,6 +16,7 @@ from broker.calls import Answer, Call
 from broker.gateway import Gateway
 from broker.wiring import Foundation, lay_foundation
 from config.load import Config, load_config
+from sandbox.claims import Claims
 
 POLICY = """
 policy:
@@ -77,10 +78,11 @@ async def open_whole(base: Path, policy: str = POLICY, server: str = "server: {}
     for path in config_dir.iterdir():
         path.chmod(0o600)
     config = load_config(config_dir)
-    foundation = lay_foundation(config)
-    _let_in(base, work, foundation)
-    async with open_broker(config, foundation) as broker:
-        yield Whole(broker=broker, config=config, foundation=foundation, work=work)
+    with Claims() as claims:
+        foundation = lay_foundation(config, claims)
+        _let_in(base, work, foundation)
+        async with open_broker(config, foundation) as broker:
+            yield Whole(broker=broker, config=config, foundation=foundation, work=work)
 
 
 def _let_in(base: Path, work: Path, foundation: Foundation) -> None:

@@ -13,6 +13,7 @@ import attrs
 
 from broker.wiring import lay_foundation
 from config.load import load_config
+from sandbox.claims import Claims
 
 from .attack import Attack
 from .inside import RACE, Gate, open_gate, run_inside, swapping
@@ -41,9 +42,9 @@ class Run:
 
 async def run_corpus(attacks: Sequence[Attack], tell: Callable[[Result], None]) -> Run:
     """Try all of *attacks*; *tell* hears of each as it is judged."""
-    with open_ground() as ground:
+    with open_ground() as ground, Claims() as claims:
         config = load_config(write_configuration(ground, attacks))
-        foundation = lay_foundation(config)
+        foundation = lay_foundation(config, claims)
         programs = {name: rule.executable for name, rule in config.policy.allowed_commands.items()}
         async with open_scene(ground, foundation.user, programs) as scene, open_gate(config, foundation) as gate:
             layers = await gate.layers(as_root=AS_ROOT)
