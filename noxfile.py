@@ -43,6 +43,9 @@ def _answers(python: str) -> bool:
 
 # Named, because collecting everything is slow in a guest.
 GUEST_TESTS = ["tests/test_walls_cgroup_guest.py", "tests/test_whole_cgroup_guest.py", "tests/test_escape_guest.py"]
+# As many tests at once as there are cores: half of a test is waiting. More than four would share the session user's
+# limit of processes.
+AT_ONCE = ["-n", "logical", "--maxprocesses", "4"]
 GUEST_S = 600  # for the tests of one guest; emulated on two idle cores they take about 200
 PYTHONS = installed_pythons()
 
@@ -61,7 +64,8 @@ def install(session: nox.Session, *groups: str) -> None:
 def tests(session: nox.Session) -> None:
     """Pure, real and hostile tests on every installed Python of the matrix."""
     install(session, "test")
-    session.run("python", "-m", "pytest", "-q", "-m", f"not ({SLOW})", *session.posargs)
+    by_module = [*AT_ONCE, "--dist", "loadscope"]  # a module's tests may share a broker
+    session.run("python", "-m", "pytest", "-q", *by_module, "-m", f"not ({SLOW})", *session.posargs)
 
 
 @nox.session
@@ -76,7 +80,7 @@ def soak(session: nox.Session) -> None:
     """Ten thousand commands and a gigabyte of output leave everything where it was."""
     install(session, "test")
     long = ["-o", "faulthandler_timeout=420"]  # these tests are long by design; each has a bound of its own
-    session.run("python", "-m", "pytest", "-q", *long, "-m", "soak", *session.posargs)
+    session.run("python", "-m", "pytest", "-q", *AT_ONCE, *long, "-m", "soak", *session.posargs)
 
 
 @nox.session

@@ -15,7 +15,7 @@ _ESCAPES = re.compile(
     r"|\x9b[0-?]*[ -/]*[@-~]"
 )
 _OVERSTRUCK = re.compile(r"[^\n\x08]\x08")
-_LINE_END = re.compile(r"\r+\n|\r")
+_LINE_END = re.compile(r"(?<!\r)\r+\n|\r")  # looked for from the first of a run alone, or a long run takes its square
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")
 _OPEN_SEQUENCE = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b]*\x1b?|[ -/]*)\Z")
 

@@ -28,6 +28,8 @@ BLOCK_BYTES = 65_536
 STANDARD_ERROR = 2
 OWED_LINES = 10_000
 """Kept while the file does not work: ends of running calls, which are few, and refusals, which a client can flood."""
+OWED_BYTES = 16 * 1024 * 1024
+"""Of those: the line of a refusal can be long."""
 
 
 class AuditUnavailable(Exception):
@@ -63,6 +65,7 @@ class LogFile:
     _fd: int | None = attrs.field(default=None, init=False)
     _identity: tuple[int, int] | None = attrs.field(default=None, init=False)
     _owed: deque[bytes] = attrs.field(factory=deque, init=False)
+    _owed_bytes: int = attrs.field(default=0, init=False)
     lost_lines: int = attrs.field(default=0, init=False)
     _stuck: bool = attrs.field(default=False, init=False)
 
@@ -77,8 +80,9 @@ class LogFile:
 
     def owe(self, line: bytes) -> None:
         """Keep *line* until `settle`, if there is room."""
-        if len(self._owed) < OWED_LINES:
+        if len(self._owed) < OWED_LINES and self._owed_bytes + len(line) <= OWED_BYTES:
             self._owed.append(line)
+            self._owed_bytes += len(line)
         else:
             self.lost_lines += 1
 
@@ -86,7 +90,7 @@ class LogFile:
         """Write every owed line, in order; raises AuditUnavailable as `append` does."""
         while self._owed:
             self._write(self._owed[0])
-            self._owed.popleft()
+            self._owed_bytes -= len(self._owed.popleft())
 
     def open(self) -> int:
         """Open, or make, the file at the path, with mode 0600, and cut half a line off its end."""

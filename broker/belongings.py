@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager, closing, contextmanager, suppress
 import attrs
 import trio
 
-from broker.jobs import Job, Jobs
+from broker.job import Job
+from broker.jobs import Jobs
 from broker.rawtransfers import SessionTransfers, TransferDesk
 from sandbox.descriptors import Disk
 from sandbox.file_errors import FileError

@@ -145,7 +145,7 @@ CHECKS = (
         attack="connect",
         given={"family": "AF_INET"},
         needs=("tcp",),
-        fences=(NETWORK,),
+        fences=(Fence("network", partial=True),),
     ),
     Check(
         title="connect to an abstract socket",

@@ -10,6 +10,7 @@ A bool is never a number, and a string of digits never either. null is "left out
 from __future__ import annotations
 
 import base64
+import heapq
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from cattrs import ClassValidationError, Converter, ForbiddenExtraKeysError
 from cattrs.errors import AttributeValidationNote
 from cattrs.gen import make_dict_structure_fn, override
 
-from broker.faults import Fault, InvalidArguments, kind, nearest, quoted, shown, unknown
+from broker.faults import SHOWN_FAULTS, Fault, InvalidArguments, kind, nearest, quoted, shown, unknown
 from broker.schema import About, Hint, hints_of
 from broker.wire import is_unicode
 
@@ -65,12 +66,19 @@ def _faults_of(group: ClassValidationError, names: tuple[str, ...]) -> Iterator[
         argument = _argument_of(error)
         match error:
             case ForbiddenExtraKeysError(extra_fields=extra):
-                expected = f"one of {', '.join(names)}" if names else "no arguments at all"
-                yield from (unknown(name, names, expected) for name in sorted(map(str, extra)))
+                yield from _unknown(extra, names)
             case _Wrong(faults=faults):
                 yield from (attrs.evolve(fault, name=argument + fault.name) for fault in faults)
             case _:  # cattrs looks a required argument up, so its absence is a KeyError
                 yield Fault(name=argument, got="nothing", expected="a value: it is required")
+
+
+def _unknown(extra: set[str], names: tuple[str, ...]) -> Iterator[Fault]:
+    """No more than are shown: each looks for the name that was meant, and a caller can send a million."""
+    expected = f"one of {', '.join(names)}" if names else "no arguments at all"
+    if len(extra) > SHOWN_FAULTS:
+        yield Fault(name="", got=f"{len(extra)} unknown arguments", expected=expected)
+    yield from (unknown(name, names, expected) for name in heapq.nsmallest(SHOWN_FAULTS, map(str, extra)))
 
 
 def _argument_of(error: BaseException) -> str:

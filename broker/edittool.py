@@ -9,9 +9,9 @@ import trio
 
 from broker.errors import BrokerError, ErrorCode
 from broker.filerules import require_place, require_size, written
-from broker.host import Scope
+from broker.host import Host, Scope
 from broker.names import shown_path
-from broker.textedit import SHOWN_LINES, Edited, lines_of, occurrences, replace_exactly
+from broker.textedit import SHOWN_LINES, Edited, lines_of, replace_exactly
 from broker.treerequests import EditFile
 from broker.treeresults import EditFileResult
 from sandbox.file_errors import Changed, NotFound
@@ -21,7 +21,6 @@ from sandbox.files import FileFacts, Files
 @attrs.frozen(kw_only=True)
 class _Outcome:
     edited: Edited
-    count: int
     sha256: str
 
 
@@ -36,15 +35,14 @@ async def perform_edit_file(scope: Scope, request: EditFile, path: str) -> EditF
         require_size(host, existing.size_bytes, "the file")
         data = await _read_all(files, path, existing)
         # Several megabytes to look through and to hash: not in the thread that serves everybody.
-        outcome = await trio.to_thread.run_sync(_edit, request, data, place.name)
+        outcome = await trio.to_thread.run_sync(_edit, host, request, data, place.name)
         size_bytes = len(outcome.edited.data)
-        require_size(host, size_bytes, "the edited file")
         async with written(scope, place.fd, size_bytes), await files.part(place) as part:
             await part.write(0, outcome.edited.data)
             await part.commit(expect=existing)
         return EditFileResult(
             path=shown_path(place.path),
-            replacements=outcome.count,
+            replacements=request.expected_count,
             diff=outcome.edited.diff,
             diff_truncated=outcome.edited.diff_truncated,
             size_bytes=size_bytes,
@@ -61,18 +59,19 @@ async def _read_all(files: Files, path: str, decided: FileFacts) -> bytes:
         return data
 
 
-def _edit(request: EditFile, data: bytes, name: str) -> _Outcome:
+def _edit(host: Host, request: EditFile, data: bytes, name: str) -> _Outcome:
     """Check what the client expects and replace; for a thread."""
     if request.expected_sha256 is not None:
         _require_digest(data, request.expected_sha256.lower())
     old, new = request.old_text.encode(), request.new_text.encode()
     if old == new:
         raise BrokerError(ErrorCode.INVALID_ARGUMENTS, "old_text and new_text are the same: nothing to edit")
-    places = occurrences(data, old)
-    if len(places) != request.expected_count:
-        raise _mismatch(data, request, places)
-    edited = replace_exactly(data, old, new, places, shown_path(name))
-    return _Outcome(edited=edited, count=len(places), sha256=hashlib.sha256(edited.data).hexdigest())
+    count = data.count(old)
+    if count != request.expected_count:
+        raise _mismatch(data, request, count)
+    require_size(host, len(data) + count * (len(new) - len(old)), "the edited file")  # before it takes that memory
+    edited = replace_exactly(data, old, new, shown_path(name))
+    return _Outcome(edited=edited, sha256=hashlib.sha256(edited.data).hexdigest())
 
 
 def _require_digest(data: bytes, expected: str) -> None:
@@ -85,10 +84,10 @@ def _require_digest(data: bytes, expected: str) -> None:
         )
 
 
-def _mismatch(data: bytes, request: EditFile, places: tuple[int, ...]) -> BrokerError:
-    lines = lines_of(data, places)
+def _mismatch(data: bytes, request: EditFile, count: int) -> BrokerError:
+    lines = lines_of(data, request.old_text.encode())
     if lines:
-        more = ", ..." if len(places) > SHOWN_LINES else ""
+        more = ", ..." if count > SHOWN_LINES else ""
         where = f" (lines {', '.join(map(str, lines))}{more}); take more of the text around the right place"
     elif "\n" in request.old_text and b"\r\n" in data:
         where = "; the lines of this file end in CRLF"
@@ -96,8 +95,8 @@ def _mismatch(data: bytes, request: EditFile, places: tuple[int, ...]) -> Broker
         where = "; read the file again, blanks and line ends count"
     return BrokerError(
         ErrorCode.FILE_EDIT_MISMATCH,
-        f"old_text occurs {len(places)} times, not {request.expected_count}{where}",
-        occurrences=len(places),
+        f"old_text occurs {count} times, not {request.expected_count}{where}",
+        occurrences=count,
         expected_count=request.expected_count,
         lines=lines,
     )

@@ -14,7 +14,8 @@ from types import MappingProxyType
 import attrs
 
 from broker.auditlog import AuditUnavailable
-from broker.jobs import CommandNotFound, NotTaken, TooManyCommands
+from broker.job import NotTaken
+from broker.jobs import CommandNotFound, TooManyCommands
 from broker.session import SessionClosed
 from broker.supervisor import CreationFailed, SessionExpired, SessionLimitReached, SessionNotFound
 from broker.wire import json_value, safe_text

@@ -20,7 +20,8 @@ from broker.contract import find_tool
 from broker.decisions import Denied, decide, require_end
 from broker.errors import ErrorCode, Failure
 from broker.host import Host, Scope, Step
-from broker.jobs import CommandNotFound, Job
+from broker.job import Job
+from broker.jobs import CommandNotFound
 from broker.outputuri import OutputName, faces_of, parse_uri
 from broker.records import CANCELLED, USED, recorded, told_and_recorded
 from broker.redact import redact_arguments

@@ -12,7 +12,7 @@ import attrs
 
 from broker.belongings import Belongings, BelongingsSettings
 from broker.calls import Report
-from broker.jobs import Job
+from broker.job import Job
 from broker.rawtransfers import TransferDesk
 from broker.session import Session
 from broker.supervisor import Supervisor

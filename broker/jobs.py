@@ -1,37 +1,20 @@
-"""The commands of a session as jobs: what runs, what ran, and what each of them said.
+"""The commands of a session as jobs: which run, which ran, and what is kept of what they said.
 
-A job belongs to its session: it runs in the session's nursery or inside a call of it, and ends with it at the latest.
-The table is bounded: so many run at once, so many ended ones are remembered, and their output shares one quota, out
-of which the oldest ended ones go first. Knows no tool, no rule and no wire code.
+A job belongs to its session and ends with it at the latest. The table is bounded: so many run at once, so many ended
+ones are remembered, and their output shares one quota, out of which the oldest ended ones go first.
 """
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Callable
 
-import attrs
 import trio
 
-from sandbox.command import Ended, ExecPlan, Partner, run_command
-from sandbox.launcher import Init
-from sandbox.running import Command
+from broker.job import Job, Origin
 from sandbox.spill import THREADS, OutputRoom, Quota, Spill
-from sandbox.terminal import Size
 
 REMEMBERED = 32
 """Ended commands of one session that can still be read: each may hold a descriptor and some memory."""
-WAITING_BYTES = 1024 * 1024
-"""Of input that a command has not read yet."""
-SIGNALS: Mapping[str, int] = MappingProxyType(
-    {
-        name: int(signal.Signals[name])
-        for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGCONT", "SIGSTOP")
-    }
-)
 
 
 class TooManyCommands(Exception):
@@ -53,154 +36,6 @@ class CommandNotFound(Exception):
             f"the session has no command {command_id!r}; it remembers those that run and the {REMEMBERED} that ended "
             "last, see list_commands"
         )
-
-
-class NotTaken(Exception):
-    """The command cannot be told anything: why stands in the text."""
-
-
-@attrs.frozen(kw_only=True)
-class Origin:
-    """The call that started a command, for the record. `session_over`: whether its session is ending."""
-
-    session_id: str
-    principal: str
-    client: str
-    request_id: str
-    session_over: Callable[[], bool]
-
-
-@attrs.frozen(kw_only=True)
-class Times:
-    """Seconds: until the command is ended, from SIGTERM to SIGKILL, and for output after its end."""
-
-    timeout_s: float
-    grace_s: float
-    drain_s: float
-
-
-@attrs.define(eq=False, kw_only=True)
-class Job:
-    """One command. `detached`: its call has answered, so that its end is nobody's answer."""
-
-    id: str
-    argv: tuple[str, ...]
-    origin: Origin
-    spill: Spill
-    has_terminal: bool
-    started_at: str = attrs.field(
-        factory=lambda: f"{datetime.now(UTC).replace(tzinfo=None).isoformat('T', 'milliseconds')}Z"
-    )
-    detached: bool = False
-    pid: int | None = None
-    ended: Ended | None = None
-    failure: BaseException | None = None
-    started: trio.Event = attrs.field(factory=trio.Event, init=False)
-    done: trio.Event = attrs.field(factory=trio.Event, init=False)
-    _since_s: float = attrs.field(factory=trio.current_time, init=False)
-    _on_end: Callable[[Job], None]
-    _command: Command | None = attrs.field(default=None, init=False)
-
-    async def run(self, init: Init, plan: ExecPlan, times: Times) -> None:
-        """Run it to its end; `ended` has how it was, or `failure` why there was none.
-
-        Raises:
-            SpawnFailed: nothing of the program ran.
-        Cancellation: the tree is killed and gone before Cancelled leaves.
-        """
-        try:
-            self.ended = await run_command(
-                init,
-                plan,
-                timeout_s=times.timeout_s,
-                grace_s=times.grace_s,
-                drain_s=times.drain_s,
-                output_bytes=0,
-                on_started=self._begin,
-                partner=Partner(spill=self.spill, on_launched=self._have),
-            )
-            await self.spill.tuck_away()
-        except BaseException as error:
-            self.failure = error
-            raise
-        finally:
-            self._command = None
-            self.spill.finish()
-            self._on_end(self)
-            self.started.set()
-            self.done.set()
-
-    def _have(self, command: Command) -> None:
-        self._command = command
-
-    def _begin(self, pid: int) -> None:
-        self.pid = pid
-        self.started.set()
-
-    @property
-    def running(self) -> bool:
-        """Whether it has not ended."""
-        return not self.done.is_set()
-
-    @property
-    def duration_ms(self) -> int:
-        """How long it ran, or has been running."""
-        return self.ended.duration_ms if self.ended else round((trio.current_time() - self._since_s) * 1000)
-
-    @property
-    def used(self) -> dict[str, Any]:
-        """What is known of its use of the machine, by the names on the wire; nothing before its end or ungrouped."""
-        usage = self.ended.usage if self.ended else None
-        return attrs.asdict(usage) if usage else {}
-
-    def write(self, data: bytes, *, last: bool) -> int:
-        """Have *data* written to its input; return how many bytes wait there then.
-
-        Raises:
-            NotTaken: it has ended, its input is closed, or too much waits already.
-        """
-        command = self._command
-        if command is None:
-            raise NotTaken(f"command {self.id} has ended or not started yet")
-        stdin = command.streams.stdin
-        if stdin is not None and stdin.waiting_bytes + len(data) > WAITING_BYTES:
-            raise NotTaken(
-                f"command {self.id} has not read {stdin.waiting_bytes} bytes of its input; at most {WAITING_BYTES} "
-                "may wait, so write less, or later"
-            )
-        waiting = command.feed(data, last=last)
-        if waiting is None:
-            raise NotTaken(
-                f"the input of command {self.id} is closed; it stays open for a command started with background or "
-                "wait_seconds and without stdin_input, or with a terminal"
-            )
-        return waiting
-
-    def signal(self, signum: int) -> bool:
-        """Signal its process group, or with SIGKILL all it started; return whether it was running."""
-        if self._command is None or self._command.ended:
-            return False
-        self._command.signal(signum)
-        return True
-
-    async def end(self, grace_s: float) -> None:
-        """Ask it to end, and kill all it started *grace_s* seconds later, or as soon as it has ended."""
-        command = self._command
-        if command is None:
-            return
-        command.signal(signal.SIGTERM)
-        with trio.move_on_after(grace_s):
-            await self.done.wait()
-        command.signal(signal.SIGKILL)
-
-    def resize(self, size: Size) -> None:
-        """Give its terminal a new size.
-
-        Raises:
-            NotTaken: it has none, or has ended.
-        """
-        if self._command is None or not self._command.resize(size):
-            raise NotTaken(f"command {self.id} has ended, or was started without terminal")
 
 
 class Jobs:

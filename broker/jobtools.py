@@ -21,6 +21,7 @@ from broker.belongings import Belongings
 from broker.errors import BrokerError, ErrorCode
 from broker.grants import limits_of
 from broker.host import Host, Scope, Step
+from broker.job import SIGNALS, Job, Origin, Times
 from broker.jobrequests import ExecuteCommand, ListCommands, ResizeTerminal, SignalCommand, WaitCommand, WriteStdin
 from broker.jobresults import (
     CommandInfo,
@@ -31,7 +32,6 @@ from broker.jobresults import (
     WaitCommandResult,
     WriteStdinResult,
 )
-from broker.jobs import SIGNALS, Job, Origin, Times
 from broker.narration import narrated
 from broker.session import Session, SessionClosed
 from broker.wire import encode
@@ -120,6 +120,12 @@ def _answer(kind: type[R], session: Session[Belongings], job: Job, *, plain: boo
         why = SessionClosed(session.id, session.ended)
         raise BrokerError(
             ErrorCode.SESSION_CLOSED, f"{why}; the output up to then is in this answer", partial=encode(result)
+        )
+    if job.cancelled:
+        raise BrokerError(
+            ErrorCode.CMD_KILLED,
+            "the call that started it was cancelled, which ended it; its output up to then is in this answer",
+            partial=encode(result),
         )
     if job.ended is None:
         return result

@@ -10,7 +10,7 @@ import trio
 from broker.ansi import strip_ansi
 from broker.belongings import Belongings
 from broker.calls import Report
-from broker.jobs import Job
+from broker.job import Job
 from broker.session import Session
 
 INTERVAL_S = 1.0

@@ -12,9 +12,9 @@ import trio
 from broker.ansi import strip_ansi, whole_sequences
 from broker.errors import BrokerError, ErrorCode
 from broker.host import Scope, Step
+from broker.job import Job
 from broker.jobrequests import ReadOutput, SearchOutput
 from broker.jobresults import Match, ReadOutputResult, SearchOutputResult
-from broker.jobs import Job
 from broker.narration import narrated
 from sandbox.command import Ended, ExecPlan, Exited, Signalled, TimedOut, run_command
 from sandbox.ends import whole_characters

@@ -15,7 +15,7 @@ import attrs
 
 from broker.audit import Audit, Event, EventType, redact_arguments
 from broker.errors import ErrorCode, Failure, failure_of
-from broker.jobs import Job
+from broker.job import Job
 from broker.names import shown_path
 from broker.session import EndReason
 from broker.supervisor import SessionEnd
@@ -54,8 +54,7 @@ class Records:
     def job_ended(self, job: Job) -> None:
         """A command ended. Where a call waits for it, that call's own record says how."""
         origin = job.origin
-        cancelled = job.detached and job.failure is not None and not isinstance(job.failure, Exception)
-        if cancelled or origin.session_over():
+        if (job.detached and job.cancelled) or origin.session_over():
             self._cut_short.setdefault((origin.principal, origin.session_id), []).append(job.id)
         if job.detached:
             self._audit.end(
@@ -149,6 +148,6 @@ def _how(job: Job) -> dict[str, Any]:
             return {**failed, "error": by, "error_code": ErrorCode.CMD_KILLED.code}
         case TimedOut(after_s=after_s):
             return {**failed, "error": f"it was ended after {after_s:g} s", "error_code": ErrorCode.CMD_TIMEOUT.code}
-    if isinstance(job.failure, Exception):
+    if job.failure is not None:
         return failed | told_and_recorded(job.failure)[1]
     return {**failed, "error": "it ended with its session", "error_code": ErrorCode.SESSION_CLOSED.code}

@@ -165,6 +165,8 @@ class Supervisor(Generic[R]):
         crash: ExceptionGroup[Exception] | None = None
         try:
             await session.run(task_status=task_status)
+            if not session.born:
+                task_status.started(SessionClosed(session.id, session.ended))
         except* BirthFailed as failures:
             why = "; ".join(str(failure) for failure in failures.exceptions)
             task_status.started(CreationFailed(f"the session could not be set up: {why}"))

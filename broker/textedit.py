@@ -1,17 +1,23 @@
 """Exact replacement in a text, and the unified diff of it. Pure.
 
-The places are known, so the diff is made from them in linear time, however large the text; the bytes around them
-are not looked at as text, so that a file in any encoding keeps what it has.
+The places are known, so the diff is made from them: it looks at what is around each until it is full, and takes linear
+time and little memory, however large the text. The bytes around them are not looked at as text, so that a file in any
+encoding keeps what it has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import attrs
 
 CONTEXT_LINES = 3
 DIFF_CHARACTERS = 65_536
+CHARACTER_BYTES = 4
+"""A character of UTF-8 has no more, and of bytes that are no text fewer."""
+GROUP_BYTES = 1024 * 1024
+"""Places that share lines, further apart than this: their diff would be cut, so it is not made."""
 SHOWN_LINES = 10
 NO_NEWLINE = "\n\\ No newline at end of file\n"
 
@@ -27,40 +33,56 @@ class Edited:
 
 @attrs.frozen(kw_only=True)
 class _Change:
-    """Lines `start` to `end` of the old text (from 0, end exclusive) become `new`."""
+    """Lines `start` to `end` of the old text (from 0, end exclusive), its bytes `at` to `behind`, become `new`."""
 
     start: int
     end: int
+    at: int
+    behind: int
     new: tuple[bytes, ...]
 
+    @property
+    def shift(self) -> int:
+        """How many lines more there are then."""
+        return len(self.new) - (self.end - self.start)
 
-def occurrences(data: bytes, old: bytes) -> tuple[int, ...]:
-    """Where *old* occurs, from left to right, none overlapping another."""
-    places, at = [], data.find(old)
+    @property
+    def size_bytes(self) -> int:
+        """Of all that the diff shows of it."""
+        return self.behind - self.at + sum(map(len, self.new))
+
+
+class _TooLong(Exception):
+    """What comes next does not fit into the diff."""
+
+
+def occurrences(data: bytes, old: bytes) -> Iterator[int]:
+    """Where *old* occurs, from left to right, none overlapping another; `data.count(old)` of them."""
+    at = data.find(old)
     while at >= 0:
-        places.append(at)
+        yield at
         at = data.find(old, at + len(old))
-    return tuple(places)
 
 
-def lines_of(data: bytes, places: tuple[int, ...]) -> tuple[int, ...]:
-    """The line numbers, from 1, of the first few places."""
-    return tuple(data.count(b"\n", 0, place) + 1 for place in places[:SHOWN_LINES])
+def lines_of(data: bytes, old: bytes) -> tuple[int, ...]:
+    """The line numbers, from 1, of the first few places of *old*."""
+    return tuple(data.count(b"\n", 0, place) + 1 for place in islice(occurrences(data, old), SHOWN_LINES))
 
 
-def replace_exactly(data: bytes, old: bytes, new: bytes, places: tuple[int, ...], name: str) -> Edited:
-    """Replace *old* by *new* at *places*, which are its occurrences; *name* is what the diff calls the file."""
-    changes = tuple(_changes(data, old, new, places))
-    lines = _lines(data)
+def replace_exactly(data: bytes, old: bytes, new: bytes, name: str) -> Edited:
+    """Replace every *old* by *new*; *name* is what the diff calls the file."""
     header = f"--- a/{name}\n+++ b/{name}\n"
     pieces, size = [header], len(header)
     truncated = False
-    for hunk in _hunks(lines, changes):
-        if size + len(hunk) > DIFF_CHARACTERS:
-            truncated = True
-            break
-        pieces.append(hunk)
-        size += len(hunk)
+    try:
+        for hunk in _hunks(data, _changes(data, old, new)):
+            truncated = size + len(hunk) > DIFF_CHARACTERS
+            if truncated:
+                break
+            pieces.append(hunk)
+            size += len(hunk)
+    except _TooLong:
+        truncated = True
     return Edited(
         data=data.replace(old, new),
         diff="".join(pieces) if len(pieces) > 1 or truncated else "",
@@ -68,36 +90,49 @@ def replace_exactly(data: bytes, old: bytes, new: bytes, places: tuple[int, ...]
     )
 
 
-def _changes(data: bytes, old: bytes, new: bytes, places: tuple[int, ...]) -> Iterator[_Change]:
+def _changes(data: bytes, old: bytes, new: bytes) -> Iterator[_Change]:
     """The line ranges that change, places on a common line together."""
-    line, counted = 0, 0  # number of the line that begins at or before `counted`
-    group: list[int] = []
-    for place in places:
-        if group and place > _end_of_line(data, group[-1] + len(old)):
-            change, line, counted = _change(data, old, new, group, line, counted)
-            yield from change
-            group = []
-        group.append(place)
-    if group:
-        change, _, _ = _change(data, old, new, group, line, counted)
-        yield from change
+    line, counted = 0, 0  # number of the line that begins at `counted`
+    for first, end in _groups(data, old):
+        # The line behind the last place belongs to it: without its newline, the two would become one.
+        begin = data.rfind(b"\n", 0, first) + 1
+        line, counted = line + data.count(b"\n", counted, begin), begin
+        change = _change(data[begin:end], old, new, line, begin)
+        if change.size_bytes:
+            yield change
 
 
-def _change(
-    data: bytes, old: bytes, new: bytes, group: list[int], line: int, counted: int
-) -> tuple[list[_Change], int, int]:
-    begin = data.rfind(b"\n", 0, group[0]) + 1
-    # The line behind the last place belongs to it: without its newline, the two would become one.
-    end = _end_of_line(data, group[-1] + len(old))
-    first = line + data.count(b"\n", counted, begin)
-    before = data[begin:end]
+def _groups(data: bytes, old: bytes) -> Iterator[tuple[int, int]]:
+    """Places on a common line: where the first is, and where the line ends that the last one ends in."""
+    first, end = -1, -1
+    for place in occurrences(data, old):
+        if first >= 0 and place > end:
+            yield first, end
+            first = -1
+        if first < 0:
+            first = place
+        elif place - first > GROUP_BYTES:
+            raise _TooLong
+        behind = place + len(old)
+        if behind >= end:
+            end = _end_of_line(data, behind)
+    if first >= 0:
+        yield first, end
+
+
+def _change(before: bytes, old: bytes, new: bytes, line: int, begin: int) -> _Change:
+    """What changes in the lines *before*, the first of which has the number *line* and begins at *begin*."""
     old_lines, new_lines = _lines(before), _lines(before.replace(old, new))
     same_front = _common(old_lines, new_lines)
     same_back = _common(old_lines[same_front:][::-1], new_lines[same_front:][::-1])
     kept_old, kept_new = len(old_lines) - same_back, len(new_lines) - same_back
-    change = _Change(start=first + same_front, end=first + kept_old, new=tuple(new_lines[same_front:kept_new]))
-    changed = [change] if change.start < change.end or change.new else []
-    return changed, first, begin
+    return _Change(
+        start=line + same_front,
+        end=line + kept_old,
+        at=begin + sum(map(len, old_lines[:same_front])),
+        behind=begin + sum(map(len, old_lines[:kept_old])),
+        new=tuple(new_lines[same_front:kept_new]),
+    )
 
 
 def _end_of_line(data: bytes, at: int) -> int:
@@ -118,32 +153,50 @@ def _lines(data: bytes) -> list[bytes]:
     return [line + b"\n" for line in lines] + ([last] if last else [])
 
 
-def _hunks(lines: list[bytes], changes: tuple[_Change, ...]) -> Iterator[str]:
+def _hunks(data: bytes, changes: Iterator[_Change]) -> Iterator[str]:
     """Changes whose context would meet share a hunk."""
-    shift, group = 0, list[_Change]()
+    shift, size_bytes, group = 0, 0, list[_Change]()
     for change in changes:
         if group and change.start - group[-1].end > 2 * CONTEXT_LINES:
-            yield _hunk(lines, group, shift)
-            shift += sum(len(c.new) - (c.end - c.start) for c in group)
-            group = []
+            yield _hunk(data, group, shift)
+            shift += sum(earlier.shift for earlier in group)
+            size_bytes, group = 0, []
+        size_bytes += change.size_bytes
+        if size_bytes > CHARACTER_BYTES * DIFF_CHARACTERS:
+            raise _TooLong
         group.append(change)
     if group:
-        yield _hunk(lines, group, shift)
+        yield _hunk(data, group, shift)
 
 
-def _hunk(lines: list[bytes], changes: list[_Change], shift: int) -> str:
-    start = max(0, changes[0].start - CONTEXT_LINES)
-    end = min(len(lines), changes[-1].end + CONTEXT_LINES)
-    body, at = [], start
-    for change in changes:
-        body += [_row(" ", line) for line in lines[at : change.start]]
-        body += [_row("-", line) for line in lines[change.start : change.end]]
+def _hunk(data: bytes, changes: list[_Change], shift: int) -> str:
+    before, after = _lines_before(data, changes[0].at), _lines_after(data, changes[-1].behind)
+    body = [_row(" ", line) for line in before]
+    for number, change in enumerate(changes):
+        if number:
+            body += [_row(" ", line) for line in _lines(data[changes[number - 1].behind : change.at])]
+        body += [_row("-", line) for line in _lines(data[change.at : change.behind])]
         body += [_row("+", line) for line in change.new]
-        at = change.end
-    body += [_row(" ", line) for line in lines[at:end]]
-    old_count = end - start
-    new_count = old_count + sum(len(c.new) - (c.end - c.start) for c in changes)
+    body += [_row(" ", line) for line in after]
+    start = changes[0].start - len(before)
+    old_count = changes[-1].end + len(after) - start
+    new_count = old_count + sum(change.shift for change in changes)
     return f"@@ -{_span(start, old_count)} +{_span(start + shift, new_count)} @@\n" + "".join(body)
+
+
+def _lines_before(data: bytes, at: int) -> list[bytes]:
+    """The last lines before *at*, where a line begins, as many as are context."""
+    begin = at
+    for _ in range(CONTEXT_LINES):
+        begin = data.rfind(b"\n", 0, max(0, begin - 1)) + 1
+    return _lines(data[begin:at])
+
+
+def _lines_after(data: bytes, at: int) -> list[bytes]:
+    end = at
+    for _ in range(CONTEXT_LINES):
+        end = _end_of_line(data, end)
+    return _lines(data[at:end])
 
 
 def _span(start: int, count: int) -> str:

@@ -7,6 +7,7 @@ session's nursery: it ends when the session does, and its caller gets a typed an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from types import MappingProxyType
@@ -37,7 +38,7 @@ from broker.results import (
     MemoryInfo,
     ProcessInfo,
 )
-from broker.session import EndReason, Session
+from broker.session import EndReason, Session, SessionClosed
 from broker.supervisor import new_session_id
 from sandbox.facts import ProcessFacts
 from sandbox.farewell import ask_to_end
@@ -94,15 +95,20 @@ async def _enter_directory(host: Host, own: Belongings) -> None:
 
 
 async def perform_kill_session(scope: Scope, request: KillSession, _: Subject) -> KillSessionResult:
-    """End the session; returns when nothing of it is left."""
+    """End the session; returns when nothing of it is left.
+
+    Cancellation: the session ends at once, since it takes no further calls, not even one that would end it.
+    """
     session = scope.named_session
     init = session.own.init
-    session.refuse_calls(EndReason.KILLED)
-    ended = await init.descendants()
     commands = tuple(job.id for job in session.own.jobs.running())
-    if not request.force:
-        await ask_to_end(init, scope.host.commands.grace_s)
-    session.kill()
+    session.refuse_calls(EndReason.KILLED)
+    try:
+        ended = await init.descendants()
+        if not request.force:
+            await ask_to_end(init, scope.host.commands.grace_s)
+    finally:
+        session.kill()
     await session.wait_closed()
     return KillSessionResult(session_id=session.id, processes_ended=len(ended), commands_ended=commands)
 
@@ -145,7 +151,8 @@ async def perform_get_process_list(scope: Scope, request: GetProcessList, _: Sub
     else:
         own: set[int] = set()
         for session in host.supervisor.of(scope.principal):
-            own |= await session.own.init.descendants()
+            with suppress(SessionClosed):  # it ended meanwhile, and its processes with it
+                own |= await session.own.init.descendants()
         found = await host.facts.processes_of(host.user.uid)
         shown = tuple(_process(facts, with_cmdline=facts.pid in own) for facts in found)
     return GetProcessListResult(processes=shown, total_count=len(shown), session_id=request.session_id)

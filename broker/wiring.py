@@ -16,7 +16,7 @@ from broker.audit import AuditSettings
 from broker.belongings import Belongings, BelongingsSettings
 from broker.grants import find_grants, limits_of, resolve_programs, without_own_files
 from broker.host import CommandLimits, Host
-from broker.jobs import Job
+from broker.job import Job
 from broker.listener import HttpSettings
 from broker.rawtransfers import TransferDesk
 from broker.supervisor import Supervisor

@@ -9,6 +9,7 @@ namespaces, was done before there was one (`ahead.py`). Afterwards `findings.py`
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 
@@ -99,7 +100,7 @@ def _mounts(birth: Birth) -> None:
             binds=root["binds"],
             private=root["private"],
             private_bytes=root["private_bytes"],
-            masks=search.found(),
+            masks=itertools.chain(birth.spec["sockets"], search.found()),
             cgroup=birth.spec["cgroup"],
         )
     )

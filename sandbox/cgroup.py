@@ -7,6 +7,7 @@ busy. Knows neither sessions nor where the tree begins; `cgroup_tree` does.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -159,14 +160,26 @@ class Group:
                 raise
 
     def _kill_frozen(self) -> None:
+        """Kill one by one what is on its way to a standstill, until a look finds nobody new: those fork no more."""
         self.freeze()
-        for group in (*self.children(), self):
-            for pid in group.pids():
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:  # it is gone, which is what we want
-                    continue
-        self.freeze(frozen=False)
+        killed = {0}  # how members show that are of no pid namespace of ours; to kill(2) it would mean ourselves
+        try:
+            while fresh := set(self._everyone()) - killed:
+                killed |= fresh
+                for pid in fresh:
+                    with contextlib.suppress(ProcessLookupError):  # it is gone, which is what we want
+                        os.kill(pid, signal.SIGKILL)
+        finally:
+            self.freeze(frozen=False)
+
+    def _everyone(self) -> list[int]:
+        """List the members of this group and of all below it."""
+        try:
+            return [*self.pids(), *(pid for child in self.children() for pid in child._everyone())]  # noqa: SLF001
+        except (CgroupFault, FileNotFoundError):
+            if os.path.isdir(self.path):
+                raise
+            return []  # removed meanwhile, so nobody lives in it
 
     async def wait_empty(self) -> None:
         """Wait until nothing lives in this group or below it."""

@@ -7,9 +7,11 @@
           init                    the session's own processes
           command-1, command-2    one command each, with limits of its own (cgroup_leaves)
 
-A session may use what its commands together may, and what its own processes need beside them, so that it is a
-command's own limit that is reached first. A tree whose lock can be had belonged to a broker that is gone; the next
-one kills and removes it. Broker side.
+A session may use what its commands together may, and what its own processes need beside them, so that one command
+reaches its own limit first. Several that each use up theirs reach the session's together; what the session then wants
+to start itself, the next command included, waits for room (`init.py`, `keeper.py`).
+
+A tree whose lock can be had belonged to a broker that is gone; the next one kills and removes it. Broker side.
 """
 
 from __future__ import annotations

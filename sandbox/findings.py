@@ -77,6 +77,10 @@ def _landlock(birth: Birth) -> Layer:
         limits.append("nothing can be moved between directories before ABI 2")
     if spec["canary_granted"]:
         limits.append("the policy allows the whole file system")
+    if not spec["terminals"]:
+        limits.append(
+            "commands open no terminal by name and make none (script, tmux): those of the broker's user are among them"
+        )
     if birth.missing:
         limits.append("not there or not reachable, so not granted: " + _some(birth.missing))
     detail = f"ABI {spec['abi']}; programs that may not be executed cannot be read either, outside /usr/lib and /opt"

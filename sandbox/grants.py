@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from sandbox.landlock import Grant
-    from sandbox.plan import Walls
+    from sandbox.plan import Plan, Walls
 
 DEVICES = (
     "/dev/null",
@@ -24,9 +24,8 @@ DEVICES = (
     "/dev/random",
     "/dev/urandom",
     "/dev/tty",
-    "/dev/ptmx",
-    "/dev/pts",
 )
+TERMINALS = ("/dev/ptmx", "/dev/pts")
 
 
 def grants_for(walls: Walls, system: Collection[str], private: Collection[str] = ()) -> tuple[Grant, ...]:
@@ -49,3 +48,14 @@ def writable_paths(walls: Walls) -> tuple[str, ...]:
 def grants_everything(walls: Walls) -> bool:
     """Tell whether the root directory itself is granted, so that nothing is left for a probe to be refused."""
     return "/" in {walls.home, walls.working_dir, *walls.read_paths, *walls.write_paths, *walls.exec_paths}
+
+
+def terminal_grants(plan: Plan, walls: Walls) -> tuple[Grant, ...]:
+    """List the rules for terminals by name: where they are the session's own, or all others are somebody else's.
+
+    Elsewhere those of the person who started the broker would be open to it too. The terminal that a command is
+    given needs no rule: it is inherited, open.
+    """
+    if not (plan.spaces or walls.user.dedicated):
+        return ()
+    return tuple((path, landlock.DEVICE) for path in TERMINALS)

@@ -3,7 +3,8 @@
 It is started as a bare spare, goes ahead into the namespaces of the session-to-be where there are any, gets its birth
 spec over the socket, and answers with a report made by probes from inside the walls, or with the stage that failed.
 Then it forks a keeper whenever the broker asks for one, reaps, and ends everything below it when the broker's end of
-the socket closes, or the broker's thread does (PR_SET_PDEATHSIG).
+the socket closes, or the broker's thread does (PR_SET_PDEATHSIG). A kernel that has no process left to give (somebody
+else's bomb) is told to the broker and asked again until it has.
 
 Whatever is needed later is imported here, before the walls: behind them the standard library may be out of reach.
 """
@@ -19,8 +20,8 @@ import socket
 from sandbox import findings, keeper, opener, prctl, trees, wire
 from sandbox.ahead import Ahead
 from sandbox.birth import Birth
-from sandbox.stages import StageFailed
-from sandbox.wakeup import Wakeup
+from sandbox.stages import StageFailed, stage
+from sandbox.wakeup import RETRY_S, Wakeup
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def _be_born(sock: socket.socket) -> Birth:
         from sandbox import siege  # noqa: F401, PLC0415  here and nowhere else: no real session has it at hand
     birth = Birth(message, ahead)
     birth.raise_walls()
-    birth.opener_pid = _fork_opener(fds[0])
+    with stage("opener"):
+        birth.opener_pid = _fork_opener(fds[0])
     _say_born(sock, birth)
     return birth
 
@@ -123,6 +125,8 @@ class Init:
         self._ours = {birth.opener_pid}  # the opener and the keepers
         self._keeper_killed = False
         self._wakeup = Wakeup(sock)
+        self._due: list[list[int]] = []  # keepers asked for that are yet to be forked, each with its way into a group
+        self._short = False  # whether the last one could not be
 
     def serve(self) -> None:
         """Serve until the broker closes the socket or dies; nothing is left below us when this process ends."""
@@ -137,9 +141,10 @@ class Init:
 
     def _serve(self) -> None:
         if not self._grouped:  # else it comes with a group for its first command
-            self._fork_keeper([])
+            self._due.append([])
+            self._fork_keepers()
         while True:
-            readable, signals = self._wakeup.wait()
+            readable, signals = self._wakeup.wait(RETRY_S if self._due else None)
             if signal.SIGTERM in signals:
                 return
             if signals:
@@ -148,7 +153,28 @@ class Init:
                 received = wire.receive(self._sock)
                 if received is None:
                     return
-                self._fork_keeper(received[1])  # the one thing a broker asks for
+                self._due.append(received[1])  # the one thing a broker asks for
+            if not self._short or not (readable or signals):  # what came of a failure must not lead to the next one
+                self._fork_keepers()
+
+    def _fork_keepers(self) -> None:
+        """Fork those that are due, or say why not."""
+        while self._due:
+            try:
+                self._fork_keeper(self._due[0])
+            except ConnectionError:
+                raise
+            except OSError as error:  # no process, or no descriptor
+                self._run_short(error)
+                return
+            for fd in self._due.pop(0):
+                os.close(fd)
+        self._short = False
+
+    def _run_short(self, error: OSError) -> None:
+        if not self._short:
+            self._short = True
+            wire.send(self._sock, {"op": "short", "why": error.strerror})
 
     def _fork_keeper(self, entry: list[int]) -> None:
         """Fork a keeper and tell it of the group for its first command, if there are groups."""
@@ -165,13 +191,15 @@ class Init:
                         grouped=self._grouped,
                     )
                 )
-            for fd in entry:
-                wire.send(ours, {"op": "leaf"}, [fd])
-                os.close(fd)
             self._ours.add(pid)
+            with contextlib.suppress(ConnectionError):  # it is gone already, which the broker learns from its socket
+                for fd in entry:
+                    wire.send(ours, {"op": "leaf"}, [fd])
             pidfd = os.pidfd_open(pid)  # its number in here may mean nothing outside
-            wire.send(self._sock, {"op": "keeper"}, [ours.fileno(), pidfd])
-            os.close(pidfd)
+            try:
+                wire.send(self._sock, {"op": "keeper"}, [ours.fileno(), pidfd])
+            finally:
+                os.close(pidfd)
 
     def _reap(self) -> None:
         self._keeper_killed = False

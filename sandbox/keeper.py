@@ -4,7 +4,8 @@ It holds one leader-to-be ready, reports how the leader ended and when the tree 
 one ready. It ends the tree when told, when the broker's socket closes, and when the init dies (SIGTERM, asked
 for by PR_SET_PDEATHSIG: SIGKILL would leave the tree without anybody to end it).
 
-Messages out: ready {serial} + launch socket and pidfd of the leader; ended {serial, status, empty}; empty {serial}.
+Messages out: ready {serial} + launch socket and pidfd of the leader; ended {serial, status, empty}; empty {serial};
+short {why}, once, when the kernel has no process for the next leader, which it is asked for again until it has.
 Messages in: signal {serial, signal}; kill {serial}. A serial that is no longer current is ignored, so that an
 order cannot hit the next command.
 
@@ -20,7 +21,7 @@ import signal
 import socket
 
 from sandbox import landlock, leader, prctl, trees, wire
-from sandbox.wakeup import Wakeup
+from sandbox.wakeup import RETRY_S, Wakeup
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -57,19 +58,22 @@ class Keeper:
         self._serial = 0
         self._leader = 0  # its pid until it is reaped, then 0
         self._keeping = False  # whether there is anything below us
+        self._short = False  # whether the next leader could not be had
         self._status: int | None = None  # how it ended, until that was said
 
     def serve(self) -> None:
         """Serve until the broker or the init is gone."""
         self._arm()
         while True:
-            readable, signals = self._wakeup.wait()
+            readable, signals = self._wakeup.wait(RETRY_S if self._short else None)
             if signal.SIGTERM in signals:
                 return
             if signals:
                 self._reap()
             if readable and not self._obey():
                 return
+            if self._short and not (readable or signals or self._keeping):
+                self._arm()
 
     def end_tree(self) -> None:
         """Kill and reap everything below us."""
@@ -79,13 +83,40 @@ class Keeper:
             trees.end_in_rounds(self._exited)
 
     def _arm(self) -> None:
-        """Get the next leader ready, if there is a group for it or need be none."""
+        """Get the next leader ready, or say why not."""
+        try:
+            self._fork_leader()
+        except ConnectionError:
+            raise
+        except OSError as error:  # no process, or no descriptor
+            if not self._short:
+                self._short = True
+                wire.send(self._sock, {"op": "short", "why": error.strerror})
+        else:
+            self._short = False
+
+    def _fork_leader(self) -> None:
+        """Fork it, if there is a group for it or need be none."""
         if self._grouped and self._entry < 0:
             return
         ours, theirs = wire.pair()
+        with ours, theirs:
+            self._leader = self._fork(ours, theirs)
+            self._keeping = True
+            if self._grouped:
+                os.close(self._entry)
+                self._entry = -1
+            else:
+                self._announce(self._leader, ours)
+
+    def _fork(self, ours: socket.socket, theirs: socket.socket) -> int:
         self._serial += 1
         keeper_pid = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            self._serial -= 1
+            raise
         if pid == 0:
             try:
                 leader.main(
@@ -97,15 +128,7 @@ class Keeper:
                 )
             finally:
                 os._exit(leader.EXIT_NOT_STARTED)
-        self._leader = pid
-        self._keeping = True
-        theirs.close()
-        with ours:
-            if self._grouped:
-                os.close(self._entry)
-                self._entry = -1
-            else:
-                self._announce(pid, ours)
+        return pid
 
     def _enter(self, ours: socket.socket) -> leader.Failure | None:
         """In the leader: enter its group, then say ready; a failure waits for who wants to launch something."""
@@ -120,8 +143,10 @@ class Keeper:
 
     def _announce(self, leader_pid: int, ours: socket.socket) -> None:
         pidfd = os.pidfd_open(leader_pid)  # its number in here may mean nothing outside
-        wire.send(self._sock, {"op": "ready", "serial": self._serial}, [ours.fileno(), pidfd])
-        os.close(pidfd)
+        try:
+            wire.send(self._sock, {"op": "ready", "serial": self._serial}, [ours.fileno(), pidfd])
+        finally:
+            os.close(pidfd)
 
     def _obey(self) -> bool:
         received = wire.receive(self._sock)
@@ -130,7 +155,7 @@ class Keeper:
         order, fds = received
         if order["op"] == "leaf":
             (self._entry,) = fds
-            if not self._keeping:
+            if not (self._keeping or self._short):
                 self._arm()
         elif order["serial"] == self._serial:
             if order["op"] == "kill":
@@ -167,7 +192,8 @@ class Keeper:
             wire.send(self._sock, {"op": "empty", "serial": self._serial})
         if empty:
             self._keeping = False
-            self._arm()
+            if not self._short:
+                self._arm()
 
 
 def _signal_group(leader_pid: int, signum: int) -> None:

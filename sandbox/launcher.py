@@ -17,12 +17,12 @@ from sandbox.cgroup import CgroupFault
 from sandbox.cgroup_leaves import Leaves
 from sandbox.child import Child, start_spare
 from sandbox.faults import BirthFailed, ProcessNotFound
-from sandbox.grants import grants_everything, grants_for
+from sandbox.grants import grants_everything, grants_for, terminal_grants
 from sandbox.limits import Limits
 from sandbox.new_root import hide_for, private_paths, root_for
 from sandbox.plan import LAYERS, LayerReport, Plan, Walls
 from sandbox.slots import SlotPool
-from sandbox.system import readable_paths
+from sandbox.system import readable_paths, sockets
 
 if TYPE_CHECKING:
     import socket
@@ -261,6 +261,7 @@ class Launcher:
 def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Message:
     """Compose what an init is told about itself. *grouped*: it is in a control group of its session already."""
     user = walls.user
+    terminals = terminal_grants(plan, walls)
     return {
         "op": "birth",
         "broker_pid": os.getpid(),
@@ -273,10 +274,12 @@ def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Messa
         "groups": user.groups,
         "user_name": user.name,
         "dedicated": user.dedicated,
-        "grants": grants_for(walls, readable_paths(), private_paths(plan, walls)),
+        "grants": (*grants_for(walls, readable_paths(), private_paths(plan, walls)), *terminals),
+        "terminals": bool(terminals),
         "canary_granted": grants_everything(walls),
         "root": root_for(plan, walls),
         "hide": hide_for(plan, walls),
+        "sockets": sockets() if plan.spaces else (),
         "expected": {layer.name: (layer.state, layer.detail) for layer in plan.layers},
         "cgroup": grouped,
         "besieged": plan.besieged,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 UMASK = 0o022
 EXIT_NOT_STARTED = 127
 
-Failure = tuple[str, OSError | ValueError]
+Failure = tuple[str, OSError | ValueError | MemoryError]
 
 
 def main(
@@ -102,7 +102,7 @@ def _become(sock: socket.socket, spec: wire.Message, fds: list[int], *, abi: int
             sys.modules["sandbox.siege"].main(spec["attack"])
         stage = "exec"
         os.execve(spec["program"], spec["argv"], spec["env"])  # noqa: S606 - no shell is the point
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         return stage, error
 
 
@@ -117,9 +117,9 @@ def _narrow(exec_paths: list[str] | None, abi: int) -> None:
         landlock.narrow_execution(abi, exec_paths)
 
 
-def _report(sock: socket.socket, stage: str, error: OSError | ValueError) -> None:
+def _report(sock: socket.socket, stage: str, error: OSError | ValueError | MemoryError) -> None:
     code = error.errno if isinstance(error, OSError) else None
-    why = error.strerror if isinstance(error, OSError) else str(error)
+    why = error.strerror if isinstance(error, OSError) else str(error) or "out of memory"
     try:
         wire.send(sock, {"stage": stage, "errno": code, "why": why})
     except OSError:  # the broker is gone, and with it whoever would care

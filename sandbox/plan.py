@@ -245,7 +245,7 @@ _REMEDIES = MappingProxyType(
         "process_tree": "boot Linux 6.12 or newer with landlock in its lsm= list",
         "user": "give the broker CAP_SETUID and CAP_SETGID, start it as a plain user",
         "pid_namespace": NAMESPACES_REMEDY,
-        "mount_namespace": NAMESPACES_REMEDY,
+        "mount_namespace": f"set sandbox.private_tmp: true; {NAMESPACES_REMEDY}",
         "network": NETWORK_REMEDY,
         "cgroup": "do that",
         "blocked_paths": "what appears after a session began cannot be hidden from it on any host",

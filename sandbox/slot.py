@@ -35,6 +35,7 @@ class Slot:
     empty_serial: int = 0  # the last command whose whole tree is gone
     gone: bool = False
     awaited: bool = False  # by a task of the pool, whose the next news are
+    shortage: str = ""  # why there is no leader yet, if the kernel refused it
     leaves: Leaves | None = None
     leaf: Leaf | None = None
     next_leaf: Leaf | None = None
@@ -59,9 +60,12 @@ class Slot:
             case "ready":
                 self.disarm()
                 self._advance(news["serial"])
+                self.shortage = ""
                 self.leader_pid = take_pid(fds[1])
                 self.launch = socket.socket(fileno=fds[0])
                 self.launch.setblocking(False)
+            case "short":
+                self.shortage = news["why"]
             case "ended":
                 self._advance(news["serial"])  # a leader that died before it was ready
                 self.ended = (news["serial"], news["status"])

@@ -51,6 +51,7 @@ class SlotPool:
         self._free: list[Slot] = []
         self._busy: set[Slot] = set()
         self._lingering: list[Slot] = []
+        self._shortage = ""  # why keepers that were asked for do not come, if the kernel refused one
         self._need = 1.0  # slots, without lingering ones, that calls have had use for lately
         if leaves is not None:
             self._ask()
@@ -67,10 +68,16 @@ class SlotPool:
             with trio.fail_after(TAKE_S):
                 return await self._take()
         except trio.TooSlowError:
-            why = f"no process was ready within {TAKE_S:.0f} s"
-            if self.leaves is not None and self.leaves.fault is not None:
-                why = f"{why}: {self.leaves.fault}"
-            raise SpawnFailed("keeper", why) from None
+            raise SpawnFailed("keeper", f"no process was ready within {TAKE_S:g} s{self._why_not()}") from None
+
+    def _why_not(self) -> str:
+        refused = self._shortage or next((slot.shortage for slot in self._free if slot.shortage), "")
+        if refused:
+            return (
+                f": the kernel refuses one ({refused}); a limit on processes is used up, of the user, the control "
+                "group, the container or the machine: try again when fewer run"
+            )
+        return f": {self.leaves.fault}" if self.leaves is not None and self.leaves.fault is not None else ""
 
     async def _take(self) -> Slot:
         self._grow()
@@ -176,15 +183,21 @@ class SlotPool:
                 if received is None:
                     self._init_gone = True
                 else:
-                    _, (fd, pidfd) = received
-                    sock = socket.socket(fileno=fd)
-                    sock.setblocking(False)
-                    self._free.append(self._slot(take_pid(pidfd), sock))
-                    self._owed -= 1
+                    self._hear(*received)
         except BlockingIOError:
             return
         except wire.WireBroken:
             self._init_gone = True
+
+    def _hear(self, news: wire.Message, fds: list[int]) -> None:
+        if news["op"] == "short":
+            self._shortage = news["why"]
+            return
+        self._shortage = ""
+        sock = socket.socket(fileno=fds[0])
+        sock.setblocking(False)
+        self._free.append(self._slot(take_pid(fds[1]), sock))
+        self._owed -= 1
 
     def _slot(self, keeper_pid: int, sock: socket.socket) -> Slot:
         if self.leaves is None:

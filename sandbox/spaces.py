@@ -25,6 +25,7 @@ NAMESPACES_REMEDY = (
 )
 NETWORK_REMEDY = "let the policy allow the network to no command, or allow namespaces: " + NAMESPACES_REMEDY
 
+_SOCKETS = "sockets in it that the session's user may write to (tmux, ssh-agent, X11) can be connected to"
 _SWITCHED_OFF = "switched off (sandbox.enable_namespaces)"
 _ALWAYS = namespaces.PID | namespaces.IPC | namespaces.UTS
 
@@ -68,12 +69,15 @@ def _pid(flags: int, why_not: str) -> Words:
 
 def _mount(flags: int, why_not: str, *, private_tmp: bool) -> Words:
     if not flags:
-        return "unavailable", f"{why_not}; /tmp is the machine's own"
-    exception = "" if private_tmp else " unless the policy allows the machine's"
-    return "enforced", (
+        return "unavailable", f"{why_not}; /tmp is the machine's own, and {_SOCKETS}"
+    root = (
         "a root of its own that holds the system read-only and what the policy allows, without set-user-ID programs "
-        f"and devices, and without execution where the policy names no program; /tmp is the session's own{exception}"
+        "and devices, and without execution where the policy names no program; /tmp is"
     )
+    if private_tmp:
+        return "enforced", f"{root} the session's own"
+    where = "the machine's where the policy allows that (sandbox.private_tmp is false)"
+    return "partial", f"{root} {where}, and then {_SOCKETS}"
 
 
 def _network(capabilities: Capabilities, flags: int, network: NetworkUse) -> Words:
@@ -85,9 +89,12 @@ def _network(capabilities: Capabilities, flags: int, network: NetworkUse) -> Wor
         return "unavailable", f"{capabilities.network_namespace.detail}, and {capabilities.seccomp.detail}"
     who = "all commands" if network == "none" else "commands that the policy does not allow the network"
     words = f"{who} get no internet sockets, not even for loopback"
+    limits = []
+    if not flags:
+        limits.append("sockets of the machine that have a path (a resolver, a proxy) are in reach without namespaces")
     if capabilities.landlock_abi < SIGNAL_SCOPE_ABI:
-        return "partial", f"{words}; abstract unix sockets of the machine are in reach before Landlock ABI 6"
-    return "enforced", words
+        limits.append("abstract unix sockets of the machine are in reach before Landlock ABI 6")
+    return "partial" if limits else "enforced", "; ".join([words, *limits])
 
 
 def _blocked(flags: int) -> Words:

@@ -7,16 +7,14 @@ first moment on, so nothing of them is left whatever ends the broker.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
-import tempfile
 from typing import TYPE_CHECKING, Literal
 
 import attrs
 import trio
 
 from sandbox.ends import Ends
+from sandbox.nameless import open_nameless, punch, write_at
 from sandbox.transcript import STDERR, STDOUT, Extract, Point, Transcript, View
 
 if TYPE_CHECKING:
@@ -32,9 +30,6 @@ HEADERS_BYTES = 16
 """Of the frames that one read of a pipe can need."""
 CHUNK_BYTES = 256 * 1024
 THREADS = 2
-FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 WhenFull = Literal["block", "drop"]
 
@@ -100,6 +95,7 @@ class Spill:
         self._fd = -1
         self._lock = trio.Lock()
         self._ended = False
+        self._punched = 0  # of the file: what the disk has back
         self._had = (0, 0)  # of stdout and stderr: what a reader has gone past
 
     # --- what a command's pipes say
@@ -132,7 +128,7 @@ class Spill:
             try:
                 if self._fd < 0:
                     self._fd = await trio.to_thread.run_sync(open_nameless, self._folder, limiter=self._limiter)
-                await trio.to_thread.run_sync(_write, self._fd, data, self._log.written, limiter=self._limiter)
+                await trio.to_thread.run_sync(write_at, self._fd, data, self._log.written, limiter=self._limiter)
             except OSError as error:
                 self.broken = error.strerror or str(error)
                 self._log.sealed = True
@@ -221,15 +217,24 @@ class Spill:
         stdout = cursor if view == "stdout" else at.stdout if view == "both" else 0
         stderr = cursor if view == "stderr" else at.stderr if view == "both" else 0
         self._had = (max(self._had[0], stdout), max(self._had[1], stderr))
-        if not self.full:
+        if not self.full:  # somebody else's output made room
+            self.on_room()
             return
         async with self._lock:
-            old = self._log.base
-            new = self._log.release(*self._had)
-            if new.at > old.at:
-                await trio.to_thread.run_sync(_punch, self._fd, old.at, new.at - old.at, limiter=self._limiter)
-                self._quota.used_bytes -= new.at - old.at
-        self.on_room()
+            begin = self._log.base.at
+            kept_from = self._log.release(*self._had).at
+            self._quota.used_bytes -= kept_from - begin  # with the base, whatever cancels what follows
+            try:
+                await self._give_back(kept_from)
+            finally:
+                self.on_room()
+
+    async def _give_back(self, kept_from: int) -> None:
+        """Have the disk back what lies before *kept_from*; what a cancelled call left, the next one takes along."""
+        if kept_from > self._punched:
+            count = kept_from - self._punched
+            await trio.to_thread.run_sync(punch, self._fd, self._punched, count, limiter=self._limiter)
+            self._punched = kept_from
 
     def give_up(self) -> None:
         """Forget all that is kept; the counts stay."""
@@ -258,30 +263,6 @@ def _nobody_waits() -> None:
     """Do nothing: no command waits for room."""
 
 
-def open_nameless(folder: str) -> int:
-    """Open a file that has no name, in *folder*, which is made if need be.
-
-    Raises:
-        OSError: it cannot be had.
-    """
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    try:
-        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC | os.O_EXCL, 0o600)
-    except OSError:  # a file system without such files: there for an instant under a random name
-        fd, path = tempfile.mkstemp(dir=folder)
-        with contextlib.suppress(FileNotFoundError):  # somebody tidied up: it has no name, which is what we want
-            os.unlink(path)
-        return fd
-
-
-def _write(fd: int, data: bytes, at: int) -> None:
-    rest = memoryview(data)
-    while rest:
-        count = os.pwrite(fd, rest, at)
-        rest = rest[count:]
-        at += count
-
-
 def _extract(extract: Extract, fd: int, written: int) -> None:
     """Feed *extract* from the file until it has enough or the file has no more."""
     while not extract.satisfied and extract.position < written:
@@ -289,9 +270,3 @@ def _extract(extract: Extract, fd: int, written: int) -> None:
         if not chunk:
             return
         extract.feed(chunk)
-
-
-def _punch(fd: int, at: int, count: int) -> None:
-    """Give the disk back what is no longer needed; a file system that cannot do it keeps it until the end."""
-    flags = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-    _libc.fallocate(fd, flags, ctypes.c_long(at), ctypes.c_long(count))

@@ -8,9 +8,11 @@ out of a granted one, so what is granted are the others beside it.
 from __future__ import annotations
 
 import os
+import stat
 
 # What programs read wherever they run. Not /dev/shm and not /tmp: those are everybody's, and a policy that wants
-# them names them. /run/systemd/resolve is where /etc/resolv.conf often points.
+# them names them. /etc/resolv.conf often points to one of the two files; beside them are sockets of the resolver,
+# which would look up names for a session that has no network.
 SYSTEM_PATHS = (
     "/usr",
     "/bin",
@@ -23,11 +25,14 @@ SYSTEM_PATHS = (
     "/opt",
     "/proc",
     "/sys",
-    "/run/systemd/resolve",
+    "/run/systemd/resolve/stub-resolv.conf",
+    "/run/systemd/resolve/resolv.conf",
 )
 PROGRAM_FOLDERS = frozenset({"bin", "sbin", "games", "libexec"})
 LISTED = ("/usr", "/bin", "/sbin")
 """Their names can be read, with all beneath; of their files those in `readable_paths` and what may be executed."""
+_BOUND_SOCKETS = "/proc/net/unix"
+_COLUMNS = 7  # of numbers, before the name
 _SPLIT = ("/usr", "/usr/local")
 
 
@@ -35,6 +40,25 @@ def readable_paths() -> tuple[str, ...]:
     """Return what is readable as it is now: SYSTEM_PATHS without the folders of programs in them."""
     whole = (path for path in SYSTEM_PATHS if path not in LISTED)
     return (*whole, *(path for folder in _SPLIT for path in _beside_programs(folder)))
+
+
+def sockets() -> tuple[str, ...]:
+    """Return the sockets in SYSTEM_PATHS that have been bound: one can be connected to on a read-only mount, too.
+
+    Known by the names that their services bound them by. What lies outside is not there for a session at all.
+    """
+    with open(_BOUND_SOCKETS, "rb") as table:
+        rows = [line.rstrip(b"\n").split(None, _COLUMNS) for line in table]
+    names = {os.fsdecode(row[_COLUMNS]) for row in rows if len(row) > _COLUMNS}
+    inside = tuple(f"{path}/" for path in SYSTEM_PATHS)
+    return tuple(sorted(name for name in names if name.startswith(inside) and _is_socket(name)))
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.lstat(path).st_mode)
+    except OSError:  # removed, or not for us to see, so not for a session either
+        return False
 
 
 def _beside_programs(folder: str) -> tuple[str, ...]:

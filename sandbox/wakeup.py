@@ -14,6 +14,7 @@ TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     import socket
 
+RETRY_S = 0.05  # until the kernel is asked again for what it refused: a process, a descriptor
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM)
 
 
@@ -31,9 +32,9 @@ class Wakeup:
         for signum in _SIGNALS:
             signal.signal(signum, _noticed)
 
-    def wait(self) -> tuple[bool, bytes]:
-        """Wait; return whether the socket has something, and the numbers of the signals that came."""
-        ready = {fd for fd, _ in self._poll.poll()}
+    def wait(self, timeout_s: float | None = None) -> tuple[bool, bytes]:
+        """Wait, at most *timeout_s*; return whether the socket has something, and the numbers of the signals."""
+        ready = {fd for fd, _ in self._poll.poll(None if timeout_s is None else timeout_s * 1000)}
         signals = os.read(self._signals_fd, 512) if self._signals_fd in ready else b""
         return self._sock_fd in ready, signals
 

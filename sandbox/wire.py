@@ -42,12 +42,15 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
     Raises:
         BlockingIOError: the socket is non-blocking and its buffer is full. Nothing was sent.
         BrokenPipeError, ConnectionResetError: the peer is gone.
+        ValueError: *message* is longer than any peer reads. Nothing was sent.
     """
     # ASCII on purpose: a name that is no UTF-8 travels as the lone surrogate escapes Python reads it as.
     payload = json.dumps(message).encode("ascii")
     if len(payload) <= INLINE_BYTES - 1:
         _send(sock, b"J" + payload, fds)
         return
+    if len(payload) > PAYLOAD_BYTES:
+        raise ValueError(f"a message of {len(payload)} bytes is longer than the {PAYLOAD_BYTES} that are read of one")
     memfd = _open_memfd()
     try:
         with open(memfd, "wb", closefd=False) as file:

@@ -303,7 +303,7 @@ def grouped(name: str, *, override: bool) -> Row:
             cgroup_base="",
             enable_cgroups=True,
             enable_namespaces=False,
-            private_tmp=False,
+            private_tmp=True,
             private_tmp_bytes=1 << 28,
             require=(),
         )

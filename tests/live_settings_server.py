@@ -514,7 +514,7 @@ async def has_namespaces(broker: LiveBroker) -> bool:
     """Whether sessions have mounts and processes of their own here."""
     async with connect(broker) as client:
         layers = (await ok(client, "get_system_info"))["isolation"]
-    return any((each["name"], each["state"]) == ("mount_namespace", "enforced") for each in layers)
+    return any((each["name"], each["state"]) == ("pid_namespace", "enforced") for each in layers)
 
 
 async def cgroup_detail(sandbox: Mapping[str, object]) -> str:

@@ -504,6 +504,23 @@ def test_a_flood_on_a_broken_log_is_bounded_and_counted(settings: AuditSettings,
     assert "records lost since the start: 15" in complaints[-1]
 
 
+def test_what_is_owed_is_bounded_in_bytes_too(settings: AuditSettings, monkeypatch: Any) -> None:
+    monkeypatch.setattr("broker.auditlog.OWED_BYTES", 50_000)
+    with opened(settings) as (audit, complaints):
+        settings.audit_log.unlink()
+        settings.audit_log.mkdir()
+        for number in range(10):
+            audit.end(command(number, details={"long": "x" * 20_000}))
+        settings.audit_log.rmdir()
+        audit.begin(command(10))
+        settings.audit_log.unlink()
+        settings.audit_log.mkdir()
+        audit.end(command(11, details={"long": "x" * 20_000}))  # what was written makes room again
+        settings.audit_log.rmdir()
+    assert "records lost since the start: 8" in complaints[-1]
+    assert [record["request_id"] for record in records(settings.audit_log)] == ["11"]
+
+
 def test_what_is_owed_is_written_when_the_audit_closes(settings: AuditSettings) -> None:
     with opened(settings) as (audit, _):
         with full_after(settings.audit_log.stat().st_size + 10):

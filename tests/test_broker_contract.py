@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from broker import requests, results
 from broker.contract import FAILURE_PROPERTIES, TOOLS, Fault, InvalidArguments, Tool, encode, find_tool
 from broker.errors import BrokerError, ErrorCode
+from broker.faults import SHOWN_FAULTS
 from broker.schema import Hint, hints_of
 
 # A busy machine is no failure.
@@ -167,6 +168,13 @@ def test_only_chunks_of_a_download_are_bulk() -> None:
     assert {name: tool.bulk_fields for name, tool in TOOLS.items() if tool.bulk_fields} == {
         "download_file": {"chunk_data"}
     }
+
+
+def test_a_flood_of_unknown_arguments_is_counted_and_the_first_are_named() -> None:
+    with pytest.raises(InvalidArguments, match="200000 unknown arguments") as caught:
+        TOOLS["kill_session"].decode({"session_id": "s", **{f"sess{n:06}": 1 for n in range(200_000)}})
+    assert len(caught.value.faults) == SHOWN_FAULTS + 1
+    assert [fault.name for fault in caught.value.faults[1:3]] == ['"sess000000"', '"sess000001"']
 
 
 def test_an_unknown_tool_is_told_the_nearest() -> None:

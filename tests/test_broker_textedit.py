@@ -6,21 +6,21 @@ import re
 import shutil
 import subprocess
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broker.textedit import DIFF_CHARACTERS, Edited, lines_of, occurrences, replace_exactly
+from broker.textedit import DIFF_CHARACTERS, GROUP_BYTES, Edited, lines_of, occurrences, replace_exactly
 
 TEXTS = st.lists(st.sampled_from(["a", "b", "\n", "\n\n", "ab\n", "x", "\r\n", "é"]), max_size=40).map("".join)
 HUNK = re.compile(r"@@ -(\d+),(\d+) \+(\d+),(\d+) @@")
 
 
 def edit(text: str, old: str, new: str) -> Edited:
-    data, places = text.encode(), occurrences(text.encode(), old.encode())
-    return replace_exactly(data, old.encode(), new.encode(), places, "f")
+    return replace_exactly(text.encode(), old.encode(), new.encode(), "f")
 
 
 def applied(text: str, diff: str) -> str:
@@ -69,9 +69,11 @@ def test_the_diff_of_an_edit_makes_the_edited_file(text: str, old: str, new: str
 
 @given(text=TEXTS, old=st.text("ab\n", min_size=1, max_size=3))
 def test_occurrences_are_counted_as_they_are_replaced(text: str, old: str) -> None:
-    places = occurrences(text.encode(), old.encode())
+    places = tuple(occurrences(text.encode(), old.encode()))
     assert len(places) == text.count(old)
-    assert lines_of(text.encode(), places) == tuple(text.encode()[:place].count(b"\n") + 1 for place in places[:10])
+    assert lines_of(text.encode(), old.encode()) == tuple(
+        text.encode()[:place].count(b"\n") + 1 for place in places[:10]
+    )
 
 
 @pytest.mark.skipif(shutil.which("patch") is None, reason="there is no patch(1) here")
@@ -85,14 +87,33 @@ def test_patch_takes_it(tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_text_stay_what_they_are() -> None:
     data = b"\xff\xfe one \x80\n"
-    edited = replace_exactly(data, b"one", b"two", occurrences(data, b"one"), "f")
+    edited = replace_exactly(data, b"one", b"two", "f")
     assert edited.data == b"\xff\xfe two \x80\n"
     assert edited.diff.encode()
 
 
-def test_a_large_edit_is_fast_and_its_diff_is_cut() -> None:
+@pytest.mark.parametrize(
+    ("text", "old", "new"),
+    [
+        ("some words here\n" * 500_000, "words", "text"),
+        ("words " * 500_000, "words", "text"),  # all on one line
+        ("\n" * 2_000_000, "\n", "\n\n"),  # each shares a line with the next
+        ("x\n" * 2_000_000 + "once", "once", "twice"),
+        ("once" + "\nx" * 2_000_000, "once", "twice"),
+    ],
+)
+def test_a_large_edit_takes_time_and_memory_for_its_text_only(text: str, old: str, new: str) -> None:
+    """Bounds that a quadratic search, or an object for each line, misses by far."""
+    data = text.encode()
+    expected = len(data.replace(old.encode(), new.encode()))
     started_s = time.monotonic()
-    edited = edit("some words here\n" * 500_000, "words", "text")
+    tracemalloc.start()
+    try:
+        edited = replace_exactly(data, old.encode(), new.encode(), "f")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert time.monotonic() - started_s < 10
-    assert edited.diff_truncated
-    assert len(edited.diff) <= DIFF_CHARACTERS + 100
+    assert peak_bytes - expected < 4 * (len(data) + GROUP_BYTES)
+    assert edited.diff_truncated == (data.count(old.encode()) > 1)
+    assert len(edited.diff) <= DIFF_CHARACTERS

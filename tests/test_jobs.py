@@ -46,6 +46,9 @@ class Hands:
     async def python(self, script: str, **arguments: Any) -> dict[str, Any]:
         return await self.ok("execute_command", argv=["python3", "-c", script], **arguments)
 
+    async def answer_to_python(self, script: str) -> None:
+        await self.answer("execute_command", argv=["python3", "-c", script])
+
     async def start(self, script: str, **arguments: Any) -> str:
         begun = await self.python(script, background=True, **arguments)
         assert begun["running"] is True
@@ -391,6 +394,63 @@ async def test_leaving_ends_a_foreground_command_and_not_a_job(tmp_path: Path) -
         (job,) = [c for c in (await own.ok("list_commands"))["commands"] if c["state"] == "running"]
         await own.ok("write_stdin", command_id=job["command_id"], data="\n")
         assert (await own.ok("wait_command", command_id=job["command_id"]))["exit_code"] == 0
+
+
+async def test_a_command_that_ended_with_its_call_can_be_asked_about(tmp_path: Path) -> None:
+    token = f"asked-{os.getpid()}"
+    async with hands(tmp_path) as own:
+        other = await own.start("input()")
+        with trio.CancelScope() as left:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(
+                    own.answer_to_python, f"import time; print('so far', flush=True); time.sleep(99)  # {token}"
+                )
+                while not survivors(token):
+                    await trio.lowlevel.checkpoint()
+                await own.hear("c2", "so far")
+                left.cancel()
+        killed = await own.answer("wait_command", command_id="c2")
+        assert (killed["error_code"], killed["stdout"]) == ("CMD_003", "so far\n")
+        assert killed["duration_ms"] == (await own.answer("wait_command", command_id="c2"))["duration_ms"]
+        states = {c["command_id"]: c["state"] for c in (await own.ok("list_commands"))["commands"]}
+        assert states == {other: "running", "c2": "failed"}
+
+
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(99)"
+
+
+async def leave(own: Hands, token: str, tool: str, **arguments: Any) -> None:
+    """Call, and leave while the stubborn command is given its time to end."""
+    with trio.CancelScope() as left:
+        async with trio.open_nursery() as nursery:
+
+            async def call() -> None:
+                await own.answer(tool, **arguments)
+
+            nursery.start_soon(call)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert survivors(token)
+            left.cancel()
+
+
+async def test_who_leaves_while_a_session_ends_leaves_none_that_nobody_can_end(tmp_path: Path) -> None:
+    token = f"stubborn-{os.getpid()}-kill"
+    async with hands(tmp_path, SERVER.replace("kill_grace: 0.3", "kill_grace: 20")) as own:
+        await own.hear(await own.start(f"{STUBBORN}  # {token}"), "up")
+        await leave(own, token, "kill_session")
+        while (await own.whole.answer("create_session", id=own.session_id)).is_error:
+            await trio.lowlevel.checkpoint()  # the id is free as soon as nothing of the session is left
+        assert not survivors(token)
+
+
+async def test_who_leaves_while_a_command_ends_leaves_none_that_runs(tmp_path: Path) -> None:
+    token = f"stubborn-{os.getpid()}-end"
+    async with hands(tmp_path, SERVER.replace("kill_grace: 0.3", "kill_grace: 20")) as own:
+        stubborn = await own.start(f"{STUBBORN}  # {token}")
+        await own.hear(stubborn, "up")
+        await leave(own, token, "signal_command", command_id=stubborn, signal="END")
+        assert (await own.answer("wait_command", command_id=stubborn, wait_seconds=15))["signal"] == 9
+        assert not survivors(token)
 
 
 @pytest.mark.parametrize("force", [True, False])

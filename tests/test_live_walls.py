@@ -6,7 +6,8 @@ import base64
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import psutil
 import pytest
 import trio
 from live import COMMANDS, LiveBroker, broker_in, call, connect, live_folder, lives, new_session, ok, run, write_config
-from live_plain_user import plain_user
+from live_plain_user import UID, plain_user
 from mcp.client.client import Client
 
 PYTHON = "/usr/bin/python3"
@@ -23,14 +24,14 @@ POLICY = {"allowed_commands": {**COMMANDS, "python3": {"executable": PYTHON}}}
 
 
 @contextmanager
-def broker_of(who: str, **policy: Any) -> Iterator[LiveBroker]:
+def broker_of(who: str, server: Mapping[str, Any] | None = None, **policy: Any) -> Iterator[LiveBroker]:
     """A broker that root or a plain user started; `.env` and `.ssh/id` are in its workspace."""
     with live_folder() as base:
         (base / "ws" / ".ssh").mkdir()
         for name in (".env", ".ssh/id"):
             (base / "ws" / name).write_text("secret\n")
             (base / "ws" / name).chmod(0o666)
-        write_config(base, policy={**POLICY, **policy})
+        write_config(base, server, policy={**POLICY, **policy})
         if who == "root" and os.geteuid() != 0:
             pytest.skip("only root can start a broker of root")
         user = plain_user(base) if who == "user" else None
@@ -75,6 +76,82 @@ async def test_commands_and_file_tools_live_in_the_same_closed_world(who: str) -
             assert (await call(client, "read_file", session_id=sid, path=".env")).error[0] == "POLICY_002"
             shown = (await run(client, sid, "ls", "/"))["stdout"]
             assert "root" not in shown.split()
+
+
+CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+
+
+@as_each
+async def test_a_multiplexers_socket_in_tmp_is_out_of_reach_unless_the_operator_shares_tmp(who: str) -> None:
+    """With what the shipped files say about /tmp; `private_tmp: false` is the control."""
+    with tempfile.TemporaryDirectory(prefix="tmux-") as folder, socket.socket(socket.AF_UNIX) as multiplexer:
+        Path(folder).chmod(0o755)
+        multiplexer.bind(f"{folder}/default")
+        Path(folder, "default").chmod(0o777)
+        multiplexer.listen()
+        for server, connects in (({}, False), ({"sandbox": {"private_tmp": False}}, True)):
+            with broker_of(who, server, allowed_paths=["~/**", "/home/**", "/tmp/**"]) as broker:
+                async with connect(broker) as client:
+                    if (await layers_of(client))["pid_namespace"] != "enforced":
+                        pytest.skip("this machine gives no namespaces")
+                    sid = await new_session(client, working_dir=str(broker.workspace))
+                    ended = await run(client, sid, "python3", "-I", "-c", CONNECT, f"{folder}/default")
+                    assert (ended["exit_code"] == 0) is connects, ended["stderr"]
+
+
+READ_TERMINAL = "import os, sys; print(os.read(os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY), 100))"
+OWN_TERMINAL = "import os, sys; open('/dev/tty', 'w').write(f'{os.isatty(0)} {os.get_terminal_size()}')"
+
+
+@contextmanager
+def operators_terminal(who: str) -> Iterator[tuple[int, str]]:
+    """A terminal of the person who started the broker; yields the end that is typed into, and its name."""
+    ours, theirs = os.openpty()
+    try:
+        if who == "user" and os.geteuid() == 0:
+            os.fchown(theirs, UID, UID)
+        os.fchmod(theirs, 0o620)
+        yield ours, os.ttyname(theirs)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@as_each
+@pytest.mark.parametrize("namespaces", [True, False])
+async def test_the_operators_terminal_is_closed_and_a_commands_own_works(who: str, *, namespaces: bool) -> None:
+    server = {"sandbox": {"enable_namespaces": namespaces}}
+    with broker_of(who, server) as broker, operators_terminal(who) as (typed, name):
+        attack = ("python3", "-I", "-c", READ_TERMINAL, name)
+        os.write(typed, b"my password\n")
+        identity = {"user": UID, "group": UID} if who == "user" and os.geteuid() == 0 else {}
+        control = await trio.run_process([PYTHON, *attack[1:]], capture_stdout=True, **identity)
+        assert b"my password" in control.stdout
+        os.write(typed, b"my password\n")
+        async with connect(broker) as client:
+            if (layers := await layers_of(client))["landlock"] != "enforced":
+                pytest.skip(f"landlock is {layers['landlock']}")
+            sid = await new_session(client)
+            ended = await run(client, sid, *attack)
+            assert (ended["exit_code"], ended["stdout"]) == (1, "")
+            assert "PermissionError" in ended["stderr"] or "FileNotFoundError" in ended["stderr"]
+            own = await run(client, sid, "python3", "-I", "-c", OWN_TERMINAL, terminal={"rows": 24, "columns": 80})
+            assert own["stdout"] == "True os.terminal_size(columns=80, lines=24)"
+
+
+@as_each
+@pytest.mark.parametrize("namespaces", [True, False])
+async def test_commands_make_terminals_or_the_layer_says_that_they_cannot(who: str, *, namespaces: bool) -> None:
+    with broker_of(who, {"sandbox": {"enable_namespaces": namespaces}}) as broker:
+        async with connect(broker) as client:
+            created = await ok(client, "create_session")
+            detail = next(each["detail"] for each in created["isolation"] if each["name"] == "landlock")
+            made = await run(client, created["session_id"], "python3", "-I", "-c", "import os; os.openpty()")
+            assert (made["exit_code"] == 0) is ("make none" not in detail), made["stderr"]
+            states = {each["name"]: each["state"] for each in created["isolation"]}
+            if states["landlock"] != "unavailable":
+                alone = who == "root" or states["pid_namespace"] == "enforced"
+                assert ("make none" not in detail) is alone
 
 
 @as_each

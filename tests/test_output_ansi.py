@@ -46,3 +46,9 @@ def test_a_page_never_ends_inside_a_sequence(sequence: str) -> None:
 @given(st.text(alphabet="\x1b[]0;m\x07\\ab\r\n\x08", max_size=30))
 def test_nothing_of_a_sequence_is_ever_left(text: str) -> None:
     assert not set(strip_ansi(text)) & {"\x1b", "\x07", "\x08", "\r"}
+
+
+@pytest.mark.parametrize("said", ["\r", "\r\n", "\x1b]", "\x1b[0", "x\x08"])
+def test_a_megabyte_of_anything_is_done_at_once(said: str) -> None:
+    """It runs where everybody waits: what took the square of its length would pass the bound of any test."""
+    assert not set(strip_ansi(said * (1_000_000 // len(said)))) & {"\x1b", "\x08", "\r"}

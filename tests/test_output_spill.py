@@ -10,7 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from sandbox.spill import PENDING_BYTES, OutputRoom, Quota, Spill, open_nameless
+from sandbox.nameless import open_nameless
+from sandbox.spill import PENDING_BYTES, OutputRoom, Quota, Spill
 from sandbox.transcript import HEADER, STDERR, STDOUT
 
 MIB = 1024 * 1024
@@ -28,9 +29,11 @@ def keep_all(_wanted: int) -> None:
     """Give nothing up."""
 
 
-def new_spill(folder: Path, *, quota: Quota | None = None, blocks: bool = False) -> Spill:
+def new_spill(
+    folder: Path, *, quota: Quota | None = None, blocks: bool = False, threads: trio.CapacityLimiter | None = None
+) -> Spill:
     room = OutputRoom(inline_bytes=100, spill_bytes=MIB, when_full="drop", folder=str(folder))
-    return Spill(room, quota or Quota(MIB, keep_all), trio.CapacityLimiter(1), blocks=blocks)
+    return Spill(room, quota or Quota(MIB, keep_all), threads or trio.CapacityLimiter(1), blocks=blocks)
 
 
 async def say(spill: Spill, data: bytes, stream: int = STDOUT) -> None:
@@ -117,6 +120,50 @@ async def test_the_disk_gets_back_what_was_given_up(folder: Path) -> None:
     await spill.release("both", MIB)
     assert os.fstat(spill._fd).st_blocks < before / 2
     spill.close()
+
+
+async def test_a_reader_that_leaves_while_the_threads_are_busy_loses_no_quota_and_holds_no_command(
+    folder: Path,
+) -> None:
+    quota = Quota(MIB, keep_all)
+    threads = trio.CapacityLimiter(1)
+    spill = new_spill(folder, quota=quota, blocks=True, threads=threads)
+    await say(spill, b"z" * (MIB + 65536))
+    await spill.settle()
+    woken = trio.Event()
+    spill.on_room = woken.set
+    with trio.CancelScope() as left:
+        async with trio.open_nursery() as nursery, threads:
+            nursery.start_soon(spill.release, "stdout", MIB // 2)
+            await trio.testing.wait_all_tasks_blocked()
+            left.cancel()
+    assert woken.is_set()
+    assert quota.used_bytes == spill.size < MIB * 3 // 4
+    while not spill.full:
+        await say(spill, b"z" * 65536)
+    await spill.settle()
+    await spill.release("stdout", MIB // 2 + 65536)
+    on_disk = os.fstat(spill._fd).st_blocks * 512
+    assert on_disk < spill.size + 65536, "the disk did not get back what the first reader was past"
+    spill.give_up()
+    assert quota.used_bytes == 0
+
+
+async def test_room_that_another_output_made_is_noticed_too(folder: Path) -> None:
+    quota = Quota(MIB, keep_all)
+    first, second = (new_spill(folder, quota=quota, blocks=True) for _ in range(2))
+    woken = trio.Event()
+    second.on_room = woken.set
+    await say(first, b"1" * (MIB // 2))
+    await say(second, b"2" * (MIB // 2))
+    await first.settle()
+    assert second.full
+    await first.release("stdout", MIB // 2)
+    assert not woken.is_set()
+    await second.release("stdout", 1000)
+    assert woken.is_set(), "its command would wait although there is room"
+    first.give_up()
+    second.give_up()
 
 
 async def test_a_disk_that_fails_is_treated_as_full(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ SETTINGS = SandboxSettings(
     cgroup_base="data/cgroup",
     enable_cgroups=False,
     enable_namespaces=True,
-    private_tmp=False,
+    private_tmp=True,
     private_tmp_bytes=1 << 28,
     require=(),
 )

@@ -12,7 +12,16 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from test_sandbox_births import AS_ROOT, World, all_armed, everything_below, open_world, stray_fds, wait_exit
+from test_sandbox_births import (
+    AS_ROOT,
+    World,
+    all_armed,
+    everything_below,
+    needs_landlock,
+    open_world,
+    stray_fds,
+    wait_exit,
+)
 
 from sandbox import trees
 from sandbox.command import Exited, Signalled, TimedOut
@@ -286,3 +295,21 @@ def test_an_output_keeps_the_first_bytes_and_counts_all(pieces: list[bytes], lim
     assert output.captured().data == whole[:limit]
     assert output.captured().total_bytes == len(whole)
     assert output.captured().truncated == (len(whole) > limit)
+
+
+async def test_a_spec_that_is_too_long_to_be_read_is_refused_before_anything_starts() -> None:
+    async with open_world() as world:
+        with pytest.raises(SpawnFailed, match="longer than the 16777216") as caught:
+            await world.run("/bin/true", env={"A": "x" * (17 << 20)})
+        assert caught.value.stage == "launch"
+        assert (await world.run("/bin/true")).how == Exited(0)
+
+
+@needs_landlock
+async def test_memory_that_ends_before_the_program_began_is_no_exit_of_the_program() -> None:
+    limits = Limits(memory_max_bytes=65536)  # which the process that would exec has long used up
+    async with open_world() as world:
+        with pytest.raises(SpawnFailed, match="out of memory") as caught:
+            await world.run("/bin/true", limits=limits, exec_paths=tuple(f"/usr/bin/{n}" for n in range(20_000)))
+        assert caught.value.stage == "exec_paths"
+        assert (await world.run("/bin/true", exec_paths=world.walls.exec_paths)).how == Exited(0)

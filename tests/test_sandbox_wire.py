@@ -91,3 +91,12 @@ def test_sending_to_nobody_raises_and_kills_nobody(ends: Ends) -> None:
     ends[1].close()
     with pytest.raises(BrokenPipeError):
         wire.send(ends[0], {"x": "y" * 100_000})
+
+
+def test_what_is_longer_than_anybody_reads_is_not_sent(ends: Ends) -> None:
+    wire.send(ends[0], {"x": "y" * (wire.PAYLOAD_BYTES - 9)})  # the longest
+    assert wire.receive(ends[1]) is not None
+    with pytest.raises(ValueError, match="longer"):
+        wire.send(ends[0], {"x": "y" * (wire.PAYLOAD_BYTES - 8)})
+    with pytest.raises(BlockingIOError):
+        wire.receive(ends[1])

@@ -162,6 +162,25 @@ async def test_draining_refuses_new_sessions_and_ends_all() -> None:
             await supervisor.create(ME, "y", nothing)
 
 
+async def test_a_session_that_the_stopping_broker_ends_at_its_birth_is_told_as_closed() -> None:
+    @asynccontextmanager
+    async def slow() -> AsyncIterator[None]:
+        await trio.sleep_forever()
+        yield
+
+    ends: list[SessionEnd] = []
+    async with table(ends=ends) as supervisor, trio.open_nursery() as nursery:
+
+        async def create() -> None:
+            with pytest.raises(SessionClosed, match="stopping"):
+                await supervisor.create(ME, "x", slow)
+
+        nursery.start_soon(create)
+        await wait_all_tasks_blocked()
+        assert await supervisor.drain(5) == 0
+    assert not ends
+
+
 class SessionTable(RuleBasedStateMachine):
     """Open, call, kill and wait in any order, against a dict model, in virtual time."""
 

@@ -12,9 +12,9 @@ import secrets
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import psutil
@@ -28,6 +28,7 @@ from test_sandbox_births import (
     SETTINGS,
     World,
     needs_namespaces,
+    needs_root,
     open_world,
     plan_for,
     session_home,
@@ -55,6 +56,7 @@ PYTHON = "/usr/bin/python3"
 
 
 BIN = {"PATH": "/usr/bin:/bin"}
+TALK = "import socket; socket.socket(socket.AF_UNIX).connect({path!r}); print('connected')"
 
 
 def state_of(world: World, name: str) -> str:
@@ -156,6 +158,91 @@ async def test_tmp_is_the_sessions_own_or_the_machines(outside: Path, *, private
                 assert found.path == name  # the file tools mean the same place
         if not private:
             os.unlink(name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "state"), [({}, "enforced"), ({"private_tmp": False}, "partial"), (PLAIN, "unavailable")]
+)
+async def test_where_the_machines_tmp_is_in_reach_so_are_its_sockets_and_the_layer_says_it(
+    settings: Mapping[str, Any], state: str
+) -> None:
+    """A multiplexer's socket, an agent's: what listens there runs outside of every wall."""
+    with tempfile.TemporaryDirectory(prefix="agent-") as folder, socket.socket(socket.AF_UNIX) as agent:
+        Path(folder).chmod(0o777)
+        agent.bind(f"{folder}/socket")
+        Path(folder, "socket").chmod(0o777)
+        agent.listen()
+        # The home of a session of these tests is beneath /tmp too, and there it stays.
+        async with open_world(plan=plan_for(**settings), write_paths=("/tmp",)) as world:
+            said = (await world.run(PYTHON, "-I", "-c", TALK.format(path=f"{folder}/socket"))).stdout.data
+            assert (said == b"connected\n") is (state != "enforced"), said
+            assert state_of(world, "mount_namespace") == state
+            assert ("can be connected to" in detail_of(world, "mount_namespace")) is (state != "enforced")
+            assert (await world.run("/bin/sh", "-c", "echo x > own")).how == Exited(0)
+
+
+@needs_root
+@pytest.mark.parametrize("folder", ["/run/systemd/resolve", "/opt/a service {mark}", "/usr/local/{mark}/run"])
+async def test_no_service_of_the_machine_answers_from_a_directory_of_the_system(folder: str) -> None:
+    """A resolver's socket takes questions into the network, and a read-only mount does not keep one from asking."""
+    mark = secrets.token_hex(8)
+    path = f"{folder.format(mark=mark)}/io.{mark}"
+    with socket.socket(socket.AF_UNIX) as service, made_folder(Path(path).parent):
+        service.bind(path)
+        Path(path).chmod(0o666)
+        service.listen()
+        try:
+            for settings, connects in ((PLAIN, True), ({}, False)):
+                async with open_world(plan=plan_for(**settings)) as world:
+                    said = (await world.run(PYTHON, "-I", "-c", TALK.format(path=path))).stdout.data
+                    assert (said == b"connected\n") is connects, said
+                    assert state_of(world, "network") == ("partial" if connects else "enforced")
+        finally:
+            os.unlink(path)
+
+
+@needs_root
+async def test_the_resolvers_configuration_can_be_read_and_nothing_else_of_it() -> None:
+    folder = Path("/run/systemd/resolve")
+    with made_folder(folder):
+        files = {name: folder / name for name in ("stub-resolv.conf", "netif")}
+        if any(path.exists() for path in files.values()):
+            pytest.skip("the resolver of this machine runs")
+        try:
+            for path in files.values():
+                path.write_text("nameserver 127.0.0.53\n")
+            async with open_world() as world:
+                ended = await world.run("/bin/cat", *map(str, files.values()))
+                assert ended.stdout.data == b"nameserver 127.0.0.53\n"
+                assert b"No such file" in ended.stderr.data
+        finally:
+            for path in files.values():
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Have *folder*, and remove again what was not there."""
+    new = [step for step in (folder, *folder.parents) if not step.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        pytest.skip(f"{folder} cannot be made: {error.strerror}")
+    try:
+        for step in new:
+            step.chmod(0o755)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # somebody else uses it meanwhile
+            for step in new:
+                step.rmdir()
+
+
+def test_who_requires_a_mount_namespace_requires_that_tmp_is_its_own() -> None:
+    make_plan(CAPABILITIES, required := attrs.evolve(SETTINGS, require=("mount_namespace",)))
+    with pytest.raises(Refused, match="can be connected to") as caught:
+        make_plan(CAPABILITIES, attrs.evolve(required, private_tmp=False))
+    assert "sandbox.private_tmp: true" in caught.value.remedy
 
 
 async def test_without_a_word_about_it_tmp_and_shared_memory_are_the_sessions_own() -> None:
@@ -324,7 +411,9 @@ async def test_the_network_is_what_the_policy_allows(
             assert (said == b"connected\n") is connects, said
             said = (await world.run(PYTHON, "-I", "-c", LOOPBACK, network=allowed)).stdout.data
             assert (said == b"connected\n") is loopback
-            assert state_of(world, "network") == ("unavailable" if network == "all" else "enforced")
+            expected = "unavailable" if network == "all" else "enforced" if namespaces else "partial"
+            assert state_of(world, "network") == expected
+            assert ("have a path" in detail_of(world, "network")) is (expected == "partial")
             nested = ("/bin/sh", "-c", f'/bin/true; {PYTHON} -I -c "$0" {port}', CONNECT)
             assert ((await world.run(*nested, network=allowed)).stdout.data == b"connected\n") is connects
 

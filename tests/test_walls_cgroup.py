@@ -22,7 +22,7 @@ from sandbox.plan import SandboxSettings
 
 def settings(**fields: object) -> SandboxSettings:
     given = {"unprivileged_user": "", "cgroup_base": "data/cgroup", "enable_cgroups": True, "require": ()}
-    unused = {"enable_namespaces": False, "private_tmp": False, "private_tmp_bytes": 1 << 28}
+    unused = {"enable_namespaces": False, "private_tmp": True, "private_tmp_bytes": 1 << 28}
     return SandboxSettings(**(given | unused | fields))  # type: ignore[arg-type]
 
 

@@ -219,6 +219,25 @@ async def test_kill_ends_daemons_that_left_their_session() -> None:
         assert not session.group.populated()
 
 
+async def test_without_a_kill_file_everything_below_dies_too_also_who_forks_without_end() -> None:
+    """As before Linux 5.14, and as deep as a broker's tree is: broker, session, command."""
+    forks = "\nwhile True:\n    if __import__('os').fork(): __import__('os')._exit(0)"
+    base = find_base("")
+    broker = base.create(cgroup_tree.PREFIX + "old")
+    command = broker.create("session-1").create("command-1")
+    with python("sys.stdin.read(1)") as outside, python("sys.stdin.read(1)") as sleeper, python(forks) as restless:
+        for child in (sleeper, restless):
+            command.join(child.pid)
+        go(restless)
+        assert await code_of(restless) == 0
+        broker._kill_frozen()
+        assert await code_of(sleeper) == -9
+        await broker.wait_empty()
+        assert outside.poll() is None
+    assert not broker.frozen()
+    broker.remove()
+
+
 async def test_kill_reaches_a_frozen_group() -> None:
     async with a_tree() as tree, tree.open_session(LIMITS) as session:
         with python("sys.stdin.read(1)") as child:

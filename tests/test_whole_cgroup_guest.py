@@ -62,6 +62,13 @@ for count in range(100):
     if not child:
         import time; time.sleep(900)
 """
+FILL = (
+    FORK_UNTIL_REFUSED.replace("print(count); sys.exit(3)", "break")
+    + """
+print('full', flush=True)
+import time; time.sleep(900)
+"""
+)
 # Each waits for ever and carries the token among its arguments, as do those that it starts.
 SHAPES = {
     "plain": "pass",
@@ -200,6 +207,21 @@ async def test_a_fork_bomb_stops_at_its_number_and_its_time_at_its_share(tmp_pat
         assert slowed["duration_ms"] > 3 * used_ms  # a fifth of one processor, with room for a coarse clock
         again = await own.python("print('here')")
         assert again["stdout"] == "here\n"
+
+
+async def test_commands_that_use_a_session_up_together_cost_it_no_life(tmp_path: Path) -> None:
+    async with hands(tmp_path) as own:
+        begun = []
+        while "error_message" not in (told := await own.python(FILL, background=True)):
+            begun.append(told["command_id"])
+            said = await own.answer("read_output", command_id=told["command_id"], wait_seconds=60)
+            assert said["data"] == "full\n"
+        assert len(begun) >= 3, "each could have its own number"
+        assert "a limit on processes is used up" in told["error_message"]
+        for command_id in begun:
+            await own.answer("signal_command", command_id=command_id, signal="SIGKILL")
+            await own.answer("wait_command", command_id=command_id, wait_seconds=60)
+        assert (await own.python("print('here')"))["stdout"] == "here\n"
 
 
 async def test_a_kill_ends_every_shape_of_tree_and_a_deadline_waits_for_it(tmp_path: Path, base_path: str) -> None:

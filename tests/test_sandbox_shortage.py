@@ -1,0 +1,185 @@
+"""A kernel that gives no process for a while costs whoever wants one time, and no session its life."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+import trio
+from test_sandbox_births import (
+    AS_ROOT,
+    PLAIN,
+    World,
+    all_armed,
+    everything_below,
+    needs_namespaces,
+    plan_for,
+    session_home,
+    wait_exit,
+    walls_for,
+)
+
+from sandbox import trees
+from sandbox.command import Exited
+from sandbox.faults import SpawnFailed
+from sandbox.launcher import open_launcher
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from sandbox.plan import SessionUser, Walls
+
+PYTHON = "/usr/bin/python3"
+FORKS_REFUSED = "Resource temporarily unavailable"
+PLANS = [pytest.param(PLAIN, id="plain"), pytest.param({}, id="namespaces", marks=needs_namespaces)]
+LONELY_UID = 61_998  # nobody else's, so that nobody else's processes count
+ROOM = 64
+THREADS = 2 * ROOM
+BOMB = f"""
+import _thread, time
+_thread.stack_size(65536)
+for _ in range({THREADS}):
+    _thread.start_new_thread(time.sleep, (900,))
+time.sleep(900)
+"""
+
+
+@contextlib.contextmanager
+def lonely_walls() -> Iterator[Walls]:
+    with session_home() as (user, home):
+        yield walls_for(_lonely(user, home), home)
+
+
+def _lonely(user: SessionUser, home: str) -> SessionUser:
+    if not AS_ROOT:
+        return user
+    os.chown(home, LONELY_UID, user.gid)
+    return attrs.evolve(user, uid=LONELY_UID)
+
+
+@contextlib.asynccontextmanager
+async def two_sessions(**settings: Any) -> AsyncIterator[tuple[World, World]]:
+    """One for a bomb, and one that must not fork when its user has ROOM processes more; both ready."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    with lonely_walls() as walls:
+        try:
+            room = trees.threads_of_user(walls.user.uid) + ROOM
+            resource.setrlimit(resource.RLIMIT_NPROC, (room, hard))  # what they start with; commands get their own
+            async with (
+                open_launcher(plan_for(**settings)) as launcher,
+                launcher.open_init(walls) as one,
+                launcher.open_init(walls) as other,
+            ):
+                resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+                worlds = [World(launcher=launcher, init=init, walls=walls) for init in (one, other)]
+                for world in worlds:
+                    await world.run("/bin/true")
+                    await all_armed(world)
+                yield worlds[0], worlds[1]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+
+
+@contextlib.asynccontextmanager
+async def running(world: World, *argv: str) -> AsyncIterator[int]:
+    """Run *argv* until the end of this block; gives its process."""
+    started: list[int] = []
+
+    async def run() -> None:
+        await world.run(*argv, on_started=started.append, timeout_s=900)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await eventually(lambda: started)
+        yield started[0]
+        nursery.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def bomb_in(world: World) -> AsyncIterator[None]:
+    """Until the end of this block, a command of *world* has more threads than its user could have processes."""
+    async with running(world, PYTHON, "-I", "-c", BOMB) as pid:
+        await eventually(lambda: (bomb := trees.read_entry(pid)) is not None and bomb.threads > THREADS)
+        yield
+
+
+async def eventually(holds: Callable[[], Any]) -> None:
+    while not holds():
+        await trio.sleep(0.01)
+
+
+async def expect_success(world: World) -> None:
+    assert (await world.run("/bin/true")).how == Exited(0)
+
+
+@pytest.mark.parametrize("settings", PLANS)
+async def test_a_command_waits_until_its_keeper_gets_a_process(settings: dict[str, Any]) -> None:
+    async with two_sessions(**settings) as (world, other):
+        (slot,) = other.init.slots._free
+        async with trio.open_nursery() as nursery, bomb_in(world):
+            await expect_success(other)  # its process waited already
+            nursery.start_soon(expect_success, other)
+            await eventually(lambda: slot.shortage)
+            assert slot.shortage == FORKS_REFUSED
+        assert not slot.shortage
+        await expect_success(world)
+
+
+@pytest.mark.parametrize("settings", PLANS)
+async def test_a_command_waits_until_the_init_gets_a_process_for_its_keeper(settings: dict[str, Any]) -> None:
+    async with two_sessions(**settings) as (world, other):
+        async with running(other, "/bin/sleep", "900"), trio.open_nursery() as nursery, bomb_in(world):
+            nursery.start_soon(expect_success, other)
+            await eventually(lambda: other.init.slots._shortage)
+            assert other.init.slots._shortage == FORKS_REFUSED
+        assert not other.init._child.exited()
+        await expect_success(other)
+
+
+@pytest.mark.parametrize("short", ["keeper", "init"])
+async def test_a_shortage_that_lasts_is_said(short: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two_sessions() as (world, other):
+        async with contextlib.AsyncExitStack() as stack:
+            if short == "init":
+                await stack.enter_async_context(running(other, "/bin/sleep", "900"))
+            await stack.enter_async_context(bomb_in(world))
+            if short == "keeper":
+                await expect_success(other)
+            with monkeypatch.context() as patch:
+                patch.setattr("sandbox.slots.TAKE_S", 1.0)
+                with pytest.raises(SpawnFailed, match=f"{FORKS_REFUSED}.*limit on processes") as caught:
+                    await other.run("/bin/true")
+            assert caught.value.stage == "keeper"
+        await expect_success(other)
+
+
+@pytest.mark.parametrize("end", ["broker", "init", "keeper"])
+async def test_who_waits_for_a_process_notices_the_end(end: str) -> None:
+    async with two_sessions() as (world, other), bomb_in(world):
+        (slot,) = other.init.slots._free
+        await expect_success(other)
+        other.init.slots._ask()
+        slots = other.init.slots
+        await eventually(lambda: slots._refresh() or (slot.shortage and slots._shortage))
+        pids = everything_below(other.init)
+        if end == "broker":
+            assert await other.init.end()
+        elif end == "init":
+            os.kill(other.init.pid, signal.SIGKILL)
+            await wait_exit(*pids)
+        else:
+            os.kill(slot.keeper_pid, signal.SIGTERM)
+            await eventually(lambda: trees.read_entry(slot.keeper_pid) is None)  # the init reaps all the while
+
+
+async def test_without_a_bomb_nobody_runs_short() -> None:
+    async with two_sessions() as (_, other), running(other, "/bin/sleep", "900"):
+        for _ in range(3):
+            await expect_success(other)
+        assert not other.init.slots._shortage
+        assert not any(slot.shortage for slot in other.init.slots._free)
