@@ -139,6 +139,7 @@ def _run(config: Config, *, stdio: bool) -> int:
     import trio  # noqa: PLC0415  a faulty configuration answers without a second of imports
 
     from broker import app, wiring  # noqa: PLC0415  as above
+    from broker.heap import keep_freed_memory  # noqa: PLC0415  as above
     from sandbox.claims import Claims  # noqa: PLC0415  as above
 
     status = 0
@@ -149,6 +150,7 @@ def _run(config: Config, *, stdio: bool) -> int:
             print(f"cannot start: {refused}", file=sys.stderr)
             return EXIT_HOST
         _say_foundation(foundation)
+        keep_freed_memory()
         try:
             if stdio:
                 trio.run(app.run_stdio, config, foundation)

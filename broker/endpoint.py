@@ -22,6 +22,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
+from broker.bulk import BULK_KEY, Bulk
 from broker.calls import Answer, Call, Handler, Outputs, Report, ToolFace
 from broker.errors import failure_of
 from broker.guard import SLOT_KEY
@@ -96,9 +97,9 @@ class _Adapter:
         A name that is no tool's goes to the handler too, so that it is audited; the handler's error result then
         goes out as the protocol's own error (-32602), with the result as `data`.
         """
-        call = attrs.evolve(
-            call_of(context), tool=params.name, arguments=params.arguments or {}, report=_report(context)
-        )
+        bulk: Bulk | None = None if context.request is None else context.request.scope.get(BULK_KEY)
+        arguments = params.arguments or {} if bulk is None else bulk.give_back(params.arguments or {})
+        call = attrs.evolve(call_of(context), tool=params.name, arguments=arguments, report=_report(context))
         with _slot(context.request):
             try:
                 answer = await self._handler.handle(call)
@@ -111,7 +112,10 @@ class _Adapter:
             raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:CLIENT_CHARS]!r}", answer.structured)
         if self._desk is not None and declares_tasks(context) and (task := self._desk.tasks.instead_of(call, answer)):
             return task
-        return tool_result(answer, bulk=tool.bulk_fields if tool else (), version=context.protocol_version)
+        fields = tool.bulk_fields if tool else ()
+        if bulk is not None:
+            answer = attrs.evolve(answer, structured=bulk.hold(answer.structured, fields))
+        return tool_result(answer, bulk=fields, version=context.protocol_version)
 
 
 def _announced(tool: ToolFace) -> types.Tool:

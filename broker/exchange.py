@@ -15,7 +15,8 @@ from typing import Any
 import attrs
 import trio
 
-from broker.large_answers import as_json, is_event_stream
+from broker.bulk import Bulk
+from broker.large_answers import as_json, is_event_stream, lengthened
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -126,12 +127,14 @@ class Exchange:
     connection would stay open for ever. So the disconnect is only passed on while the answer is not complete.
 
     The start of an event stream is held back until there is a first event to go with it, which may turn out to be a
-    large answer (`large_answers.py`); not so if *is_stream*, since a GET stream may stay silent for long.
+    large answer (`large_answers.py`); not so if *is_stream*, since a GET stream may stay silent for long. So is
+    the start of an answer that *bulk* goes into, which is longer than the SDK knows.
     """
 
     _receive: Receive
     _send: Send
     _body: bytes | None
+    _bulk: Bulk = attrs.field(factory=Bulk)
     _on_complete: Callable[[], None] = lambda: None
     _is_stream: bool = False
     _held_start: Message | None = attrs.field(default=None, init=False)
@@ -154,17 +157,26 @@ class Exchange:
             return
         if message["type"] == "http.response.start":
             self.started = True
-            if is_event_stream(message) and not self._is_stream:
+            if self._bulk.holds or (is_event_stream(message) and not self._is_stream):
                 self._held_start = message
-                return
-        elif self._held_start is not None:
+            else:
+                await self._send(message)
+        else:
+            await self._send_body(message)
+
+    async def _send_body(self, message: Message) -> None:
+        growth = self._bulk.growth(message.get("body", b""))
+        if self._held_start is not None:
             held, self._held_start = self._held_start, None
-            start, message = as_json(held, message) or (held, message)
-            await self._send(start)
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            start, message = as_json(held, message, growth) or (held, message)
+            await self._send(lengthened(start, growth))
+        *pieces, last = self._bulk.fill(message.get("body", b""))
+        for piece in pieces:
+            await self._send({**message, "body": piece, "more_body": True})
+        if not message.get("more_body", False):
             self.complete = True  # before the send: the false disconnect arrives during it
             self._on_complete()  # and so may the next request on this connection
-        await self._send(message)
+        await self._send({**message, "body": last})
 
     async def finish(self) -> None:
         """End a response that was cut short, properly: a last empty part instead of a broken connection."""

@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 import trio
 
+from broker.bulk import BULK_KEY, Bulk
 from broker.exchange import (
     INVALID_REQUEST,
     PARSE_ERROR,
@@ -165,13 +166,15 @@ class Guard:
         if scope["method"] == "GET":
             await self._stream(scope, Exchange(receive, send, body, is_stream=True))
         elif scope["method"] == "POST":
+            bulk = Bulk()
+            body = bulk.take(body)
             slot = self._admit(scope, body)
             if isinstance(slot, Reply):
                 return await slot.send(send)
-            scope[SLOT_KEY] = slot
+            scope[SLOT_KEY], scope[BULK_KEY] = slot, bulk
             with ExitStack() as held:
                 held.enter_context(slot.held())
-                exchange = Exchange(receive, send, body, on_complete=held.close)
+                exchange = Exchange(receive, send, body, bulk=bulk, on_complete=held.close)
                 await self._app(scope, exchange.receive, exchange.send)
         else:
             exchange = Exchange(receive, send, body)

@@ -26,15 +26,25 @@ def is_event_stream(start: Message) -> bool:
     return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in start["headers"])
 
 
-def as_json(start: Message, first: Message) -> tuple[Message, Message] | None:
+def lengthened(start: Message, growth: int) -> Message:
+    """The same start of a response whose body is *growth* bytes longer; an event stream never says how long it is."""
+    if not growth:
+        return start
+    length = b"content-length"
+    headers = [(name, b"%d" % (int(value) + growth) if name == length else value) for name, value in start["headers"]]
+    return {**start, "headers": headers}
+
+
+def as_json(start: Message, first: Message, growth: int = 0) -> tuple[Message, Message] | None:
     """The same response as JSON: its start and its only body; None where it must stay an event stream.
 
     Args:
         start: the `http.response.start` of an event stream.
         first: the first `http.response.body` of it.
+        growth: bytes that it is longer when it goes out.
     """
     event = first.get("body", b"")
-    if len(event) < LARGE_EVENT_BYTES or not (event.startswith(EVENT_HEAD) and event.endswith(EVENT_END)):
+    if len(event) + growth < LARGE_EVENT_BYTES or not (event.startswith(EVENT_HEAD) and event.endswith(EVENT_END)):
         return None
     answer = event[len(EVENT_HEAD) : -len(EVENT_END)]
     beginning = answer[:ANSWER_HEAD_BYTES]

@@ -74,7 +74,8 @@ class EchoHandler:
             case "echo":
                 return Answer(structured={"success": True, **call.arguments}, is_error=False)
             case "bulk":
-                return Answer(structured={"success": True, "name": "é", "chunk_data": BULK}, is_error=False)
+                chunk = call.arguments.get("chunk_data", BULK)
+                return Answer(structured={"success": True, "name": "é", "chunk_data": chunk}, is_error=False)
             case "wait":
                 return await self._wait()
             case "print":
