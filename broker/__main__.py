@@ -12,8 +12,10 @@ wrong, or the doctor can have no session, 3 this machine cannot enforce what is 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
 import logging
+import resource
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -151,6 +153,7 @@ def _run(config: Config, *, stdio: bool) -> int:
             return EXIT_HOST
         _say_foundation(foundation)
         keep_freed_memory()
+        _raise_open_files()
         try:
             if stdio:
                 trio.run(app.run_stdio, config, foundation)
@@ -160,6 +163,16 @@ def _run(config: Config, *, stdio: bool) -> int:
             print(f"cannot start: {'; '.join(_reasons(refused))}", file=sys.stderr)
             status = EXIT_HOST
     return status
+
+
+def _raise_open_files() -> None:
+    """Use as many descriptors as we may: the usual soft limit, 1024, is for programs that call select(2).
+
+    Those run as commands, whose own limit (`resource_limits.open_files_max`) is set soft and hard.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # fs.nr_open was lowered below it: what we have must do
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _reasons(error: BaseException) -> Iterator[str]:

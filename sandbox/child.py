@@ -46,6 +46,7 @@ class Child:
     flags: int
     terminal_maker_fd: int = -1  # see `open_terminal`; ours, until the end
     _moved: bool = False
+    _lost: bool = False  # there is a process of its group that we have no descriptor of
     _starter_pidfd: int = -1  # of the process that was started, until it is reaped
 
     async def wait_ahead(self) -> None:
@@ -60,10 +61,20 @@ class Child:
         await self._reap_starter()
 
     def _take(self, pidfd: int) -> None:
-        """Hold the process that came out of the one we started."""
+        """Hold the process that came out of the one we started. Raises OSError: we cannot, and let go of it."""
+        try:
+            self.pid = pid_of(pidfd)
+        except OSError:
+            os.close(pidfd)
+            self._lose()
+            raise
         self._moved = True
         self._starter_pidfd, self._pidfd = self._pidfd, pidfd
-        self.pid = pid_of(pidfd)
+
+    def _lose(self) -> None:
+        """Let go of what came without a descriptor that we could keep: it ends with its socket."""
+        self._lost = self.flags != 0 and not self._moved
+        self.sock.close()
 
     async def _reap_starter(self) -> None:
         if self._starter_pidfd >= 0:
@@ -78,7 +89,11 @@ class Child:
             BirthFailed: that a stage failed, or nothing any more.
         """
         await trio.lowlevel.wait_readable(self.sock)
-        received = wire.receive(self.sock)
+        try:
+            received = wire.receive(self.sock)
+        except wire.WireBroken as error:
+            self._lose()
+            raise BirthFailed("start", str(error)) from error
         if received is None:
             raise BirthFailed("start", "the interpreter ended without a word")
         message, _ = received
@@ -107,11 +122,14 @@ class Child:
         if self.flags and not self._moved:
             try:
                 received = wire.receive(self.sock)
+                if received is None or not received[1]:
+                    return True
+                self._take(received[1][0])
             except BlockingIOError:  # on its way
                 return False
-            if received is None or not received[1]:
+            except (OSError, wire.WireBroken):  # no descriptor left for it, so it is of no use
+                self._lose()
                 return True
-            self._take(received[1][0])
         return os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def kill(self) -> None:
@@ -133,6 +151,8 @@ class Child:
             self.terminal_maker_fd = -1
         if self._pidfd < 0:
             return True
+        if self._lost:
+            return await self._end_group()
         with trio.move_on_after(END_S, shield=True):
             await self.wait_gone()
             return True
@@ -141,6 +161,14 @@ class Child:
             await self.wait_gone()
             return True
         self._close_pidfd()
+        return False
+
+    async def _end_group(self) -> bool:
+        """Reap what was started and what came out of it, which no descriptor of ours stands for."""
+        self._close_pidfd()
+        with trio.move_on_after(END_S, shield=True):
+            await trio.to_thread.run_sync(_reap_group, self.pid, abandon_on_cancel=True)
+            return True
         return False
 
     def _close_pidfd(self) -> None:
@@ -157,28 +185,48 @@ def _reap(pidfd: int) -> int:
     return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
 
+def _reap_group(leader_pid: int) -> None:
+    """Wait for all children in a process group, whose number is nobody else's until they are reaped."""
+    with contextlib.suppress(ChildProcessError):  # that was all
+        while True:
+            os.waitpid(-leader_pid, 0)
+
+
 def start_spare(flags: int) -> Child:
     """Start an interpreter that moves into namespaces of its own (*flags*, or none) and waits for its birth spec.
 
     Raises:
         BirthFailed: the interpreter cannot be started.
     """
-    ours, theirs = wire.pair()
-    with theirs:
-        # Out of the way of the numbers that the file actions below write to.
-        high = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 10)
+    with contextlib.ExitStack() as undo:
         try:
-            pid = _spawn(high)
+            ours, theirs = map(undo.enter_context, wire.pair())
+            pid, pidfd = _spawn_held(theirs)
         except OSError as error:
-            ours.close()
             raise BirthFailed("start", f"{sys.executable}: {error.strerror}") from error
-        finally:
-            os.close(high)
+        theirs.close()
+        undo.pop_all()
     ours.setblocking(False)
     if flags:
         with contextlib.suppress(OSError):  # it ended at once; whoever takes it learns that
             wire.send(ours, {"op": "ahead", "flags": flags})
-    return Child(pid, ours, os.pidfd_open(pid), flags)
+    return Child(pid, ours, pidfd, flags)
+
+
+def _spawn_held(theirs: socket.socket) -> tuple[int, int]:
+    """Start the interpreter; return its number and a pidfd. Raises OSError, and then there is none."""
+    # Out of the way of the numbers that the file actions write to.
+    high = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 10)
+    try:
+        pid = _spawn(high)
+    finally:
+        os.close(high)
+    try:
+        return pid, os.pidfd_open(pid)
+    except OSError:  # no descriptor left
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def _spawn(socket_fd: int) -> int:

@@ -134,20 +134,36 @@ class Exchange:
     async def read_answers(self) -> None:
         """Hand every answer to its waiting task, until the opener is gone."""
         try:
-            while (message := await self._receive()) is not None:
-                self._deliver(*message)
+            while await self._hear():
+                continue
         except wire.WireBroken:
             return  # nothing after it can be trusted; every request says OpenerGone from here on
         finally:
             self._end()
 
-    async def _receive(self) -> tuple[wire.Message, list[int]] | None:
-        while True:
-            await trio.lowlevel.wait_readable(self._sock)
-            try:
-                return wire.receive(self._sock)
-            except BlockingIOError:
-                continue
+    async def _hear(self) -> bool:
+        """Wait for one answer and hand it over; return whether there can be more."""
+        await trio.lowlevel.wait_readable(self._sock)
+        try:
+            message = wire.receive(self._sock)
+        except BlockingIOError:
+            return True
+        except wire.Truncated as cut:
+            self._cut_off(cut.message or {})
+            return True
+        if message is not None:
+            self._deliver(*message)
+        return message is not None
+
+    def _cut_off(self, body: dict[str, Any]) -> None:
+        """Refuse what was answered, for want of descriptors of ours to take the answer, and have it undone."""
+        number = body.get("n")
+        if number is None:  # whose answer it was, nobody knows: it is missed like one that does not come
+            return
+        waiting = self._waiting.get(number)
+        undo = self._undos.pop(number, "") if waiting is None else waiting.undo
+        self._throw_away(Answer(body, [], []), undo)
+        self._deliver({"n": number, "refused": "", "errno": errno.EMFILE, "why": ""}, [])
 
     def _deliver(self, body: dict[str, Any], fds: list[int]) -> None:
         number = body.pop("n")

@@ -99,10 +99,12 @@ class Init:
         if self.slots.leaves is not None:
             await self.slots.leaves.kill_all()
         gone = await self._child.end()
-        with trio.move_on_after(END_S, shield=True) as joined:
+        joined = False
+        with trio.move_on_after(END_S, shield=True), contextlib.suppress(OSError):  # no descriptor left to wait with
             await self.slots.wait_gone()
+            joined = True
         self.slots.close()
-        return gone and not joined.cancelled_caught
+        return gone and joined
 
 
 def _below(keepers: tuple[int, ...]) -> frozenset[int]:
@@ -195,10 +197,10 @@ class Launcher:
     @contextlib.asynccontextmanager
     async def _open_init(self, walls: Walls, group: SessionGroup | None) -> AsyncIterator[Init]:
         child = await self._take_spare()
-        files_socket, openers = wire.pair()
         init: Init | None = None
-        with files_socket, openers:
+        with contextlib.ExitStack() as ends:
             try:
+                files_socket, openers = map(ends.enter_context, _pair())
                 layers = await self._give_birth(child, walls, openers, group)
                 leaves = await self._settle(group, walls.limits)
                 with contextlib.suppress(BirthFailed):  # the next session will start its own, and say why not
@@ -242,8 +244,10 @@ class Launcher:
             raise BirthFailed("report", f"no answer within {BIRTH_S:.0f} s") from None
         except CgroupFault as fault:
             raise BirthFailed("cgroup", str(fault)) from fault
-        except OSError as error:
+        except ConnectionError as error:
             raise BirthFailed("start", "the waiting interpreter is gone") from error
+        except (OSError, ValueError) as error:  # no descriptors left, or a policy that is too long
+            raise BirthFailed("start", str(error)) from error
         child.terminal_maker_fd = makers[0] if makers else -1
         return self._judge(answer["layers"])
 
@@ -256,6 +260,13 @@ class Launcher:
             if layers[name].state != "enforced":
                 raise BirthFailed(name, f"required, but {layers[name].state}: {layers[name].detail}")
         return tuple(layers[name] for name in LAYERS)
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    try:
+        return wire.pair()
+    except OSError as error:
+        raise BirthFailed("start", error.strerror or str(error)) from error
 
 
 def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Message:

@@ -52,7 +52,7 @@ class Slot:
                     self._learn(*received)
         except BlockingIOError:
             return
-        except wire.WireBroken:
+        except (wire.WireBroken, OSError):  # OSError: we have no descriptor left to look at what came with it
             self._lost()
 
     def _learn(self, news: wire.Message, fds: list[int]) -> None:
@@ -61,9 +61,9 @@ class Slot:
                 self.disarm()
                 self._advance(news["serial"])
                 self.shortage = ""
-                self.leader_pid = take_pid(fds[1])
                 self.launch = socket.socket(fileno=fds[0])
                 self.launch.setblocking(False)
+                self.leader_pid = take_pid(fds[1])
             case "short":
                 self.shortage = news["why"]
             case "ended":

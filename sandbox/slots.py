@@ -8,7 +8,9 @@ pays for one pair of processes.
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import socket
 from collections import deque
 from functools import partial
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from sandbox.cgroup_leaves import Leaf, Leaves
 
 SHRINK = 0.99  # of the pool's size per command: from 8 to 7 in 13
+RETRY_S = 0.05  # until a keeper is asked for in the place of one that was lost for want of descriptors
 TAKE_S = 10.0  # usually no time at all, 1.5 ms when the pool grows
 SLOTS_MAX = 64  # commands at once and commands that left daemons, together
 
@@ -74,8 +77,8 @@ class SlotPool:
         refused = self._shortage or next((slot.shortage for slot in self._free if slot.shortage), "")
         if refused:
             return (
-                f": the kernel refuses one ({refused}); a limit on processes is used up, of the user, the control "
-                "group, the container or the machine: try again when fewer run"
+                f": the kernel refuses one ({refused}); a limit on processes or open files is used up, of the user, "
+                "the control group, the container or the machine: try again when fewer run"
             )
         return f": {self.leaves.fault}" if self.leaves is not None and self.leaves.fault is not None else ""
 
@@ -179,25 +182,44 @@ class SlotPool:
         """Take the keepers that came."""
         try:
             while not self._init_gone:
-                received = wire.receive(self._init_sock)
-                if received is None:
-                    self._init_gone = True
-                else:
-                    self._hear(*received)
+                self._hear()
         except BlockingIOError:
             return
         except wire.WireBroken:
             self._init_gone = True
 
-    def _hear(self, news: wire.Message, fds: list[int]) -> None:
-        if news["op"] == "short":
-            self._shortage = news["why"]
+    def _hear(self) -> None:
+        try:
+            received = wire.receive(self._init_sock)
+        except wire.Truncated:
+            self._lose_keeper()
             return
-        self._shortage = ""
-        sock = socket.socket(fileno=fds[0])
+        if received is None:
+            self._init_gone = True
+        elif received[0]["op"] == "short":
+            self._shortage = received[0]["why"]
+        else:
+            self._welcome(*received[1])
+
+    def _welcome(self, fd: int, pidfd: int) -> None:
+        sock = socket.socket(fileno=fd)
         sock.setblocking(False)
-        self._free.append(self._slot(take_pid(fds[1]), sock))
+        try:
+            keeper_pid = take_pid(pidfd)
+        except OSError:
+            sock.close()
+            self._lose_keeper()
+        else:
+            self._shortage = ""
+            self._free.append(self._slot(keeper_pid, sock))
+            self._owed -= 1
+
+    def _lose_keeper(self) -> None:
+        """Learn that one came for which we have no descriptors left. It ends, because nobody holds its socket."""
+        self._shortage = os.strerror(errno.EMFILE)
         self._owed -= 1
+        if self.leaves is not None:
+            self.leaves.release(self._on_their_way.popleft())
 
     def _slot(self, keeper_pid: int, sock: socket.socket) -> Slot:
         if self.leaves is None:
@@ -226,6 +248,8 @@ class SlotPool:
             slot.awaited = False
 
     async def _wait_keeper(self) -> None:
+        if not self._owed and self._shortage:
+            await trio.sleep(RETRY_S)
         if not self._owed:  # somebody was faster, and took the one that came for us
             if self._live() + len(self._lingering) >= SLOTS_MAX:
                 raise SpawnFailed("keeper", f"{SLOTS_MAX} commands of this session run or left processes behind")

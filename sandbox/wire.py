@@ -31,6 +31,18 @@ class WireBroken(Exception):
     """The peer sent something that is no message. The connection is of no further use."""
 
 
+class Truncated(WireBroken):
+    """Descriptors of a message did not arrive: there were no numbers left for them. What comes next may be whole.
+
+    `message` is what it said, if that came.
+    """
+
+    def __init__(self, message: Message | None) -> None:
+        """Keep what came."""
+        super().__init__("a message came without all of its descriptors")
+        self.message = message
+
+
 def pair() -> tuple[socket.socket, socket.socket]:
     """Return two connected ends, both blocking and close-on-exec."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -73,6 +85,7 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
 
     Raises:
         BlockingIOError: the socket is non-blocking and there is nothing to read.
+        Truncated: this process has no room for its descriptors (EMFILE), and those that came are closed.
         WireBroken: what came is no message; descriptors that came with it are closed.
     """
     try:
@@ -83,7 +96,7 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
     if not data and not fds:
         return None
     try:
-        return _decode(data, fds, whole=not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)), fds
+        return _decode(data, fds, flags), fds
     except BaseException:
         for fd in fds:
             os.close(fd)
@@ -98,14 +111,20 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return list(fds)
 
 
-def _decode(data: bytes, fds: list[int], *, whole: bool) -> Message:
-    if not whole:
+def _decode(data: bytes, fds: list[int], flags: int) -> Message:
+    if flags & socket.MSG_TRUNC:
         raise WireBroken("a message came truncated")
     payload = data[1:]
+    if flags & socket.MSG_CTRUNC:
+        raise Truncated(_parse(payload) if data[:1] == b"J" else None)
     if data[:1] == b"M" and fds:
         payload = _read_memfd(fds.pop(0))
     elif data[:1] != b"J":
         raise WireBroken("a message of an unknown kind came")
+    return _parse(payload)
+
+
+def _parse(payload: bytes) -> Message:
     try:
         message = json.loads(payload.decode("ascii"))
     except (ValueError, RecursionError) as error:

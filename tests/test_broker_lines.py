@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 
 import pytest
 import trio
@@ -51,3 +52,22 @@ def test_lines_are_counted_and_cut(data: bytes, count: int) -> None:
     cut = first_lines(data, count)
     assert data.startswith(cut)
     assert count_lines(cut) == min(count, count_lines(data))
+
+
+def test_many_lines_take_few_looks() -> None:
+    """They are looked for where every call waits."""
+    data = b"\n" * 1_000_000
+    looks = 0
+
+    def count(_frame: object, event: str, _called: object) -> None:
+        nonlocal looks
+        looks += event == "c_call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        cut = first_lines(data, len(data) - 1)
+    finally:
+        sys.setprofile(before)
+    assert len(cut) == len(data) - 1
+    assert looks < 100

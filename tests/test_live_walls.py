@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import resource
 import signal
 import socket
 import tempfile
@@ -15,7 +16,21 @@ from typing import Any
 import psutil
 import pytest
 import trio
-from live import COMMANDS, LiveBroker, broker_in, call, connect, live_folder, lives, new_session, ok, run, write_config
+from live import (
+    COMMANDS,
+    RESOURCE_LIMITS,
+    LiveBroker,
+    broker_in,
+    call,
+    connect,
+    live_folder,
+    lives,
+    new_session,
+    ok,
+    run,
+    running_broker,
+    write_config,
+)
 from live_plain_user import UID, plain_user
 from mcp.client.client import Client
 
@@ -200,3 +215,17 @@ async def test_a_broker_of_anybody_leaves_nothing_when_it_is_killed(who: str) ->
             with trio.fail_after(20):
                 while lives(process):
                     await trio.lowlevel.checkpoint()
+
+
+async def test_a_broker_uses_every_descriptor_it_may_and_a_command_those_of_its_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+    try:
+        with running_broker() as broker:
+            assert resource.prlimit(broker.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+            async with connect(broker) as client:
+                session_id = await new_session(client)
+                said = await run(client, session_id, "sh", "-c", "ulimit -Sn; ulimit -Hn")
+            assert said["stdout"] == f"{RESOURCE_LIMITS['open_files_max']}\n" * 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

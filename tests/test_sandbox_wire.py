@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_sandbox_births import open_fds
+from test_sandbox_descriptors import descriptors_left
 
 from sandbox import wire
 
@@ -100,3 +101,17 @@ def test_what_is_longer_than_anybody_reads_is_not_sent(ends: Ends) -> None:
         wire.send(ends[0], {"x": "y" * (wire.PAYLOAD_BYTES - 8)})
     with pytest.raises(BlockingIOError):
         wire.receive(ends[1])
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_descriptors_without_room_for_them_cost_one_message_and_not_the_wire(ends: Ends, room: int) -> None:
+    for number in range(2):
+        wire.send(ends[0], {"number": number}, [ends[0].fileno()] * 2)
+    with descriptors_left(room), pytest.raises(wire.Truncated) as caught:
+        wire.receive(ends[1])
+    assert caught.value.message == {"number": 0}
+    received = wire.receive(ends[1])
+    assert received is not None
+    assert received[0] == {"number": 1}
+    for fd in received[1]:
+        os.close(fd)

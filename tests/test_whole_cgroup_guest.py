@@ -217,7 +217,7 @@ async def test_commands_that_use_a_session_up_together_cost_it_no_life(tmp_path:
             said = await own.answer("read_output", command_id=told["command_id"], wait_seconds=60)
             assert said["data"] == "full\n"
         assert len(begun) >= 3, "each could have its own number"
-        assert "a limit on processes is used up" in told["error_message"]
+        assert "a limit on processes or open files is used up" in told["error_message"]
         for command_id in begun:
             await own.answer("signal_command", command_id=command_id, signal="SIGKILL")
             await own.answer("wait_command", command_id=command_id, wait_seconds=60)

@@ -1,0 +1,124 @@
+"""A broker that runs out of descriptors for a while refuses what it cannot do, and loses nothing that it has."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from test_sandbox_births import (
+    all_armed,
+    open_fds,
+    open_world,
+    plan_for,
+    session_home,
+    wait_exit,
+    walls_for,
+)
+from test_sandbox_shortage import eventually, expect_success, running
+
+from sandbox import trees
+from sandbox.faults import BirthFailed, SpawnFailed
+from sandbox.file_errors import FileError
+from sandbox.files import open_files
+from sandbox.launcher import open_launcher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOO_MANY = "Too many open files"
+
+
+@contextlib.contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """Have room for only *count* more in this process, the broker, until the end."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 20, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        for _ in range(count):
+            os.close(held.pop())
+        yield
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+async def test_a_keeper_that_cannot_be_taken_in_is_asked_for_again(left: int) -> None:
+    async with open_world() as world:
+        await expect_success(world)
+        await all_armed(world)
+        async with running(world, "/bin/sleep", "900"), trio.open_nursery() as nursery:
+            with descriptors_left(left):
+                nursery.start_soon(expect_success, world)
+                await eventually(lambda: world.init.slots._shortage == TOO_MANY)
+        assert world.init.slots._owed == 0
+        assert not world.init._child.exited()
+        await expect_success(world)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+async def test_a_keeper_whose_next_leader_cannot_be_taken_in_is_replaced(left: int) -> None:
+    async with open_world() as world:
+        await expect_success(world)
+        await all_armed(world)
+        (slot,) = world.init.slots._free
+        with descriptors_left(left):
+            os.kill(slot.leader_pid, signal.SIGKILL)
+            await eventually(lambda: world.init.slots._refresh() or slot.gone)
+        await expect_success(world)
+        await wait_exit(slot.keeper_pid)
+
+
+async def test_a_file_that_cannot_be_taken_in_is_refused_and_the_next_can() -> None:
+    async with open_world() as world, open_files(world.init.files_socket) as files:
+        (world.home / "file").write_text("content")
+        path = str(world.home / "file")
+        with await files.resolve(path, read=True):
+            pass
+        with descriptors_left(0), pytest.raises(FileError, match=TOO_MANY):
+            await files.resolve(path, read=True)
+        with await files.resolve(path, read=True) as found:
+            assert await files.read(found, 0, 10) == b"content"
+
+
+async def test_a_birth_that_runs_out_of_descriptors_fails_as_one_and_leaves_nothing() -> None:
+    with session_home() as (user, home):
+        before = open_fds()
+        async with open_launcher(plan_for()) as launcher:
+            async with launcher.open_init(walls_for(user, home)):
+                pass
+            full = open_fds()
+            for left in range(6):
+                with descriptors_left(left), contextlib.suppress(BirthFailed):
+                    async with launcher.open_init(walls_for(user, home)) as init:
+                        assert not init._child.exited()
+                launcher.warm_up()
+                assert launcher._spare is not None
+                await launcher._spare.wait_ahead()
+                assert open_fds() == full, left
+            with descriptors_left(0), pytest.raises(BirthFailed, match=TOO_MANY):
+                async with launcher.open_init(walls_for(user, home)):
+                    pytest.fail("there is no socket to be had")
+            async with launcher.open_init(walls_for(user, home)):
+                pass
+        assert open_fds() == before
+        assert trees.descendants(os.getpid()) == []
+
+
+async def test_a_launch_without_descriptors_is_refused_as_such() -> None:
+    async with open_world() as world:
+        await expect_success(world)
+        await all_armed(world)
+        with descriptors_left(0), pytest.raises(SpawnFailed, match=TOO_MANY):
+            await world.run("/bin/true")
+        await expect_success(world)
