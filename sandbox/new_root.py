@@ -58,6 +58,7 @@ def hide_for(plan: Plan, walls: Walls) -> Message:
     private = private_paths(plan, walls)
     roots = [path for path in (*writable_paths(walls, private), *walls.read_paths) if path not in private]
     return {
+        "places": walls.hidden.places,
         "roots": [*roots, *(place for place in walls.hidden.places if not is_beneath_any(place, roots))],
         "from_root": walls.hidden.from_root,
         "anywhere": walls.hidden.anywhere,
