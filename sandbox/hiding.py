@@ -8,6 +8,8 @@ looking, nearest names first. That is bounded, and sessions can make names: what
 `missed` says so, because there are large homes. Nobody needs so many blocked names that covering them takes seconds:
 there the birth fails. A tree is looked at under each of its names, as often as it is mounted.
 
+In the machine's own /tmp the sockets of services are found as well, since whoever sees a socket can connect to it.
+
 No link is followed, but what a blocked link leads to is blocked with it: a `.netrc` may be kept elsewhere. Not so if
 that holds a root or is no part of one: whoever may make a link could close the system with it.
 
@@ -19,12 +21,14 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import stat
 
 from sandbox.stages import StageFailed
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 MAX_NAMES = 200_000  # some tenths of a second
@@ -37,11 +41,16 @@ class Search:
     """One search. When `found` is used up, `missed` has the directories that were not looked at, or not to the end."""
 
     def __init__(self, spec: dict[str, Any], *, max_names: int = MAX_NAMES, max_found: int = MAX_FOUND) -> None:
-        """Look for what *spec* names: `roots`, `places`, `from_root`, `anywhere` (see the policy's TreeFilter)."""
+        """Look for what *spec* names: `roots`, `places`, `from_root`, `anywhere` (see the policy's TreeFilter).
+
+        `sockets_in` and `sockets_of`: directories in which sockets are found too, and those in them where they are not.
+        """
         self._roots: list[str] = [os.path.realpath(root) for root in spec["roots"]]
         self._places: list[str] = spec["places"]
         self._from_root = re.compile(spec["from_root"]).match
         self._anywhere = re.compile(spec["anywhere"]).search
+        self._sockets_in: list[str] = spec["sockets_in"]
+        self._sockets_of: list[str] = spec["sockets_of"]
         self._left = max_names
         self._max_found = max_found
         self._taken: set[str] = set()
@@ -80,6 +89,7 @@ class Search:
 
     def _look(self, directory: str, below: list[str]) -> Iterator[str]:
         prefix = "" if directory == "/" else directory
+        sockets = _is_in(directory, self._sockets_in) and not _is_in(directory, self._sockets_of)
         try:
             with os.scandir(directory) as entries:
                 for entry in entries:
@@ -89,8 +99,11 @@ class Search:
                     path = f"{prefix}/{entry.name}"
                     if self._blocks(path):
                         yield from self._take(path)
-                    elif entry.is_dir(follow_symlinks=False) and path not in self._starts:
-                        below.append(path)
+                    elif entry.is_dir(follow_symlinks=False):
+                        if path not in self._starts:
+                            below.append(path)
+                    elif sockets and _is_service(entry):
+                        yield from self._take(path)
         except OSError:  # gone, no directory, or closed to us; to the session too, which has less rights
             return
 
@@ -123,3 +136,23 @@ class Search:
 
     def _blocks(self, path: str) -> bool:
         return path != "/" and bool(self._anywhere(path) or self._from_root(path))
+
+
+def _is_in(path: str, folders: Iterable[str]) -> bool:
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+
+def _is_service(entry: os.DirEntry[str]) -> bool:
+    """Tell a socket that somebody listens on from one that was left behind, which a program may want to replace."""
+    if entry.is_file(follow_symlinks=False) or entry.is_symlink():
+        return False
+    if not stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(entry.path)  # a service of streams refuses the kind, and does not notice
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import attrs
 import pytest
@@ -36,6 +38,7 @@ from sandbox.stages import StageFailed
 
 TOLD = b"told\n"
 PYTHON = "/usr/bin/python3"
+NO_SOCKETS: Mapping[str, tuple[str, ...]] = MappingProxyType({"sockets_in": (), "sockets_of": ()})
 either_way = pytest.mark.parametrize(
     "plan", [pytest.param(plan_for(), id="own root"), pytest.param(plan_for(**PLAIN), id="landlock alone")]
 )
@@ -226,7 +229,9 @@ def test_only_those_directories_are_held_whose_renaming_would_unblock() -> None:
     home = "/h/me"
     rules = PathRules.compile(["~/**"], ["**/.git/hooks/**", "~/.config/a/b", "**/x/*/y/**", "~/*/z"], home)
     hidden = hidden_by(rules)
-    search = Search({"roots": [home], "places": [], "from_root": hidden.from_root, "anywhere": hidden.anywhere})
+    search = Search(
+        {**NO_SOCKETS, "roots": [home], "places": [], "from_root": hidden.from_root, "anywhere": hidden.anywhere}
+    )
     expected = {
         "d/e/.git/hooks": ["d/e/.git"],
         ".config/a/b": [".config", ".config/a"],
@@ -255,7 +260,7 @@ async def test_no_number_of_blocked_names_uncovers_the_brokers_own_files_or_othe
 
 def search_in(home: Path, blocked: list[str], own: tuple[str, ...] = (), **bounds: int) -> Search:
     hidden = hidden_by(rules_of(home, blocked, own))
-    spec = {"roots": [str(home)], "places": hidden.places}
+    spec = {**NO_SOCKETS, "roots": [str(home)], "places": hidden.places}
     return Search({**spec, "from_root": hidden.from_root, "anywhere": hidden.anywhere}, **bounds)
 
 
@@ -296,3 +301,57 @@ async def test_a_blocked_file_is_covered_under_every_name_of_a_mount() -> None:
                     assert not await told(session, world.home / name / ".ssh/id")
         finally:
             subprocess.run(["umount", places[1]], check=True)
+
+
+CONNECT = """
+import socket, sys
+kind = socket.SOCK_DGRAM if 'datagrams' in sys.argv[1] else socket.SOCK_STREAM
+socket.socket(socket.AF_UNIX, kind).connect(sys.argv[1])
+print('told')
+"""
+
+
+@contextlib.contextmanager
+def services(*paths: Path) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        found = []
+        for path in paths:
+            kind = socket.SOCK_DGRAM if path.name == "datagrams" else socket.SOCK_STREAM
+            service = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+            service.bind(str(path))
+            path.chmod(0o777)
+            if kind is socket.SOCK_STREAM:
+                service.listen()
+                service.setblocking(False)
+            found.append(service)
+        yield found
+
+
+async def connects(world: World, path: Path) -> bool:
+    return (await world.run(PYTHON, "-I", "-c", CONNECT, str(path))).stdout.data == TOLD
+
+
+@needs_namespaces
+async def test_a_service_in_the_machines_tmp_cannot_be_connected_to_and_never_notices(outside: Path) -> None:
+    service, datagrams, stale = (outside / name for name in ("service", "datagrams", "stale"))
+    async with open_world(plan=plan_for(private_tmp=False)) as world:
+        own = world.home / "own"
+        with services(stale):
+            pass
+        with services(service, datagrams, own) as (listener, *_):
+            if AS_ROOT:
+                os.chown(own, world.walls.user.uid, world.walls.user.gid)
+            async with next_session(world, write_paths=(str(outside),)) as allowed:  # the control: not /tmp by its name
+                assert await connects(allowed, service)
+                assert await connects(allowed, datagrams)
+                listener.accept()[0].close()
+            async with next_session(world, write_paths=("/tmp",)) as session:
+                assert not await connects(session, service)
+                assert not await connects(session, datagrams)
+                with pytest.raises(BlockingIOError):
+                    listener.accept()
+                assert await connects(session, own)  # it may be the session's: it is in its home
+                stale.chmod(0o666)
+                outside.chmod(0o777)
+                again = f"import os; os.unlink({str(stale)!r}); print('told')"
+                assert (await session.run(PYTHON, "-I", "-c", again)).stdout.data == TOLD
