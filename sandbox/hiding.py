@@ -2,9 +2,16 @@
 
 Runs at a birth, in the new root, before anything of the session does, and looks at nothing that the session will not
 see. Other sessions that live meanwhile share the trees: what one of them moves while this looks may be missed.
-Nearest names first, because the search is bounded: what lies deeper than the bound is not found, and `complete` says
-so. No link is followed, but what a blocked link leads to is blocked with it: a `.netrc` may be kept elsewhere. Not so
-if that holds a root or is no part of one: whoever may make a link could close the system with it.
+
+First what the rules name without wildcards, the broker's own files with it, by asking for it. Then the rest by
+looking, nearest names first. That is bounded, and sessions can make names: what is not looked at is not found, and
+`missed` says so, because there are large homes. Nobody needs so many blocked names that covering them takes seconds:
+there the birth fails. A tree is looked at under each of its names, as often as it is mounted.
+
+In the machine's own /tmp the sockets of services are found as well, since whoever sees a socket can connect to it.
+
+No link is followed, but what a blocked link leads to is blocked with it: a `.netrc` may be kept elsewhere. Not so if
+that holds a root or is no part of one: whoever may make a link could close the system with it.
 
 The name is what is blocked. So that no session takes it away from what the next one must not see, `holds` says which
 directories above are to be held in their places.
@@ -14,61 +21,90 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import stat
+
+from sandbox.stages import StageFailed
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 MAX_NAMES = 200_000  # some tenths of a second
-MAX_FOUND = 1_000  # each one is a mount
+MAX_FOUND = 20_000  # each one is a mount: about a second
 _STRANGE = "/\0\0"  # a name that no rule means
 _ELSEWHERE = (_STRANGE, 9 * _STRANGE)  # where in a root something could be moved to: near, and far down
 
 
 class Search:
-    """One search. What it counted is known when `found` is used up."""
+    """One search. When `found` is used up, `missed` has the directories that were not looked at, or not to the end."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
-        """Look for what *spec* names: `roots`, `from_root`, `anywhere` (see the policy's TreeFilter)."""
+    def __init__(self, spec: dict[str, Any], *, max_names: int = MAX_NAMES, max_found: int = MAX_FOUND) -> None:
+        """Look for what *spec* names: `roots`, `places`, `from_root`, `anywhere` (see the policy's TreeFilter).
+
+        `sockets_in` and `sockets_of`: directories in which sockets are found too, and those in them where they are not.
+        """
         self._roots: list[str] = [os.path.realpath(root) for root in spec["roots"]]
+        self._places: list[str] = spec["places"]
         self._from_root = re.compile(spec["from_root"]).match
         self._anywhere = re.compile(spec["anywhere"]).search
-        self._left = MAX_NAMES
-        self._seen: set[tuple[int, int]] = set()
-        self.complete = True
-        self.count = 0
+        self._sockets_in: list[str] = spec["sockets_in"]
+        self._sockets_of: list[str] = spec["sockets_of"]
+        self._left = max_names
+        self._max_found = max_found
+        self._taken: set[str] = set()
+        # Where a pattern with wildcards begins is looked at before the trees around it.
+        begins = [place for place in self._places if os.path.realpath(place) == place]
+        self._starts = dict.fromkeys(path for path in (*begins, *self._roots) if not self._blocks(path))
+        self.missed: tuple[str, ...] = ()
 
     def found(self) -> Iterator[str]:
-        """Yield every blocked path, without what lies beneath one."""
-        level = [root for root in self._roots if self._is_new(root)]
-        for root in [root for root in level if self._blocks(root)]:
-            level.remove(root)
-            self.count += 1
-            yield root
-        while level and self.complete:
+        """Yield every blocked path, without what lies beneath one.
+
+        Raises:
+            StageFailed: there are more than can be covered, and what is to be done.
+        """
+        for path in (*self._places, *self._roots):
+            if self._blocks(path) and os.path.lexists(path):
+                yield from self._take(path)
+        level = list(self._starts)
+        while level and not self.missed:
             below: list[str] = []
-            for directory in level:
+            for at, directory in enumerate(level):
                 yield from self._look(directory, below)
+                if not self._left:
+                    self.missed = (*level[at:], *below)
+                    break
             level = below
+
+    def _take(self, path: str) -> Iterator[str]:
+        real = os.path.realpath(path)
+        if path not in self._taken and (real == path or self._may_cover(real)):
+            self._taken.add(path)
+            if len(self._taken) > self._max_found:
+                why = f"there are more than {self._max_found}, {path} among them; remove those that nobody needs"
+                raise StageFailed("blocked_paths", why)
+            yield path
 
     def _look(self, directory: str, below: list[str]) -> Iterator[str]:
         prefix = "" if directory == "/" else directory
+        sockets = _is_in(directory, self._sockets_in) and not _is_in(directory, self._sockets_of)
         try:
             with os.scandir(directory) as entries:
                 for entry in entries:
+                    if not self._left:
+                        return
+                    self._left -= 1
                     path = f"{prefix}/{entry.name}"
                     if self._blocks(path):
-                        if not entry.is_symlink() or self._may_cover(os.path.realpath(path)):
-                            self.count += 1
-                            yield path
-                    elif entry.is_dir(follow_symlinks=False) and self._is_new(path):
-                        below.append(path)
-                    self._left -= 1
-                    if not self._left or self.count >= MAX_FOUND:
-                        self.complete = False
-                        return
-        except OSError:  # gone, or closed to us; to the session too, which has less rights
+                        yield from self._take(path)
+                    elif entry.is_dir(follow_symlinks=False):
+                        if path not in self._starts:
+                            below.append(path)
+                    elif sockets and _is_service(entry):
+                        yield from self._take(path)
+        except OSError:  # gone, no directory, or closed to us; to the session too, which has less rights
             return
 
     def holds(self, path: str) -> list[str]:
@@ -94,21 +130,29 @@ class Search:
         return all(self._blocks(f"{root}{elsewhere}{rest}") for elsewhere in _ELSEWHERE)
 
     def _may_cover(self, target: str) -> bool:
-        return any(target.startswith(f"{root}/") for root in self._roots) and not any(
+        return any(target.startswith(f"{root.rstrip('/')}/") for root in self._roots) and not any(
             root == target or root.startswith(f"{target}/") for root in self._roots
         )
 
     def _blocks(self, path: str) -> bool:
         return path != "/" and bool(self._anywhere(path) or self._from_root(path))
 
-    def _is_new(self, path: str) -> bool:
-        """Tell a directory that was not looked at yet, under another name or as part of another root."""
+
+def _is_in(path: str, folders: Iterable[str]) -> bool:
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+
+def _is_service(entry: os.DirEntry[str]) -> bool:
+    """Tell a socket that somebody listens on from one that was left behind, which a program may want to replace."""
+    if entry.is_file(follow_symlinks=False) or entry.is_symlink():
+        return False
+    if not stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
-            status = os.lstat(path)
+            probe.connect(entry.path)  # a service of streams refuses the kind, and does not notice
+        except ConnectionRefusedError:
+            return False
         except OSError:
-            return False
-        key = (status.st_dev, status.st_ino)
-        if key in self._seen:
-            return False
-        self._seen.add(key)
-        return True
+            return True
+    return True

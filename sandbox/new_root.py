@@ -58,7 +58,12 @@ def hide_for(plan: Plan, walls: Walls) -> Message:
     private = private_paths(plan, walls)
     roots = [path for path in (*writable_paths(walls, private), *walls.read_paths) if path not in private]
     return {
+        "places": walls.hidden.places,
         "roots": [*roots, *(place for place in walls.hidden.places if not is_beneath_any(place, roots))],
+        "sockets_in": [] if TMP in private else [TMP],
+        "sockets_of": [
+            path for path in (walls.home, walls.working_dir, *walls.write_paths) if not is_beneath_any(TMP, (path,))
+        ],
         "from_root": walls.hidden.from_root,
         "anywhere": walls.hidden.anywhere,
     }

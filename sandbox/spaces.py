@@ -77,7 +77,7 @@ def _mount(flags: int, why_not: str, *, private_tmp: bool) -> Words:
     if private_tmp:
         return "enforced", f"{root} the session's own"
     where = "the machine's where the policy allows that (sandbox.private_tmp is false)"
-    return "partial", f"{root} {where}, and then {_SOCKETS}"
+    return "partial", f"{root} {where}, and then {_SOCKETS} if they appear after the birth"
 
 
 def _network(capabilities: Capabilities, flags: int, network: NetworkUse) -> Words:

@@ -96,21 +96,33 @@ async def test_commands_and_file_tools_live_in_the_same_closed_world(who: str) -
 CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
 
 
-@as_each
-async def test_a_multiplexers_socket_in_tmp_is_out_of_reach_unless_the_operator_shares_tmp(who: str) -> None:
-    """With what the shipped files say about /tmp; `private_tmp: false` is the control."""
-    with tempfile.TemporaryDirectory(prefix="tmux-") as folder, socket.socket(socket.AF_UNIX) as multiplexer:
+@contextmanager
+def multiplexer() -> Iterator[str]:
+    """A service of anybody's in the machine's /tmp; yields where it listens."""
+    with tempfile.TemporaryDirectory(prefix="tmux-") as folder, socket.socket(socket.AF_UNIX) as listening:
         Path(folder).chmod(0o755)
-        multiplexer.bind(f"{folder}/default")
+        listening.bind(f"{folder}/default")
         Path(folder, "default").chmod(0o777)
-        multiplexer.listen()
-        for server, connects in (({}, False), ({"sandbox": {"private_tmp": False}}, True)):
-            with broker_of(who, server, allowed_paths=["~/**", "/home/**", "/tmp/**"]) as broker:
-                async with connect(broker) as client:
-                    if (await layers_of(client))["pid_namespace"] != "enforced":
-                        pytest.skip("this machine gives no namespaces")
-                    sid = await new_session(client, working_dir=str(broker.workspace))
-                    ended = await run(client, sid, "python3", "-I", "-c", CONNECT, f"{folder}/default")
+        listening.listen()
+        yield f"{folder}/default"
+
+
+@as_each
+@pytest.mark.parametrize("private", [True, False])
+async def test_a_multiplexers_socket_in_tmp_is_out_of_reach(who: str, *, private: bool) -> None:
+    """What the shipped files say, and what an operator may; one that appears in a shared /tmp later is the control."""
+    server = {} if private else {"sandbox": {"private_tmp": False}}
+    allowed = ["~/**", "/home/**", "/tmp/**"]
+    with multiplexer() as before, broker_of(who, server, allowed_paths=allowed) as broker:
+        async with connect(broker) as client:
+            layers = await layers_of(client)
+            if layers["pid_namespace"] != "enforced":
+                pytest.skip("this machine gives no namespaces")
+            assert layers["mount_namespace"] == ("enforced" if private else "partial")
+            sid = await new_session(client, working_dir=str(broker.workspace))
+            with multiplexer() as later:
+                for where, connects in ((before, False), (later, not private)):
+                    ended = await run(client, sid, "python3", "-I", "-c", CONNECT, where)
                     assert (ended["exit_code"] == 0) is connects, ended["stderr"]
 
 

@@ -7,13 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import attrs
 import pytest
-from test_sandbox_births import AS_ROOT, PLAIN, World, needs_landlock, needs_namespaces, open_world, plan_for
+from test_sandbox_births import (
+    AS_ROOT,
+    PLAIN,
+    World,
+    needs_landlock,
+    needs_namespaces,
+    needs_root,
+    open_world,
+    plan_for,
+)
 
 from broker.grants import find_grants, hidden_by, without_own_files
 from config.load import load_config
@@ -22,9 +34,11 @@ from sandbox.command import Exited
 from sandbox.hiding import Search
 from sandbox.launcher import open_launcher
 from sandbox.plan import Plan, SessionUser
+from sandbox.stages import StageFailed
 
 TOLD = b"told\n"
 PYTHON = "/usr/bin/python3"
+NO_SOCKETS: Mapping[str, tuple[str, ...]] = MappingProxyType({"sockets_in": (), "sockets_of": ()})
 either_way = pytest.mark.parametrize(
     "plan", [pytest.param(plan_for(), id="own root"), pytest.param(plan_for(**PLAIN), id="landlock alone")]
 )
@@ -215,7 +229,9 @@ def test_only_those_directories_are_held_whose_renaming_would_unblock() -> None:
     home = "/h/me"
     rules = PathRules.compile(["~/**"], ["**/.git/hooks/**", "~/.config/a/b", "**/x/*/y/**", "~/*/z"], home)
     hidden = hidden_by(rules)
-    search = Search({"roots": [home], "from_root": hidden.from_root, "anywhere": hidden.anywhere})
+    search = Search(
+        {**NO_SOCKETS, "roots": [home], "places": [], "from_root": hidden.from_root, "anywhere": hidden.anywhere}
+    )
     expected = {
         "d/e/.git/hooks": ["d/e/.git"],
         ".config/a/b": [".config", ".config/a"],
@@ -225,3 +241,117 @@ def test_only_those_directories_are_held_whose_renaming_would_unblock() -> None:
     for name, held in expected.items():
         assert search.holds(f"{home}/{name}") == [f"{home}/{each}" for each in held]
     assert search.holds("/elsewhere/x/e/y") == []
+
+
+@needs_namespaces
+async def test_no_number_of_blocked_names_uncovers_the_brokers_own_files_or_others() -> None:
+    async with open_world() as world:
+        furnish(world, "a/broker/config/policy.yaml", "deep/er/.env")
+        hidden = hidden_by(rules_of(world.home, ["**/.env", "**/.env.*"], (str(world.home / "a/broker/config"),)))
+        async with next_session(world) as flood:
+            for name in ("a/broker/config/policy.yaml", "deep/er/.env"):
+                assert await told(flood, world.home / name)
+            many = "for n in range(1500): open(f'.env.{n}', 'w')"
+            assert (await flood.run(PYTHON, "-I", "-c", many)).how == Exited(0)
+        async with next_session(world, hidden=hidden) as session:
+            for name in ("a/broker/config/policy.yaml", "deep/er/.env"):
+                assert not await told(session, world.home / name)
+
+
+def search_in(home: Path, blocked: list[str], own: tuple[str, ...] = (), **bounds: int) -> Search:
+    hidden = hidden_by(rules_of(home, blocked, own))
+    spec = {**NO_SOCKETS, "roots": [str(home)], "places": hidden.places}
+    return Search({**spec, "from_root": hidden.from_root, "anywhere": hidden.anywhere}, **bounds)
+
+
+def test_what_is_named_is_found_without_looking_and_what_was_not_looked_at_is_said(tmp_path: Path) -> None:
+    for name in ("a/b/c/own", "a/b/c/own.1", "x/.env", "x/y/z/.env"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    own = (f"{tmp_path}/a/b/c/own", f"{tmp_path}/a/b/c/own.*")
+    whole = search_in(tmp_path, ["**/.env"], own)
+    assert len(list(whole.found())) == 4
+    assert whole.missed == ()
+    bounded = search_in(tmp_path, ["**/.env"], own, max_names=4)
+    assert list(bounded.found()) == [f"{tmp_path}/a/b/c/own", f"{tmp_path}/a/b/c/own.1"]
+    assert f"{tmp_path}/x" in bounded.missed
+
+
+def test_more_blocked_paths_than_can_be_covered_are_no_session(tmp_path: Path) -> None:
+    for number in range(11):
+        (tmp_path / f".env.{number}").touch()
+    assert len(list(search_in(tmp_path, ["**/.env.*"], max_found=11).found())) == 11
+    with pytest.raises(StageFailed, match=r"more than 10, .*/\.env\.\d+ among them"):
+        list(search_in(tmp_path, ["**/.env.*"], max_found=10).found())
+
+
+@needs_root
+@needs_namespaces
+async def test_a_blocked_file_is_covered_under_every_name_of_a_mount() -> None:
+    async with open_world() as world:
+        furnish(world, "one/.ssh/id", "other/file")
+        places = [str(world.home / name) for name in ("one", "other")]
+        subprocess.run(["mount", "--bind", *places], check=True)
+        try:
+            hidden = hidden_by(rules_of(world.home, ["**/.ssh/**"]))
+            async with next_session(world) as free:
+                assert await told(free, world.home / "other/.ssh/id")
+            async with next_session(world, hidden=hidden) as session:
+                for name in ("one", "other"):
+                    assert not await told(session, world.home / name / ".ssh/id")
+        finally:
+            subprocess.run(["umount", places[1]], check=True)
+
+
+CONNECT = """
+import socket, sys
+kind = socket.SOCK_DGRAM if 'datagrams' in sys.argv[1] else socket.SOCK_STREAM
+socket.socket(socket.AF_UNIX, kind).connect(sys.argv[1])
+print('told')
+"""
+
+
+@contextlib.contextmanager
+def services(*paths: Path) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        found = []
+        for path in paths:
+            kind = socket.SOCK_DGRAM if path.name == "datagrams" else socket.SOCK_STREAM
+            service = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+            service.bind(str(path))
+            path.chmod(0o777)
+            if kind is socket.SOCK_STREAM:
+                service.listen()
+                service.setblocking(False)
+            found.append(service)
+        yield found
+
+
+async def connects(world: World, path: Path) -> bool:
+    return (await world.run(PYTHON, "-I", "-c", CONNECT, str(path))).stdout.data == TOLD
+
+
+@needs_namespaces
+async def test_a_service_in_the_machines_tmp_cannot_be_connected_to_and_never_notices(outside: Path) -> None:
+    service, datagrams, stale = (outside / name for name in ("service", "datagrams", "stale"))
+    async with open_world(plan=plan_for(private_tmp=False)) as world:
+        own = world.home / "own"
+        with services(stale):
+            pass
+        with services(service, datagrams, own) as (listener, *_):
+            if AS_ROOT:
+                os.chown(own, world.walls.user.uid, world.walls.user.gid)
+            async with next_session(world, write_paths=(str(outside),)) as allowed:  # the control: not /tmp by its name
+                assert await connects(allowed, service)
+                assert await connects(allowed, datagrams)
+                listener.accept()[0].close()
+            async with next_session(world, write_paths=("/tmp",)) as session:
+                assert not await connects(session, service)
+                assert not await connects(session, datagrams)
+                with pytest.raises(BlockingIOError):
+                    listener.accept()
+                assert await connects(session, own)  # it may be the session's: it is in its home
+                stale.chmod(0o666)
+                outside.chmod(0o777)
+                again = f"import os; os.unlink({str(stale)!r}); print('told')"
+                assert (await session.run(PYTHON, "-I", "-c", again)).stdout.data == TOLD
