@@ -84,19 +84,22 @@ CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1]
 @as_each
 async def test_a_multiplexers_socket_in_tmp_is_out_of_reach_unless_the_operator_shares_tmp(who: str) -> None:
     """With what the shipped files say about /tmp; `private_tmp: false` is the control."""
-    with tempfile.TemporaryDirectory(prefix="tmux-") as folder, socket.socket(socket.AF_UNIX) as multiplexer:
-        Path(folder).chmod(0o755)
-        multiplexer.bind(f"{folder}/default")
-        Path(folder, "default").chmod(0o777)
-        multiplexer.listen()
-        for server, connects in (({}, False), ({"sandbox": {"private_tmp": False}}, True)):
-            with broker_of(who, server, allowed_paths=["~/**", "/home/**", "/tmp/**"]) as broker:
-                async with connect(broker) as client:
-                    if (await layers_of(client))["pid_namespace"] != "enforced":
-                        pytest.skip("this machine gives no namespaces")
-                    sid = await new_session(client, working_dir=str(broker.workspace))
-                    ended = await run(client, sid, "python3", "-I", "-c", CONNECT, f"{folder}/default")
-                    assert (ended["exit_code"] == 0) is connects, ended["stderr"]
+    for server, connects in (({}, False), ({"sandbox": {"private_tmp": False}}, True)):
+        with (
+            broker_of(who, server, allowed_paths=["~/**", "/home/**", "/tmp/**"]) as broker,
+            tempfile.TemporaryDirectory(prefix="tmux-") as folder,
+            socket.socket(socket.AF_UNIX) as multiplexer,
+        ):
+            Path(folder).chmod(0o755)
+            async with connect(broker) as client:
+                if (await layers_of(client))["pid_namespace"] != "enforced":
+                    pytest.skip("this machine gives no namespaces")
+                sid = await new_session(client, working_dir=str(broker.workspace))
+                multiplexer.bind(f"{folder}/default")  # after the session: it cannot be covered at its birth
+                Path(folder, "default").chmod(0o777)
+                multiplexer.listen()
+                ended = await run(client, sid, "python3", "-I", "-c", CONNECT, f"{folder}/default")
+                assert (ended["exit_code"] == 0) is connects, ended["stderr"]
 
 
 READ_TERMINAL = "import os, sys; print(os.read(os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY), 100))"
