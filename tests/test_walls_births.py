@@ -169,11 +169,11 @@ async def test_where_the_machines_tmp_is_in_reach_so_are_its_sockets_and_the_lay
     """A multiplexer's socket, an agent's: what listens there runs outside of every wall."""
     with tempfile.TemporaryDirectory(prefix="agent-") as folder, socket.socket(socket.AF_UNIX) as agent:
         Path(folder).chmod(0o777)
-        agent.bind(f"{folder}/socket")
-        Path(folder, "socket").chmod(0o777)
-        agent.listen()
         # The home of a session of these tests is beneath /tmp too, and there it stays.
         async with open_world(plan=plan_for(**settings), write_paths=("/tmp",)) as world:
+            agent.bind(f"{folder}/socket")  # started later than the session: nothing covers what is not there yet
+            Path(folder, "socket").chmod(0o777)
+            agent.listen()
             said = (await world.run(PYTHON, "-I", "-c", TALK.format(path=f"{folder}/socket"))).stdout.data
             assert (said == b"connected\n") is (state != "enforced"), said
             assert state_of(world, "mount_namespace") == state
