@@ -68,13 +68,11 @@ class Guard:
     _door: TransferDoor | None = None
     draining: bool = False
     calls: Slots = attrs.field(init=False)
-    _bodies: Slots = attrs.field(init=False)
+    _bodies: dict[trio.CancelScope, None] = attrs.field(init=False, factory=dict)
     _streams: set[trio.CancelScope] = attrs.field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
         self.calls = Slots(self._limits.max_calls_in_flight)
-        # Bodies still arriving have a bound of their own: slow clients cannot keep calls out, nor fill memory.
-        self._bodies = Slots(self._limits.max_calls_in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (HTTP: `connections.py` lets nothing else through)."""
@@ -107,21 +105,12 @@ class Guard:
             return refusal(404, f"there is nothing here; MCP is at {MCP_PATH}")
         if self.draining:
             return refusal(503, "the broker is stopping", code=SERVER_BUSY, retry_after_s=5)
-        if is_transfer:
-            return None
-        return self._busy("requests") if self._bodies.full else None
+        return None
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body of a request for MCP, and hand it to the SDK if all is well."""
-        with self._bodies.new().held():
-            body = await read_body(
-                receive,
-                declared_bytes=_declared_bytes(scope),
-                max_bytes=self._limits.max_body_bytes,
-                deadline_s=self._limits.body_timeout_s,
-            )
-        match body:
-            case bytes():
+        match await self._read_body(scope, receive):
+            case bytes() as body:
                 await self._pass_on(scope, receive, send, body)
             case Unread.TOO_LARGE:
                 reply = refusal(413, f"the body is larger than {self._limits.max_body_bytes} bytes")
@@ -130,6 +119,31 @@ class Guard:
                 await refusal(408, f"the body took longer than {self._limits.body_timeout_s:g} s").send(send)
             case Unread.GONE:
                 pass  # nobody is left to answer
+            case None:
+                await self._busy("requests").send(send)
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes | Unread | None:
+        """Read the body; None: too many others began after it.
+
+        Bodies on their way are bounded, or slow clients could fill memory. The one that began first has to go, for it
+        is the slowest: refusing the next one instead would let slow clients keep calls out.
+        """
+        if len(self._bodies) >= self._limits.max_calls_in_flight:
+            slowest = next(iter(self._bodies))
+            del self._bodies[slowest]
+            slowest.cancel(reason="a body that has taken long makes room for others")
+        with trio.CancelScope() as mine:
+            self._bodies[mine] = None
+            try:
+                return await read_body(
+                    receive,
+                    declared_bytes=_declared_bytes(scope),
+                    max_bytes=self._limits.max_body_bytes,
+                    deadline_s=self._limits.body_timeout_s,
+                )
+            finally:
+                self._bodies.pop(mine, None)
+        return None
 
     def _refuse_sender(self, scope: Scope) -> Reply | None:
         """Check who asks, on which protocol and under which name; also writes the Host in its one spelling."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
@@ -91,6 +92,26 @@ async def test_a_slow_body_is_given_up() -> None:
         heard = await conn.heard()
         assert heard.status == 408
         assert await conn.at_end()
+
+
+async def test_slow_bodies_make_room_for_calls_and_keep_none_out() -> None:
+    async with serving(max_calls_in_flight=2) as house, AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        given_up, hear = trio.open_memory_channel[int](4)
+
+        async def wait_for_answer(conn: Raw) -> None:
+            await given_up.send((await conn.heard()).status)
+
+        for _ in range(4):
+            conn = await stack.enter_async_context(raw(house))
+            await conn.send_head("POST", "/mcp", {**LEGACY_HEADERS, "content-length": "10"})
+            await conn.send_body(b"{", end=False)
+            nursery.start_soon(wait_for_answer, conn)
+        assert [await hear.receive() for _ in range(2)] == [503, 503]  # and two are as many as there may be
+        body, headers = modern_call("echo", {})
+        async with raw(house) as quick:
+            assert (await quick.ask("POST", "/mcp", body, **headers)).status == 200
+        assert await hear.receive() == 503
+        nursery.cancel_scope.cancel()
 
 
 async def test_calls_beyond_the_bound_are_told_to_come_back() -> None:
