@@ -14,6 +14,7 @@ import attrs
 
 from broker.belongings import Belongings
 from broker.errors import BrokerError, ErrorCode
+from broker.grants import ANY_NAME
 from broker.host import Host
 from broker.names import real_name
 from broker.requests import (
@@ -43,6 +44,7 @@ from policy.decision import Allow, Confirm, Deny, Run, shown
 from policy.environment import decide_environment
 from policy.path import Purpose, decide_path, lexical_path
 from sandbox.file_errors import NotFound
+from sandbox.grants import is_beneath_any
 
 
 @attrs.frozen
@@ -124,6 +126,19 @@ def require_path(host: Host, path: str, purpose: Purpose) -> Allow[str]:
     return decision
 
 
+def require_workplace(host: Host, path: str) -> Allow[str]:
+    """Decide about where a session begins; raises Denied.
+
+    The kernel gives a session all that lies beneath, so that must be allowed, not the directory alone.
+    """
+    allow = require_path(host, path, "enter")
+    beneath = decide_path(host.paths, f"{path.rstrip('/')}/{ANY_NAME}", "enter")
+    if isinstance(beneath, Deny) and not is_beneath_any(path, host.grants.write_paths):
+        reason = f"{path} may be entered, but a session writes all beneath where it begins; allow {path.rstrip('/')}/**"
+        raise Denied(ErrorCode.POLICY_PATH_VIOLATION, attrs.evolve(beneath, reason=reason))
+    return allow
+
+
 def require_end(host: Host, missing: NotFound) -> None:
     """Decide about where the links of a path lead at which there is nothing to be seen; raises Denied.
 
@@ -159,7 +174,7 @@ def _of_session(host: Host, request: CreateSession) -> Allow[Subject]:
     if denial is not None:
         raise Denied(ErrorCode.POLICY_COMMAND_BLOCKED, denial)
     home = host.user.home
-    allow = require_path(host, lexical_path(home, real_name(request.working_dir or "~"), home), "enter")
+    allow = require_workplace(host, lexical_path(home, real_name(request.working_dir or "~"), home))
     return Allow(rule=allow.rule, reason=allow.reason, subject=allow.subject)
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from types import MappingProxyType
 
 from broker.belongings import Belongings, open_belongings, sweep_leftovers
-from broker.decisions import Subject, require_path
+from broker.decisions import Subject, require_workplace
 from broker.errors import BrokerError, ErrorCode
 from broker.host import Host, Scope, Step
 from broker.names import shown_path
@@ -71,7 +71,7 @@ async def _enter(host: Host, session: Session[Belongings]) -> None:
     """Make the working directory's real path the session's. Raises BrokerError: the policy does not allow it there."""
     own = session.own
     with await own.files.resolve(own.working_dir, read=True) as found:
-        require_path(host, found.path, "enter")
+        require_workplace(host, found.path)
         found.directory()
         own.working_dir = found.path
         await sweep_leftovers(own.files, found)

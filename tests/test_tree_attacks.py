@@ -23,6 +23,7 @@ from broker.calls import Answer
 from broker.contract import TOOLS as TOOLS_OF_THE_BROKER
 from broker.fields import MAX_PATH_BYTES
 from tests.test_treetools import Desk, open_desk
+from tests.whole import POLICY, open_whole
 
 MARKER = "TOP-SECRET-MARKER"
 Arguments = Mapping[str, Any]
@@ -434,3 +435,15 @@ async def test_a_working_directory_or_session_id_is_no_way_in(tmp_path: Path) ->
         for place in ("..", "/", str(ground.outside), str(ground.work / "to-outside"), str(ground.work / ".ssh")):
             assert await desk.whole.failure("create_session", working_dir=place) == "POLICY_PATH_VIOLATION"
         assert await desk.whole.failure("create_session", id="../../x") == "INVALID_ARGUMENTS"
+
+
+async def test_a_session_does_not_begin_where_it_may_enter_and_nothing_beneath_is_allowed(tmp_path: Path) -> None:
+    for allowed, refused in (('"{work}/*"', True), ('"{work}/**"', False)):
+        (base := tmp_path / str(refused)).mkdir()
+        async with open_whole(base, POLICY.replace('"{work}/**"', allowed)) as whole:
+            (whole.work / "sub").mkdir(mode=0o755)
+            answer = await whole.answer("create_session", working_dir=str(whole.work / "sub"))
+            assert answer.is_error is refused, answer.structured
+            if refused:
+                assert answer.structured["error_code"] == "POLICY_002"
+                assert f"allow {whole.work}/sub/**" in answer.structured["error_message"]
