@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 LOCK_FILE = Path("/run/remote-broker.uids")
+# The range systemd uses for DynamicUser=: no distribution hands these out.
+DYNAMIC_UIDS = range(61184, 65520)
 _RECORD_BYTES = 8  # for each id: a digest of the home of who has it
 _REMEDY = "name a user in sandbox.unprivileged_user, who needs no claim"
 
@@ -44,7 +46,7 @@ class Claims:
             self._fd = -1
 
     def take(self, uid: int, home: Path) -> bool:
-        """Claim *uid* until the end; return whether that was possible: no broker with another home has it.
+        """Claim *uid*, one of DYNAMIC_UIDS, until the end; return whether no broker with another home has it.
 
         Raises:
             UserUnavailable: claims cannot be made on this machine.
@@ -52,7 +54,7 @@ class Claims:
         try:
             if self._fd < 0:
                 self._fd = _open(self._lock_file)
-            return self._take(uid * _RECORD_BYTES, _mark(home))
+            return self._take(DYNAMIC_UIDS.index(uid) * _RECORD_BYTES, _mark(home))
         except OSError as error:
             why = f"{self._lock_file}: {error.strerror or error}"
             raise UserUnavailable(f"no user id can be claimed: {why}; {_REMEDY}") from error

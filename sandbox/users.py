@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sandbox.claims import DYNAMIC_UIDS
 from sandbox.faults import UserUnavailable
 from sandbox.plan import Refused, SandboxSettings, SessionUser
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from sandbox.capabilities import Capabilities
     from sandbox.claims import Claims
 
-# The range systemd uses for DynamicUser=: no distribution hands these out.
-DYNAMIC_UIDS = range(61184, 65520)
 DYNAMIC_NAME = "remote-broker"
 FALLBACK_HOME = Path("/var/lib/remote-broker/home")
 
