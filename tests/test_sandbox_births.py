@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 import trio
+from descriptors import open_descriptors
 
 from sandbox import capabilities, trees
 from sandbox.claims import Claims
@@ -173,7 +174,7 @@ def everything_below(init: Init) -> list[int]:
 
 
 def open_fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(open_descriptors())
 
 
 def stray_fds(world: World) -> int:

@@ -325,10 +325,10 @@ def test_the_machine_sees_a_store_that_writes_in_place() -> None:
 
 @pytest.mark.soak
 def test_many_crashes() -> None:
-    run(Crashes, examples=150, steps=40)
+    run(Crashes, examples=60, steps=40)
 
 
 @needs_root
 @pytest.mark.soak
 def test_many_crashes_on_a_full_disk() -> None:
-    run(CrashesOnASmallDisk, examples=150, steps=40)
+    run(CrashesOnASmallDisk, examples=60, steps=40)

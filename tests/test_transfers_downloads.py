@@ -11,7 +11,8 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
-from test_transfers_uploads import open_fds, sha256sum
+from descriptors import open_descriptors
+from test_transfers_uploads import sha256sum
 
 from transfers.downloads import Chunk, Downloads
 from transfers.refusals import (
@@ -52,21 +53,21 @@ class World:
         return await self.downloads.read(str(path), offset=offset, chunk_bytes=chunk_bytes, open_file=open_file)
 
     def pinned(self, folder: Path) -> list[str]:
-        return sorted(Path(name).name for _, name in open_fds() if name.startswith(f"{folder}/"))
+        return sorted(Path(name).name for _, name in open_descriptors() if name.startswith(f"{folder}/"))
 
 
 @asynccontextmanager
 async def open_world(settings: TransferSettings = SETTINGS) -> AsyncIterator[World]:
     seconds = [0.0]
     limiter = trio.CapacityLimiter(2)
-    before = open_fds()
+    before = open_descriptors()
     async with open_transfers(
         settings, limiter=limiter, on_discard=lambda _: None, clock=lambda: seconds[0]
     ) as transfers:
         world = World(transfers.downloads, limiter, seconds)
         world.door.set()
         yield world
-    assert open_fds() == before
+    assert open_descriptors() == before
 
 
 async def whole(world: World, path: Path, chunk_bytes: int) -> tuple[bytes, Chunk]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import trio
+from descriptors import open_descriptors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_transfers_uploads import open_fds
 
 from transfers.filestreams import FileSource, open_file_source
 from transfers.readahead import ReadAhead
@@ -24,13 +24,13 @@ CONTENT = bytes(range(256)) * 8
 
 @asynccontextmanager
 async def open_source(path: Path) -> AsyncIterator[FileSource]:
-    before = open_fds()
+    before = open_descriptors()
     source = await open_file_source(str(path), os.open(path, os.O_RDONLY | os.O_CLOEXEC), trio.CapacityLimiter(2))
     try:
         yield source
     finally:
         source.close()
-    assert open_fds() == before
+    assert open_descriptors() == before
 
 
 async def read(source: FileSource, start: int, stop: int | None) -> bytes:
@@ -105,7 +105,7 @@ async def test_leaving_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_kernel_file_has_no_size_to_promise() -> None:
-    before = open_fds()
+    before = open_descriptors()
     with pytest.raises(UnsizedSource):
         await open_file_source("/proc/version", os.open("/proc/version", os.O_RDONLY), trio.CapacityLimiter(1))
-    assert open_fds() == before
+    assert open_descriptors() == before

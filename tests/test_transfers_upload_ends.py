@@ -12,7 +12,8 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from test_transfers_uploads import SETTINGS, FolderDestination, World, in_turn, open_fds, open_world
+from descriptors import open_descriptors
+from test_transfers_uploads import SETTINGS, FolderDestination, World, in_turn, open_world
 
 from transfers.part import COMMIT_BOUND_S, DISCARD_BOUND_S, Progress
 from transfers.refusals import TransferNotFound, TransfersClosed, UploadLost
@@ -138,14 +139,14 @@ async def test_descriptor_of_a_write_that_outlasts_the_session_is_closed_after_i
 ) -> None:
     async with open_world(tmp_path) as world:
         first = await world.begin(b"0")
-        before = open_fds()
+        before = open_descriptors()
         for holder in (holders := [object(), object()]):
             world.limiter.acquire_on_behalf_of_nowait(holder)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(expect_lost, world, first)
             await trio.testing.wait_all_tasks_blocked()
             await world.transfers.uploads.close_all()
-            assert open_fds() == before  # its number must not become another file's under the write
+            assert open_descriptors() == before  # its number must not become another file's under the write
             for holder in holders:
                 world.limiter.release_on_behalf_of(holder)
         assert [gone.leftover for gone in world.discarded] == ["there was no time to remove it"]

@@ -14,6 +14,7 @@ import attrs
 import pytest
 import trio
 import trio.testing
+from descriptors import open_descriptors
 
 from transfers.part import Discarded, Progress
 from transfers.refusals import (
@@ -96,17 +97,6 @@ class World:
         )
 
 
-def open_fds() -> set[tuple[int, str]]:
-    """Every descriptor of this process with what it refers to, the listing's own left out."""
-    found = set()
-    for link in Path("/proc/self/fd").iterdir():
-        try:
-            found.add((int(link.name), str(link.readlink())))
-        except FileNotFoundError:
-            continue
-    return found
-
-
 @asynccontextmanager
 async def open_world(folder: Path, settings: TransferSettings = SETTINGS) -> AsyncIterator[World]:
     """Open a store; afterwards no descriptor and no part file may be left."""
@@ -114,12 +104,12 @@ async def open_world(folder: Path, settings: TransferSettings = SETTINGS) -> Asy
     seconds = [0.0]
     discarded: list[Discarded] = []
     limiter = trio.CapacityLimiter(2)
-    before = open_fds()
+    before = open_descriptors()
     async with open_transfers(
         settings, limiter=limiter, on_discard=discarded.append, clock=lambda: seconds[0]
     ) as transfers:
         yield World(folder, transfers, limiter, discarded, seconds)
-    assert open_fds() == before
+    assert open_descriptors() == before
     assert list((folder / "parts").iterdir()) == []
 
 
