@@ -43,7 +43,8 @@ def _answers(python: str) -> bool:
 
 # Named, because collecting everything is slow in a guest.
 GUEST_TESTS = ["tests/test_walls_cgroup_guest.py", "tests/test_whole_cgroup_guest.py", "tests/test_escape_guest.py"]
-AT_ONCE = ["-n", "3"]  # tests at once: they wait a third of their time, so that three keep two cores busy
+# As many tests at once as there are cores. More than four would share the session user's limit of processes.
+AT_ONCE = ["-n", "logical", "--maxprocesses", "4"]
 GUEST_S = 600  # for the tests of one guest; emulated on two idle cores they take about 200
 PYTHONS = installed_pythons()
 
