@@ -421,15 +421,24 @@ def test_a_log_that_was_moved_away_is_followed_by_a_new_one(settings: AuditSetti
     assert [record["request_id"] for record in records(settings.audit_log)] == ["2", "3"]
 
 
+@contextmanager
+def in_the_way(log: Path) -> Iterator[None]:
+    """A log that cannot be written, because a directory has its name."""
+    log.unlink()
+    log.mkdir()
+    try:
+        yield
+    finally:
+        log.rmdir()
+
+
 def test_a_reopen_that_fails_refuses_calls_until_it_can(settings: AuditSettings) -> None:
     with opened(settings) as (audit, complaints):
-        settings.audit_log.unlink()
-        settings.audit_log.mkdir()
-        audit.reopen()
-        broken_then = audit.broken
-        with pytest.raises(AuditUnavailable):
-            audit.begin(command(1))
-        settings.audit_log.rmdir()
+        with in_the_way(settings.audit_log):
+            audit.reopen()
+            broken_then = audit.broken
+            with pytest.raises(AuditUnavailable):
+                audit.begin(command(1))
         audit.begin(command(2))
         assert (broken_then, audit.broken) == (True, False)
     assert [record["request_id"] for record in records(settings.audit_log)] == ["2"]
@@ -480,12 +489,10 @@ def test_what_could_not_be_recorded_at_its_end_is_recorded_first(settings: Audit
 
 def test_an_error_log_that_cannot_be_written_refuses_calls_too(settings: AuditSettings) -> None:
     with opened(settings) as (audit, _):
-        settings.error_log.unlink()
-        settings.error_log.mkdir()
-        audit.end(command(1, error="no place for this"))
-        with pytest.raises(AuditUnavailable):
-            audit.begin(command(2))
-        settings.error_log.rmdir()
+        with in_the_way(settings.error_log):
+            audit.end(command(1, error="no place for this"))
+            with pytest.raises(AuditUnavailable):
+                audit.begin(command(2))
         audit.begin(command(3))
     assert [record["request_id"] for record in records(settings.error_log)] == ["1"]
     assert [record["request_id"] for record in records(settings.audit_log)] == ["1", "3"]
@@ -494,11 +501,9 @@ def test_an_error_log_that_cannot_be_written_refuses_calls_too(settings: AuditSe
 def test_a_flood_on_a_broken_log_is_bounded_and_counted(settings: AuditSettings, monkeypatch: Any) -> None:
     monkeypatch.setattr("broker.auditlog.OWED_LINES", 5)
     with opened(settings) as (audit, complaints):
-        settings.audit_log.unlink()
-        settings.audit_log.mkdir()
-        for number in range(20):
-            audit.end(command(number))
-        settings.audit_log.rmdir()
+        with in_the_way(settings.audit_log):
+            for number in range(20):
+                audit.end(command(number))
         audit.begin(command(20))
     assert [record["request_id"] for record in records(settings.audit_log)] == ["0", "1", "2", "3", "4", "20"]
     assert "records lost since the start: 15" in complaints[-1]
@@ -507,16 +512,12 @@ def test_a_flood_on_a_broken_log_is_bounded_and_counted(settings: AuditSettings,
 def test_what_is_owed_is_bounded_in_bytes_too(settings: AuditSettings, monkeypatch: Any) -> None:
     monkeypatch.setattr("broker.auditlog.OWED_BYTES", 50_000)
     with opened(settings) as (audit, complaints):
-        settings.audit_log.unlink()
-        settings.audit_log.mkdir()
-        for number in range(10):
-            audit.end(command(number, details={"long": "x" * 20_000}))
-        settings.audit_log.rmdir()
+        with in_the_way(settings.audit_log):
+            for number in range(10):
+                audit.end(command(number, details={"long": "x" * 20_000}))
         audit.begin(command(10))
-        settings.audit_log.unlink()
-        settings.audit_log.mkdir()
-        audit.end(command(11, details={"long": "x" * 20_000}))  # what was written makes room again
-        settings.audit_log.rmdir()
+        with in_the_way(settings.audit_log):
+            audit.end(command(11, details={"long": "x" * 20_000}))  # what was written makes room again
     assert "records lost since the start: 8" in complaints[-1]
     assert [record["request_id"] for record in records(settings.audit_log)] == ["11"]
 
