@@ -25,12 +25,14 @@ from typing import TYPE_CHECKING
 import attrs
 
 from broker.grants import resolve_programs
+from broker.heap import keep_freed_memory
 from broker.logs import configure_logging
 from config.faults import ConfigFaults
 from config.load import Config, load_config
 from policy.command import decide_command
 from policy.decision import Allow
 from policy.explain import explain
+from sandbox.claims import Claims
 
 if TYPE_CHECKING:
     from broker.wiring import Foundation
@@ -104,7 +106,6 @@ def _doctor(config: Config, options: argparse.Namespace) -> int:
     import trio  # noqa: PLC0415  as in _run
 
     from broker import doctor, wiring  # noqa: PLC0415  as in _run
-    from sandbox.claims import Claims  # noqa: PLC0415  as in _run
 
     diagnosis = None
     try:
@@ -141,8 +142,6 @@ def _run(config: Config, *, stdio: bool) -> int:
     import trio  # noqa: PLC0415  a faulty configuration answers without a second of imports
 
     from broker import app, wiring  # noqa: PLC0415  as above
-    from broker.heap import keep_freed_memory  # noqa: PLC0415  as above
-    from sandbox.claims import Claims  # noqa: PLC0415  as above
 
     status = 0
     with Claims() as claims:

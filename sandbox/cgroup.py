@@ -165,7 +165,7 @@ class Group:
         self.freeze()
         killed = {0}  # how members show that are of no pid namespace of ours; to kill(2) it would mean ourselves
         try:
-            while fresh := set(self._everyone()) - killed:
+            while fresh := set(self.everyone()) - killed:
                 killed |= fresh
                 for pid in fresh:
                     with contextlib.suppress(ProcessLookupError):  # it is gone, which is what we want
@@ -173,10 +173,10 @@ class Group:
         finally:
             self.freeze(frozen=False)
 
-    def _everyone(self) -> list[int]:
+    def everyone(self) -> list[int]:
         """List the members of this group and of all below it."""
         try:
-            return [*self.pids(), *(pid for child in self.children() for pid in child._everyone())]  # noqa: SLF001
+            return [*self.pids(), *(pid for child in self.children() for pid in child.everyone())]
         except (CgroupFault, FileNotFoundError):
             if os.path.isdir(self.path):
                 raise
