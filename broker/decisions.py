@@ -14,7 +14,6 @@ import attrs
 
 from broker.belongings import Belongings
 from broker.errors import BrokerError, ErrorCode
-from broker.grants import ANY_NAME
 from broker.host import Host
 from broker.names import real_name
 from broker.requests import (
@@ -42,9 +41,9 @@ from broker.treerequests import (
 from policy.command import decide_command
 from policy.decision import Allow, Confirm, Deny, Run, shown
 from policy.environment import decide_environment
-from policy.path import Purpose, decide_path, lexical_path
+from policy.path import Purpose, decide_beneath, decide_path, lexical_path
+from sandbox.beneath import is_beneath_any
 from sandbox.file_errors import NotFound
-from sandbox.grants import is_beneath_any
 
 
 @attrs.frozen
@@ -132,7 +131,7 @@ def require_workplace(host: Host, path: str) -> Allow[str]:
     The kernel gives a session all that lies beneath, so that must be allowed, not the directory alone.
     """
     allow = require_path(host, path, "enter")
-    beneath = decide_path(host.paths, f"{path.rstrip('/')}/{ANY_NAME}", "enter")
+    beneath = decide_beneath(host.paths, path)
     if isinstance(beneath, Deny) and not is_beneath_any(path, host.grants.write_paths):
         reason = f"{path} may be entered, but a session writes all beneath where it begins; allow {path.rstrip('/')}/**"
         raise Denied(ErrorCode.POLICY_PATH_VIOLATION, attrs.evolve(beneath, reason=reason))

@@ -18,7 +18,7 @@ from broker.host import Grants
 from policy.command import executables
 from policy.decision import Allow, Deny
 from policy.known import may_run_of
-from policy.path import PathRules, Pattern, Root, decide_path, kernel_roots
+from policy.path import PathRules, Pattern, Root, decide_beneath, decide_path, kernel_roots
 from policy.pattern import ANY_DEPTH, components, is_glob
 from policy.rules import CommandRule, Policy, ResourceLimits, ResourceOverride
 from policy.treefilter import tree_filter
@@ -27,8 +27,6 @@ from sandbox.plan import Hidden, SessionUser
 from sandbox.programs import Program, resolve_program
 
 BENEATH = "/**"
-ANY_NAME = "\x7f\x7f"
-"""For one that no rule means: what is allowed for it is allowed for every name."""
 
 
 def resolve_programs(policy: Policy) -> Mapping[str, Program]:
@@ -99,8 +97,10 @@ def _existing(rules: PathRules, root: Root) -> Iterator[str]:
     for path in [root.prefix] if root.literal else glob.iglob(root.glob, recursive=True, include_hidden=True):
         if os.path.isdir(path) if root.beneath else os.path.isfile(path):
             real = os.path.realpath(path)
-            beneath_too = [f"{real.rstrip('/')}/{ANY_NAME}"] if root.beneath and real != path else []
-            if all(isinstance(decide_path(rules, each, "enter"), Allow) for each in (real, *beneath_too)):
+            decisions = [decide_path(rules, real, "enter")]
+            if root.beneath and real != path:
+                decisions.append(decide_beneath(rules, real))
+            if all(isinstance(decision, Allow) for decision in decisions):
                 yield real
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Purpose = Literal["read", "list", "enter", "write", "make", "remove"]
 # enter: as a working directory; write: a file of this name; make: a directory; remove: delete or move away
 
+_ANY_NAME = "\x7f\x7f"  # one that no rule means: what is allowed for it is allowed for every name
 SHOWN_PATTERNS = 20  # of the allowed ones in a refusal
 
 
@@ -112,6 +113,11 @@ def lexical_path(cwd: str, path: str, home: str) -> str:
         elif parts:
             parts.pop()
     return "/" + "/".join(parts)
+
+
+def decide_beneath(rules: PathRules, directory: str) -> PathDecision:
+    """Decide about what lies in *directory*, whatever its name: `/home/*` allows directories, and nothing in them."""
+    return decide_path(rules, f"{directory.rstrip('/')}/{_ANY_NAME}", "enter")
 
 
 def decide_path(rules: PathRules, path: str | bytes, purpose: Purpose) -> PathDecision:

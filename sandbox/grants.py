@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sandbox import landlock
+from sandbox.beneath import is_beneath_any
 from sandbox.system import LISTED
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection
 
     from sandbox.landlock import Grant
     from sandbox.plan import Plan, Walls
@@ -61,11 +62,6 @@ def writable_paths(walls: Walls, private: Collection[str] = ()) -> tuple[str, ..
 def _nearest_above(path: str, roots: Collection[str]) -> str | None:
     above = (root for root in roots if root != path and is_beneath_any(path, (root,)))
     return max(above, key=len, default=None)
-
-
-def is_beneath_any(path: str, roots: Iterable[str]) -> bool:
-    """Tell whether *path* is one of *roots*, or lies beneath one by its name."""
-    return any(path == root or path.startswith(root.rstrip("/") + "/") for root in roots)
 
 
 def grants_everything(walls: Walls) -> bool:

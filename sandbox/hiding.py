@@ -24,11 +24,12 @@ import re
 import socket
 import stat
 
+from sandbox.beneath import is_beneath_any
 from sandbox.stages import StageFailed
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from typing import Any
 
 MAX_NAMES = 200_000  # some tenths of a second
@@ -89,7 +90,7 @@ class Search:
 
     def _look(self, directory: str, below: list[str]) -> Iterator[str]:
         prefix = "" if directory == "/" else directory
-        sockets = _is_in(directory, self._sockets_in) and not _is_in(directory, self._sockets_of)
+        sockets = is_beneath_any(directory, self._sockets_in) and not is_beneath_any(directory, self._sockets_of)
         try:
             with os.scandir(directory) as entries:
                 for entry in entries:
@@ -130,16 +131,11 @@ class Search:
         return all(self._blocks(f"{root}{elsewhere}{rest}") for elsewhere in _ELSEWHERE)
 
     def _may_cover(self, target: str) -> bool:
-        return any(target.startswith(f"{root.rstrip('/')}/") for root in self._roots) and not any(
-            root == target or root.startswith(f"{target}/") for root in self._roots
-        )
+        holds_a_root = any(is_beneath_any(root, (target,)) for root in self._roots)
+        return is_beneath_any(target, self._roots) and not holds_a_root
 
     def _blocks(self, path: str) -> bool:
         return path != "/" and bool(self._anywhere(path) or self._from_root(path))
-
-
-def _is_in(path: str, folders: Iterable[str]) -> bool:
-    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
 def _is_service(entry: os.DirEntry[str]) -> bool:

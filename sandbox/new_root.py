@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sandbox.grants import is_beneath_any, writable_paths
+from sandbox.beneath import is_beneath_any
+from sandbox.grants import writable_paths
 from sandbox.mounting import NO_DEV, NO_EXEC, NO_SUID, READ_ONLY
 from sandbox.system import SYSTEM_PATHS
 
