@@ -10,7 +10,8 @@ import ctypes
 import errno
 import os
 import stat
-import struct
+
+from sandbox import syscalls
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 SYS_CREATE_RULESET = 444  # the same numbers on every architecture that got them after 2019
 SYS_ADD_RULE = 445
 SYS_RESTRICT_SELF = 446
-SYS_OPENAT2 = 437
 CREATE_RULESET_VERSION = 1
 RULE_PATH_BENEATH = 1
 
@@ -55,8 +55,6 @@ WRITE = (
 DEVICE = READ | WRITE_FILE | TRUNCATE | IOCTL_DEV
 _FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 _ABI_1 = (1 << 13) - 1
-_AT_FDCWD = -100
-_RESOLVE_NO_SYMLINKS = 0x04
 
 
 class _RulesetAttr(ctypes.Structure):
@@ -77,18 +75,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
-def _syscall(number: int, *arguments: object) -> int:
-    result: int = _libc.syscall(ctypes.c_long(number), *arguments)
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
-
-
 def abi() -> tuple[int, str]:
     """Return the kernel's Landlock ABI and an empty text, or 0 and why there is none."""
     try:
-        version = _syscall(SYS_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(CREATE_RULESET_VERSION))
+        version = syscalls.call_number(
+            SYS_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(CREATE_RULESET_VERSION)
+        )
     except OSError as error:
         if error.errno == errno.ENOSYS:
             return 0, "this kernel was built without Landlock (it needs Linux 5.13)"
@@ -126,9 +118,9 @@ def enforce(
     try:
         missing = [path for path, rights in grants if not _add_rule(ruleset, path, rights & handled)]
         for path, rights in real_grants:
-            if not _add_rule(ruleset, path, rights & handled, resolve=_RESOLVE_NO_SYMLINKS):
+            if not _add_rule(ruleset, path, rights & handled, follow=False):
                 missing.append(path)
-        _syscall(SYS_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
+        syscalls.call_number(SYS_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
     finally:
         os.close(ruleset)
     return tuple(missing)
@@ -154,18 +146,12 @@ def _create_ruleset(version: int, handled: int, scoped: int) -> int:
     attributes = _RulesetAttr(handled, 0, scoped)
     # An older kernel refuses a longer structure unless its tail is zero; say just as much as it knows.
     size = 24 if version >= 6 else 8
-    return _syscall(SYS_CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(size), ctypes.c_uint32(0))
+    return syscalls.call_number(SYS_CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(size), ctypes.c_uint32(0))
 
 
-def _open(path: str, resolve: int) -> int:
-    how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, resolve)
-    name = ctypes.c_char_p(os.fsencode(path))
-    return _syscall(SYS_OPENAT2, ctypes.c_int(_AT_FDCWD), name, ctypes.c_char_p(how), ctypes.c_size_t(len(how)))
-
-
-def _add_rule(ruleset: int, path: str, rights: int, *, resolve: int = 0) -> bool:
+def _add_rule(ruleset: int, path: str, rights: int, *, follow: bool = True) -> bool:
     try:
-        fd = _open(path, resolve)
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC) if follow else syscalls.pin(path)
     except OSError:  # what cannot be reached needs no right; the caller reports it
         return False
     try:
@@ -173,7 +159,7 @@ def _add_rule(ruleset: int, path: str, rights: int, *, resolve: int = 0) -> bool
             rights &= _FILE_RIGHTS  # the kernel refuses directory rights on a file
         if rights:
             rule = _PathBeneathAttr(rights, fd)
-            _syscall(
+            syscalls.call_number(
                 SYS_ADD_RULE,
                 ctypes.c_int(ruleset),
                 ctypes.c_int(RULE_PATH_BENEATH),

@@ -32,8 +32,6 @@ _CREATE = 6
 _CLOEXEC = 0x1  # of fsopen and fsmount
 _PRIVATE = 1 << 18
 _DETACH = 0x2
-_RESOLVE_NO_MAGICLINKS = 0x02
-_RESOLVE_NO_SYMLINKS = 0x04
 
 
 @contextlib.contextmanager
@@ -70,7 +68,7 @@ def clone(path: str, rights: int) -> int:
     The path has no symbolic links; one that appears meanwhile is an error and not followed.
     """
     with explained(path):
-        pinned = _pin(path)
+        pinned = syscalls.pin(path)
         try:
             flags = _CLONE | os.O_CLOEXEC | _AT_RECURSIVE | _AT_EMPTY_PATH
             fd = syscalls.call("open_tree", pinned, b"", flags)
@@ -82,11 +80,6 @@ def clone(path: str, rights: int) -> int:
             os.close(fd)
             raise
     return fd
-
-
-def _pin(path: str) -> int:
-    how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
-    return syscalls.call("openat2", _AT_FDCWD, os.fsencode(path), ctypes.c_char_p(how), len(how))
 
 
 def forbid(path: str, rights: int) -> None:

@@ -22,6 +22,7 @@ from sandbox import wire
 from sandbox.faults import SpawnFailed
 from sandbox.pids import take_pid
 from sandbox.slot import Slot
+from sandbox.wakeup import RETRY_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from sandbox.cgroup_leaves import Leaf, Leaves
 
 SHRINK = 0.99  # of the pool's size per command: from 8 to 7 in 13
-RETRY_S = 0.05  # until a keeper is asked for in the place of one that was lost for want of descriptors
 TAKE_S = 10.0  # usually no time at all, 1.5 ms when the pool grows
 SLOTS_MAX = 64  # commands at once and commands that left daemons, together
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import sys
 from types import MappingProxyType
 
@@ -88,6 +89,9 @@ _NUMBERS = MappingProxyType(
     }
 )
 
+_AT_FDCWD = -100
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS = 0x02, 0x04
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
@@ -117,12 +121,23 @@ def numbers(machine: str) -> Mapping[str, int]:
 
 def call(name: str, *arguments: object) -> int:
     """Make a system call on this machine; raise OSError with the kernel's reason."""
-    number = _NUMBERS[name][_MACHINES[this_machine()][1]]
+    return call_number(_NUMBERS[name][_MACHINES[this_machine()][1]], *arguments)
+
+
+def call_number(number: int, *arguments: object) -> int:
+    """Make a system call by its number, for those that every machine has by the same; raise OSError as `call`."""
     result: int = _libc.syscall(ctypes.c_long(number), *(_register(argument) for argument in arguments))
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return result
+
+
+def pin(path: str) -> int:
+    """Open *path* with O_PATH. It has no symbolic links; one that appears meanwhile is an error and not followed."""
+    how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
+    openat2, _ = _NUMBERS["openat2"]
+    return call_number(openat2, _AT_FDCWD, os.fsencode(path), ctypes.c_char_p(how), len(how))
 
 
 def _register(argument: object) -> object:
