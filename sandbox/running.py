@@ -133,13 +133,21 @@ class Command:
             await self._advance()
 
     async def drain(self, drain_s: float) -> bool:
-        """Read the pipes to their end, at most *drain_s* seconds: others may hold them. Return whether it came."""
+        """Read the pipes to their end, at most *drain_s* seconds: others may hold them. Return whether it came.
+
+        What they hold by then is read in any case: the bound is for what others may yet say, not for a busy broker.
+        """
         if self._spill is not None:
             self._spill.unblock()
             self._resume()
         with trio.move_on_after(drain_s):
             while self.streams.open_outputs:
                 await self._advance()
+        for output in (self.streams.stdout, self.streams.stderr):
+            if output.fd >= 0 and not output.pump_rest():
+                if output.fd in self._watched:
+                    self._unwatch(output.fd)
+                output.close()
         return not self.streams.open_outputs
 
     async def end(self, grace_s: float) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sandbox.terminal import Size
 
 READ_BYTES = 64 * 1024  # what a pipe holds
+REST_BYTES = 256 * 1024  # more than a pipe or a terminal holds: whoever still writes cannot keep the reader
 
 
 @attrs.frozen
@@ -87,6 +88,15 @@ class Output(Pipe):
         if (room := self._limit_bytes - len(self._data)) > 0:
             self._data += piece[:room]
         return bool(piece)
+
+    def pump_rest(self) -> bool:
+        """Read all that is there, at most REST_BYTES and a piece; return False at the end of the stream."""
+        before, bound = -1, self._total_bytes + REST_BYTES
+        while before < self._total_bytes < bound:
+            before = self._total_bytes
+            if not self.pump():
+                return False
+        return True
 
     def captured(self) -> Captured:
         """Return what was read so far."""
