@@ -24,6 +24,8 @@ ATTACKS = load_catalogue()
 RUN_S = 300
 """A net: it takes half a minute on a quiet machine."""
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def corpus() -> Run:

@@ -12,7 +12,10 @@ from live_settings_server import Brokers
 
 from config.settings import all_keys
 
-pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")  # the legacy client's, not ours
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),  # the legacy client's, not ours
+    pytest.mark.once,
+]
 
 ROWS = {**live_settings_server.ROWS, **live_settings_policy.ROWS}
 

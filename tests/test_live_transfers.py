@@ -471,6 +471,7 @@ def resident_kb(pid: int, name: str) -> int:
 
 
 @needs_curl
+@pytest.mark.soak
 @pytest.mark.bounded(180)
 async def test_two_gigabytes_pass_and_the_memory_does_not_know(tmp_path: Path) -> None:
     with running_broker(policy={"file_limits": {"max_write_size": 1 << 32}}) as broker:
