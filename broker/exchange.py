@@ -34,10 +34,10 @@ ABORT_KEY = "broker.abort"
 BODY_SOCKET_KEY = "broker.body_socket"
 """Where a `BodySocket` is found in it, under our own connections."""
 
-LINGER_S = 1.0
-LINGER_BYTES = 1024 * 1024
-"""How long and how much of a refused body is still read: a socket closed with unread data is reset, and the
-reset can overtake the refusal on its way to the client."""
+LINGER_S = 5.0
+"""How long a refused body is still read: a socket closed with unread data is reset, and the reset can overtake the
+refusal on its way to the client, or break what it sends before it looks. However much that is: the megabytes pass
+faster than a busy machine lets the client look."""
 
 
 def rpc_error(code: int, message: str, request_id: str | int | None = None) -> bytes:
@@ -55,7 +55,7 @@ class Reply:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
     async def send(self, send: Send, *, rest: Receive | None = None) -> None:
-        """Send it at once; where a *rest* of the request may be unread, read it (bounded) before the end."""
+        """Send it at once; where a *rest* of the request may be unread, read it (at most LINGER_S) before the end."""
         head = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(self.body)),
@@ -77,12 +77,10 @@ def refusal(status: int, message: str, *, code: int = INVALID_REQUEST, retry_aft
 
 
 async def _discard(receive: Receive) -> None:
-    size = 0
-    while size < LINGER_BYTES:
+    more = True
+    while more:
         message = await receive()
-        size += len(message.get("body", b""))
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            return
+        more = message["type"] == "http.request" and message.get("more_body", False)
 
 
 class Unread(Enum):

@@ -85,6 +85,11 @@ async def test_a_huge_declared_body_is_refused_before_it_is_sent() -> None:
         assert head.status_code == 413
 
 
+async def test_a_client_that_looks_only_after_its_whole_body_hears_why_it_is_refused() -> None:
+    async with serving(max_body_bytes=100_000) as house, raw(house) as conn:
+        assert (await conn.ask("POST", "/mcp", bytes(32 << 20), **LEGACY_HEADERS)).status == 413
+
+
 async def test_a_slow_body_is_given_up() -> None:
     async with serving(body_timeout_s=0.2) as house, raw(house) as conn:
         await conn.send_head("POST", "/mcp", {**LEGACY_HEADERS, "content-length": "10"})
