@@ -19,8 +19,9 @@ from broker.rawtransfers import SessionTransfers, TransferDesk
 from sandbox.descriptors import Disk
 from sandbox.file_errors import FileError
 from sandbox.files import Files, Part, Resolved, open_files
-from sandbox.launcher import Init, Launcher
+from sandbox.launcher import Launcher
 from sandbox.plan import Walls
+from sandbox.session_init import Init
 from sandbox.spill import OutputRoom
 from transfers.part import Discarded
 from transfers.settings import TransferSettings

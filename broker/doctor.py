@@ -30,10 +30,11 @@ from config.load import Config
 from sandbox.cgroup_layer import open_groups
 from sandbox.command import Ended, ExecPlan, run_command
 from sandbox.faults import BirthFailed
-from sandbox.launcher import Init, open_launcher
+from sandbox.launcher import open_launcher
 from sandbox.launching import open_command
 from sandbox.limits import Limits
 from sandbox.plan import LayerReport
+from sandbox.session_init import Init
 
 CANNOT_EXAMINE = (BirthFailed, OSError)
 """What `examine` raises where there can be no session, alone or in a group."""

@@ -15,8 +15,8 @@ import attrs
 import trio
 
 from sandbox.command import Ended, ExecPlan, Partner, run_command
-from sandbox.launcher import Init
 from sandbox.running import Command
+from sandbox.session_init import Init
 from sandbox.spill import Spill
 from sandbox.terminal import Size
 

@@ -40,7 +40,7 @@ from broker.session import EndReason, Session, SessionClosed
 from broker.supervisor import new_session_id
 from sandbox.facts import ProcessFacts
 from sandbox.farewell import ask_to_end
-from sandbox.faults import ProcessNotFound
+from sandbox.faults import BirthFailed, ProcessNotFound
 from sandbox.plan import LayerReport
 
 
@@ -57,7 +57,11 @@ async def perform_create_session(scope: Scope, request: CreateSession, working_d
         on_job_end=host.on_job_end,
         desk=host.desk,
     )
-    session = await host.supervisor.create(scope.principal, session_id, open_resources, partial(_enter, host))
+    try:
+        session = await host.supervisor.create(scope.principal, session_id, open_resources, partial(_enter, host))
+    finally:
+        with suppress(BirthFailed):  # the next session starts its own, and says why not
+            host.launcher.warm_up()
     return CreateSessionResult(
         session_id=session.id,
         working_dir=shown_path(session.own.working_dir),

@@ -36,7 +36,7 @@ class Birth:
         search: for blocked paths; None without a new root.
         plain_memfds: whether the kernel keeps memory files from being executed without the filter's help.
         canary_sings: whether the canary could be listed before Landlock.
-        opener_pid: of the opener that was forked after the last stage.
+        opener_pid: of the opener that was forked after the last stage and the report.
     """
 
     __slots__ = (

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from sandbox.cgroup_values import CommandUsage
-    from sandbox.launcher import Init
     from sandbox.limits import Limits
     from sandbox.running import Command
+    from sandbox.session_init import Init
     from sandbox.spill import Spill
     from sandbox.streams import Captured
     from sandbox.terminal import Size

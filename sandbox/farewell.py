@@ -14,7 +14,7 @@ from sandbox.faults import ProcessNotFound
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sandbox.launcher import Init
+    from sandbox.session_init import Init
 
 
 async def ask_to_end(init: Init, grace_s: float) -> int:

@@ -43,7 +43,7 @@ def main(fd: int, broker_pid: int) -> NoReturn:
     except StageFailed as failed:
         wire.send(sock, {"op": "failed", "stage": failed.stage, "why": failed.why})
         os._exit(1)
-    _save_memory()
+    gc.disable()  # as in the keepers and leaders: what they make is reused or gone soon
     Init(sock, born).serve()
     os._exit(0)
 
@@ -59,16 +59,18 @@ def _be_born(sock: socket.socket) -> Birth:
         from sandbox import siege  # noqa: F401, PLC0415  here and nowhere else: no real session has it at hand
     birth = Birth(message, ahead)
     birth.raise_walls()
-    with stage("opener"):
+    layers = findings.report(birth)
+    gc.freeze()  # keeps the collector of whatever is forked from here on from writing into pages that all share
+    with stage("opener"):  # after the report: what we touch after a fork is there twice
         birth.opener_pid = _fork_opener(fds[0])
-    _say_born(sock, birth)
+    _say_born(sock, birth, layers)
     return birth
 
 
-def _say_born(sock: socket.socket, birth: Birth) -> None:
+def _say_born(sock: socket.socket, birth: Birth, layers: list[findings.Layer]) -> None:
     """Report, and hand over what makes terminals in here, if those are ours."""
     makers = [os.open(TERMINAL_MAKER, os.O_PATH | os.O_CLOEXEC)] if birth.ahead.flags else []
-    wire.send(sock, {"op": "born", "layers": findings.report(birth)}, makers)
+    wire.send(sock, {"op": "born", "layers": layers}, makers)
     for fd in makers:
         os.close(fd)
 
@@ -78,12 +80,6 @@ def _receive(sock: socket.socket) -> tuple[wire.Message, list[int]]:
     if received is None:  # the broker needs no further session
         os._exit(0)
     return received
-
-
-def _save_memory() -> None:
-    """Keep the collector from writing into pages that every fork shares with us."""
-    gc.disable()
-    gc.freeze()
 
 
 def fork(child: Callable[[], None]) -> int:

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from sandbox import trees, wire
+from sandbox import wire
 from sandbox.cgroup import CgroupFault
 from sandbox.cgroup_leaves import Leaves
 from sandbox.child import Child, start_spare
-from sandbox.faults import BirthFailed, ProcessNotFound
+from sandbox.faults import BirthFailed
 from sandbox.grants import grants_everything, grants_for, real_grants_for, terminal_grants
 from sandbox.limits import Limits
 from sandbox.new_root import hide_for, private_paths, root_for
 from sandbox.plan import LAYERS, LayerReport, Plan, Walls
-from sandbox.slots import SlotPool
+from sandbox.session_init import Init
 from sandbox.system import readable_paths, sockets
 
 if TYPE_CHECKING:
@@ -31,105 +30,7 @@ if TYPE_CHECKING:
     from sandbox.cgroup_tree import SessionGroup, Tree
 
 BIRTH_S = 10.0  # it takes about 10 ms from a warm spare and 50 ms from a cold one
-END_S = 5.0  # for keepers whose init did not survive
 SHUT_S = 25.0  # all of the bounded waits of an end together
-
-
-class Init:
-    """One session's process, as its session sees it."""
-
-    def __init__(
-        self,
-        child: Child,
-        files_socket: socket.socket,
-        layers: tuple[LayerReport, ...],
-        limits: Limits,
-        leaves: Leaves | None = None,
-        *,
-        mixed_network: bool,
-    ) -> None:
-        """Have the use of *child* and *leaves*; `open_init` owns them.
-
-        *mixed_network*: each command is told whether it has one.
-        """
-        self.pid = child.pid
-        self.files_socket = files_socket
-        self.layers = layers
-        self.limits = limits
-        self.mixed_network = mixed_network
-        self.terminal_maker_fd = child.terminal_maker_fd
-        self.slots = SlotPool(child.sock, leaves)
-        self._child = child
-
-    async def wait_exited(self) -> None:
-        """Wait until the process is gone: without `end`, somebody killed it and the session is over."""
-        await self._child.wait_exited()
-
-    async def descendants(self) -> frozenset[int]:
-        """List the processes of this session's commands, without the sandbox's own."""
-        keepers = tuple(self.slots.keepers_with_trees())
-        return await trio.to_thread.run_sync(_below, keepers)
-
-    async def signal(self, pid: int, signum: int) -> None:
-        """Send *signum* to a process of this session's commands.
-
-        Args:
-            pid: a number of ours, or, where it is none of this session's, of the session's pid namespace: what a
-                command prints of itself and its children.
-            signum: the signal.
-
-        Raises:
-            ProcessNotFound: it is none of them, or is gone.
-        """
-        await trio.lowlevel.checkpoint()
-        keepers = frozenset(self.slots.keepers_with_trees())
-        try:
-            _signal_below(keepers, pid, signum)
-        except ProcessNotFound:
-            named = _named_inside(keepers, pid) if self._child.flags else None
-            if named is None:
-                raise
-            _signal_below(keepers, named, signum)
-
-    async def end(self) -> bool:
-        """End everything in the session; return whether all of it is gone. May be called again.
-
-        Cancellation: shielded, bounded by END_S here and in `Child.end`.
-        """
-        if self.slots.leaves is not None:
-            await self.slots.leaves.kill_all()
-        gone = await self._child.end()
-        joined = False
-        with trio.move_on_after(END_S, shield=True), contextlib.suppress(OSError):  # no descriptor left to wait with
-            await self.slots.wait_gone()
-            joined = True
-        self.slots.close()
-        return gone and joined
-
-
-def _below(keepers: tuple[int, ...]) -> frozenset[int]:
-    return frozenset(entry.pid for keeper in keepers for entry in trees.descendants(keeper) if not entry.zombie)
-
-
-def _named_inside(keepers: frozenset[int], pid: int) -> int | None:
-    """Return our number of the process that is *pid* in the session's namespace."""
-    return next((ours for ours in _below(tuple(keepers)) if trees.number_inside(ours) == pid), None)
-
-
-def _signal_below(keepers: frozenset[int], pid: int, signum: int) -> None:
-    """Pin the process, look where it belongs, signal what was pinned: no reused pid is ever hit."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except (OSError, OverflowError) as error:
-        raise ProcessNotFound(pid) from error
-    try:
-        if not trees.is_below(pid, keepers):
-            raise ProcessNotFound(pid)
-        signal.pidfd_send_signal(pidfd, signum)
-    except ProcessLookupError as error:
-        raise ProcessNotFound(pid) from error
-    finally:
-        os.close(pidfd)
 
 
 @contextlib.asynccontextmanager
@@ -160,14 +61,23 @@ class Launcher:
         self._groups = groups
         self._plan = plan
         self._spare: Child | None = None
+        self._closed = False
 
     def warm_up(self) -> None:
-        """Start a spare if there is none. Takes about a millisecond of the loop's time."""
-        if self._spare is None:
+        """Start a spare if there is none. Takes about a millisecond of the loop's time, and ten of another core's.
+
+        For whoever had an init opened and has nothing more to wait for: a spare that starts earlier would take the
+        time of that very birth.
+
+        Raises:
+            BirthFailed: no interpreter can be started. The next init starts its own, and says why not.
+        """
+        if self._spare is None and not self._closed:
             self._spare = start_spare(self._plan.spaces)
 
     async def cool_down(self) -> None:
-        """End the spare."""
+        """End the spare, and have none any more."""
+        self._closed = True
         spare, self._spare = self._spare, None
         if spare is not None:
             await spare.end()
@@ -203,8 +113,6 @@ class Launcher:
                 files_socket, openers = map(ends.enter_context, _pair())
                 layers = await self._give_birth(child, walls, openers, group)
                 leaves = await self._settle(group, walls.limits)
-                with contextlib.suppress(BirthFailed):  # the next session will start its own, and say why not
-                    self.warm_up()
                 mixed = self._plan.network == "some" and self._plan.seccomp
                 init = Init(child, files_socket, layers, walls.limits, leaves, mixed_network=mixed)
                 yield init

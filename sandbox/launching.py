@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from sandbox.command import ExecPlan
-    from sandbox.launcher import Init
     from sandbox.limits import Limits
+    from sandbox.session_init import Init
     from sandbox.slot import Slot
     from sandbox.spill import Spill
 

@@ -10,13 +10,15 @@ import os
 import signal
 import socket
 import stat
-from typing import TYPE_CHECKING, Any
 
 from sandbox import leftovers, prctl, renaming, treeworker, wire
 from sandbox.openat import Held, Refused, facts_of, open_path, reopen
 from sandbox.parts import pin_existing, replaceable
 
+TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
+    from typing import Any
+
     Fds = list[int]
     Reply = tuple[dict[str, Any], Fds]
 

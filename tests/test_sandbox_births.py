@@ -24,10 +24,11 @@ from sandbox import capabilities, trees
 from sandbox.claims import Claims
 from sandbox.command import Ended, ExecPlan, Exited, run_command
 from sandbox.faults import BirthFailed, SpawnFailed
-from sandbox.launcher import Init, Launcher, open_launcher
+from sandbox.launcher import Launcher, open_launcher
 from sandbox.limits import Limits
 from sandbox.plan import LAYERS, Plan, Refused, SandboxSettings, SessionUser, Walls, make_plan
 from sandbox.programs import resolve_program
+from sandbox.session_init import Init
 from sandbox.users import choose_user
 
 if TYPE_CHECKING:
@@ -298,6 +299,7 @@ async def test_a_birth_cancelled_at_any_step_leaves_nothing() -> None:
         async with open_launcher(plan_for()) as launcher:
             async with launcher.open_init(walls_for(user, home)):
                 pass
+            launcher.warm_up()
             before = open_fds()
             for step in range(0, 200, 8):
                 with trio.CancelScope() as scope:

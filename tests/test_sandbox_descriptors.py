@@ -97,6 +97,7 @@ async def test_a_birth_that_runs_out_of_descriptors_fails_as_one_and_leaves_noth
         async with open_launcher(plan_for()) as launcher:
             async with launcher.open_init(walls_for(user, home)):
                 pass
+            launcher.warm_up()
             full = open_fds()
             for left in range(6):
                 with descriptors_left(left), contextlib.suppress(BirthFailed):

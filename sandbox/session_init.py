@@ -1,0 +1,124 @@
+"""One session's init as the broker sees it: the way to its commands and files, the signals it is asked for, its end.
+
+Broker side. `launcher.py` brings one to life and owns it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import trio
+
+from sandbox import trees
+from sandbox.faults import ProcessNotFound
+from sandbox.slots import SlotPool
+
+if TYPE_CHECKING:
+    import socket
+
+    from sandbox.cgroup_leaves import Leaves
+    from sandbox.child import Child
+    from sandbox.limits import Limits
+    from sandbox.plan import LayerReport
+
+END_S = 5.0  # for keepers whose init did not survive
+
+
+class Init:
+    """One session's process, as its session sees it."""
+
+    def __init__(
+        self,
+        child: Child,
+        files_socket: socket.socket,
+        layers: tuple[LayerReport, ...],
+        limits: Limits,
+        leaves: Leaves | None = None,
+        *,
+        mixed_network: bool,
+    ) -> None:
+        """Have the use of *child* and *leaves*; `open_init` owns them.
+
+        *mixed_network*: each command is told whether it has one.
+        """
+        self.pid = child.pid
+        self.files_socket = files_socket
+        self.layers = layers
+        self.limits = limits
+        self.mixed_network = mixed_network
+        self.terminal_maker_fd = child.terminal_maker_fd
+        self.slots = SlotPool(child.sock, leaves)
+        self._child = child
+
+    async def wait_exited(self) -> None:
+        """Wait until the process is gone: without `end`, somebody killed it and the session is over."""
+        await self._child.wait_exited()
+
+    async def descendants(self) -> frozenset[int]:
+        """List the processes of this session's commands, without the sandbox's own."""
+        keepers = tuple(self.slots.keepers_with_trees())
+        return await trio.to_thread.run_sync(_below, keepers)
+
+    async def signal(self, pid: int, signum: int) -> None:
+        """Send *signum* to a process of this session's commands.
+
+        Args:
+            pid: a number of ours, or, where it is none of this session's, of the session's pid namespace: what a
+                command prints of itself and its children.
+            signum: the signal.
+
+        Raises:
+            ProcessNotFound: it is none of them, or is gone.
+        """
+        await trio.lowlevel.checkpoint()
+        keepers = frozenset(self.slots.keepers_with_trees())
+        try:
+            _signal_below(keepers, pid, signum)
+        except ProcessNotFound:
+            named = _named_inside(keepers, pid) if self._child.flags else None
+            if named is None:
+                raise
+            _signal_below(keepers, named, signum)
+
+    async def end(self) -> bool:
+        """End everything in the session; return whether all of it is gone. May be called again.
+
+        Cancellation: shielded, bounded by END_S here and in `Child.end`.
+        """
+        if self.slots.leaves is not None:
+            await self.slots.leaves.kill_all()
+        gone = await self._child.end()
+        joined = False
+        with trio.move_on_after(END_S, shield=True), contextlib.suppress(OSError):  # no descriptor left to wait with
+            await self.slots.wait_gone()
+            joined = True
+        self.slots.close()
+        return gone and joined
+
+
+def _below(keepers: tuple[int, ...]) -> frozenset[int]:
+    return frozenset(entry.pid for keeper in keepers for entry in trees.descendants(keeper) if not entry.zombie)
+
+
+def _named_inside(keepers: frozenset[int], pid: int) -> int | None:
+    """Return our number of the process that is *pid* in the session's namespace."""
+    return next((ours for ours in _below(tuple(keepers)) if trees.number_inside(ours) == pid), None)
+
+
+def _signal_below(keepers: frozenset[int], pid: int, signum: int) -> None:
+    """Pin the process, look where it belongs, signal what was pinned: no reused pid is ever hit."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except (OSError, OverflowError) as error:
+        raise ProcessNotFound(pid) from error
+    try:
+        if not trees.is_below(pid, keepers):
+            raise ProcessNotFound(pid)
+        signal.pidfd_send_signal(pidfd, signum)
+    except ProcessLookupError as error:
+        raise ProcessNotFound(pid) from error
+    finally:
+        os.close(pidfd)
