@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from functools import partial
 from types import MappingProxyType
 
+import trio
+
 from broker.belongings import Belongings, open_belongings, sweep_leftovers
 from broker.decisions import Subject, require_workplace
 from broker.errors import BrokerError, ErrorCode
@@ -88,16 +90,22 @@ async def perform_kill_session(scope: Scope, request: KillSession, _: Subject) -
     """
     session = scope.named_session
     init = session.own.init
-    commands = tuple(job.id for job in session.own.jobs.running())
+    running = tuple(session.own.jobs.running())
     session.refuse_calls(EndReason.KILLED)
     try:
         ended = await init.descendants()
         if not request.force:
-            await ask_to_end(init, scope.host.commands.grace_s)
+            grace_s = scope.host.commands.grace_s
+            with trio.move_on_after(grace_s):
+                await ask_to_end(init, grace_s)
+                for job in running:  # what obeyed ends as it did, and is not cut off while its end is taken in
+                    await job.done.wait()
     finally:
         session.kill()
     await session.wait_closed()
-    return KillSessionResult(session_id=session.id, processes_ended=len(ended), commands_ended=commands)
+    return KillSessionResult(
+        session_id=session.id, processes_ended=len(ended), commands_ended=tuple(job.id for job in running)
+    )
 
 
 async def perform_get_system_info(scope: Scope, _request: GetSystemInfo, _: Subject) -> GetSystemInfoResult:
