@@ -29,6 +29,7 @@ from broker.host import Host, Scope, Step
 from broker.names import shown_path
 from broker.treerequests import CopyPath, DeletePath, MakeDirectory, MovePath
 from broker.treeresults import CopyPathResult, DeletePathResult, MakeDirectoryResult, MovePathResult, Skipped
+from sandbox.beneath import is_beneath_any
 from sandbox.file_errors import Changed, Exists, FileError, HoldsClosedPaths, NotEmpty, NotFound, WrongKind
 from sandbox.files import EntryPlace, FileFacts, Files, Resolved, Work
 
@@ -131,7 +132,7 @@ async def _require_free(host: Host, target: EntryPlace, *, overwrite: bool) -> N
 
 
 def _require_outside(source: str, target: str) -> None:
-    if target == source or target.startswith(f"{source}/"):
+    if is_beneath_any(target, (source,)):
         raise BrokerError(ErrorCode.INVALID_ARGUMENTS, "destination is inside of source: choose a place beside it")
 
 

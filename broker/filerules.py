@@ -23,6 +23,7 @@ from broker.treeresults import Kind
 from policy.decision import Deny, shown
 from policy.path import Purpose
 from policy.treefilter import tree_filter
+from sandbox.beneath import is_beneath_any
 from sandbox.file_errors import NoSpace, NotFound, TookTooLong
 from sandbox.files import EntryPlace, FileFacts, Place, Resolved, Work
 
@@ -57,7 +58,7 @@ def require_existing(entry: EntryPlace, purpose: str) -> FileFacts:
 def require_not_own(scope: Scope, path: str) -> None:
     """Refuse to take the ground from under the session: its home, its working directory, what they are in."""
     for own in (scope.host.user.home, scope.own.working_dir):
-        if own == path or own.startswith(f"{path.rstrip('/')}/"):
+        if is_beneath_any(own, (path,)):
             reason = f"{shown(path)} holds the session's own directory {shown(own)}: choose what is in it instead."
             raise Denied(ErrorCode.POLICY_PATH_VIOLATION, Deny(rule="path", reason=reason))
 

@@ -22,7 +22,6 @@ NO_SUID = 0x2
 NO_DEV = 0x4
 NO_EXEC = 0x8
 
-_AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 _CLONE = 0x1
@@ -91,7 +90,7 @@ def forbid(path: str, rights: int) -> None:
 def attach(fd: int, path: str) -> None:
     """Put the mount *fd* at *path*."""
     with explained(f"attach {path}"):
-        syscalls.call("move_mount", fd, b"", _AT_FDCWD, os.fsencode(path), _MOVE_FROM_FD)
+        syscalls.call("move_mount", fd, b"", syscalls.AT_FDCWD, os.fsencode(path), _MOVE_FROM_FD)
 
 
 def enter(fd: int) -> None:
@@ -112,6 +111,6 @@ def enter(fd: int) -> None:
 
 def _set_attributes(where: str | int, rights: int, *, recursive: bool = False, propagation: int = 0) -> None:
     attributes = struct.pack("=QQQQ", rights, 0, propagation, 0)
-    fd, path = (_AT_FDCWD, os.fsencode(where)) if isinstance(where, str) else (where, b"")
+    fd, path = (syscalls.AT_FDCWD, os.fsencode(where)) if isinstance(where, str) else (where, b"")
     flags = (_AT_RECURSIVE if recursive else 0) | (0 if path else _AT_EMPTY_PATH)
     syscalls.call("mount_setattr", fd, path, flags, ctypes.c_char_p(attributes), len(attributes))

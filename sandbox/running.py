@@ -144,9 +144,8 @@ class Command:
             while self.streams.open_outputs:
                 await self._advance()
         for output in (self.streams.stdout, self.streams.stderr):
-            if output.fd >= 0 and not output.pump_rest():
-                if output.fd in self._watched:
-                    self._unwatch(output.fd)
+            if output.fd in self._watched and not output.pump_rest():
+                self._unwatch(output.fd)
                 output.close()
         return not self.streams.open_outputs
 

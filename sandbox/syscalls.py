@@ -89,7 +89,7 @@ _NUMBERS = MappingProxyType(
     }
 )
 
-_AT_FDCWD = -100
+AT_FDCWD = -100
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS = 0x02, 0x04
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -137,7 +137,7 @@ def pin(path: str) -> int:
     """Open *path* with O_PATH. It has no symbolic links; one that appears meanwhile is an error and not followed."""
     how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
     openat2, _ = _NUMBERS["openat2"]
-    return call_number(openat2, _AT_FDCWD, os.fsencode(path), ctypes.c_char_p(how), len(how))
+    return call_number(openat2, AT_FDCWD, os.fsencode(path), ctypes.c_char_p(how), len(how))
 
 
 def _register(argument: object) -> object:
