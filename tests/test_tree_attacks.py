@@ -7,6 +7,7 @@ and nothing of their content is in the answer, whatever the answer says.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import posixpath
@@ -273,10 +274,9 @@ async def test_what_is_no_file_blocks_nobody_and_is_not_read(tmp_path: Path, too
     async with open_desk(tmp_path) as desk:
         for special in SPECIAL:
             os.mkfifo(desk.work / "fifo")
-            with socket.socket(socket.AF_UNIX) as listener:
-                os.chdir(desk.work)  # a socket's path has at most 107 bytes
+            # In there, because a socket's path has at most 107 bytes.
+            with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(desk.work):
                 listener.bind("socket")
-                os.chdir("/")
             if os.geteuid() == 0:
                 os.mknod(desk.work / "device", stat.S_IFCHR | 0o666, os.makedev(1, 5))  # as /dev/zero
             desk.plant(mine="mine")
