@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from sandbox.faults import SpawnFailed
 from sandbox.launching import open_command
+from sandbox.leader import NO_ROOM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,6 +31,7 @@ class ExecPlan:
     internet sockets, if its session has any. `terminal`: its size, and
     all three streams are that. `search`: no program, but a search (`sandbox/seeker.py`) in what `stdin_fd` is.
     `attack`: no program either, but an attack on the walls (`sandbox/siege.py`), in a besieged session alone.
+    `forked`: never spawned, whatever it needs.
     """
 
     program: str
@@ -44,6 +47,7 @@ class ExecPlan:
     terminal: Size | None = None
     search: Mapping[str, object] | None = None
     attack: Mapping[str, object] | None = None
+    forked: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -121,22 +125,47 @@ async def run_command(
 
     Cancellation: the tree is killed and gone before Cancelled leaves (at most KILL_BOUND_S seconds).
     """
+    times = _Times(timeout_s=timeout_s, grace_s=grace_s, drain_s=drain_s)
+    try:
+        return await _run(init, plan, times, output_bytes, on_started, partner)
+    except SpawnFailed as failed:
+        if failed.stage != NO_ROOM:
+            raise
+    # The keeper has to live within the limits that its commands use up. Nothing ran, so one without limits may do it.
+    return await _run(init, attrs.evolve(plan, forked=True), times, output_bytes, on_started, partner)
+
+
+@attrs.frozen(kw_only=True)
+class _Times:
+    timeout_s: float
+    grace_s: float
+    drain_s: float
+
+
+async def _run(
+    init: Init,
+    plan: ExecPlan,
+    times: _Times,
+    output_bytes: int,
+    on_started: Callable[[int], None] | None,
+    partner: Partner | None,
+) -> Ended:
     started_s = trio.current_time()
     spill = None if partner is None else partner.spill
     async with open_command(init, plan, output_bytes=output_bytes, spill=spill) as command:
         if partner is not None:
             partner.on_launched(command)
-        with trio.move_on_at(started_s + timeout_s):
+        with trio.move_on_at(started_s + times.timeout_s):
             await command.wait_started()
             if on_started is not None:
                 on_started(command.pid)
             await command.wait_ended()
         timed_out = not command.ended
         if timed_out:
-            await command.end(grace_s)
-        drained = await command.drain(drain_s)
+            await command.end(times.grace_s)
+        drained = await command.drain(times.drain_s)
         return Ended(
-            how=TimedOut(timeout_s) if timed_out else _how(command.exit_code),
+            how=TimedOut(times.timeout_s) if timed_out else _how(command.exit_code),
             stdout=command.streams.stdout.captured(),
             stderr=command.streams.stderr.captured(),
             drained=drained,

@@ -121,7 +121,9 @@ class Init:
         self._ours = {birth.opener_pid}  # the opener and the keepers
         self._keeper_killed = False
         self._wakeup = Wakeup(sock)
-        self._due: list[list[int]] = []  # keepers asked for that are yet to be forked, each with its way into a group
+        self._limits: dict[str, int | None] | None = birth.spec["spawn_limits"]
+        # Keepers asked for that are yet to be forked, each with whether it spawns and with its way into a group.
+        self._due: list[tuple[bool, list[int]]] = []
         self._short = False  # whether the last one could not be
 
     def serve(self) -> None:
@@ -137,7 +139,7 @@ class Init:
 
     def _serve(self) -> None:
         if not self._grouped:  # else it comes with a group for its first command
-            self._due.append([])
+            self._due.append((self._limits is not None, []))
             self._fork_keepers()
         while True:
             readable, signals = self._wakeup.wait(RETRY_S if self._due else None)
@@ -149,7 +151,8 @@ class Init:
                 received = wire.receive(self._sock)
                 if received is None:
                     return
-                self._due.append(received[1])  # the one thing a broker asks for
+                asked, entry = received  # the one thing a broker asks for
+                self._due.append((asked["spawns"], entry))
             if not self._short or not (readable or signals):  # what came of a failure must not lead to the next one
                 self._fork_keepers()
 
@@ -157,13 +160,14 @@ class Init:
         """Fork those that are due, or say why not."""
         while self._due:
             try:
-                self._fork_keeper(self._due[0])
+                spawns, entry = self._due[0]
+                self._fork_keeper(entry, spawns=spawns)
             except ConnectionError:
                 raise
             except OSError as error:  # no process, or no descriptor
                 self._run_short(error)
                 return
-            for fd in self._due.pop(0):
+            for fd in self._due.pop(0)[1]:
                 os.close(fd)
         self._short = False
 
@@ -172,7 +176,7 @@ class Init:
             self._short = True
             wire.send(self._sock, {"op": "short", "why": error.strerror})
 
-    def _fork_keeper(self, entry: list[int]) -> None:
+    def _fork_keeper(self, entry: list[int], *, spawns: bool) -> None:
         """Fork a keeper and tell it of the group for its first command, if there are groups."""
         ours, theirs = wire.pair()
         init_pid = os.getpid()
@@ -185,6 +189,7 @@ class Init:
                         tasks_room=self._tasks_room,
                         init_pid=init_pid,
                         grouped=self._grouped,
+                        limits=self._limits if spawns else None,
                     )
                 )
             self._ours.add(pid)

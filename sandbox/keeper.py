@@ -1,11 +1,15 @@
 """One command's keeper: subreaper of its tree, owner of its end. Child side, forked by the init.
 
-It holds one leader-to-be ready, reports how the leader ended and when the tree is empty, and then gets the next
+It holds one command-to-be ready, reports how its leader ended and when the tree is empty, and then gets the next
 one ready. It ends the tree when told, when the broker's socket closes, and when the init dies (SIGTERM, asked
 for by PR_SET_PDEATHSIG: SIGKILL would leave the tree without anybody to end it).
 
-Messages out: ready {serial} + launch socket and pidfd of the leader; ended {serial, status, empty}; empty {serial};
-short {why}, once, when the kernel has no process for the next leader, which it is asked for again until it has.
+There are two kinds. One lives within the limits of its commands and spawns them (`spawner.py`); the other has no limits
+and forks, for each command, a process that takes on what it must have (`leader.py`).
+
+Messages out: ready {serial} + launch socket, and pidfd of the leader if there is one already; ended {serial, status,
+empty}; empty {serial}; short {why}, once, when the kernel has no process for the next leader, which it is asked for
+again until it has.
 Messages in: signal {serial, signal}; kill {serial}. A serial that is no longer current is ignored, so that an
 order cannot hit the next command.
 
@@ -15,12 +19,14 @@ forked, and the leader enters and says ready by itself, because entering takes t
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
 import socket
 
-from sandbox import landlock, leader, prctl, trees, wire
+from sandbox import landlock, leader, prctl, rlimits, trees, wire
+from sandbox.spawner import Spawn, signal_group
 from sandbox.wakeup import RETRY_S, Wakeup
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
@@ -28,38 +34,80 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
-def main(sock_fd: int, *, abi: int, tasks_room: int, init_pid: int, grouped: bool) -> NoReturn:
-    """Keep commands until there is nobody to keep them for."""
+def main(
+    sock_fd: int,
+    *,
+    abi: int,
+    tasks_room: int,
+    init_pid: int,
+    grouped: bool,
+    limits: dict[str, int | None] | None,
+) -> NoReturn:
+    """Keep commands until there is nobody to keep them for. *limits*: those of all of them, which are then spawned."""
     prctl.die_with(init_pid, signal.SIGTERM)
     prctl.prctl(prctl.SET_CHILD_SUBREAPER, 1)
     sock = socket.socket(fileno=prctl.keep_only(sock_fd))
     landlock.scope_signals(abi)
+    if limits is not None:
+        rlimits.apply(limits, tasks_room)
+        os.umask(leader.UMASK)
     # The init has our user, so only the domain can be what refuses the signal.
     scoped = trees.scope_holds(init_pid)
-    keeper = Keeper(sock, abi=abi, tasks_room=tasks_room, scoped=scoped, grouped=grouped)
+    keeper = Keeper(sock, abi=abi, tasks_room=tasks_room, scoped=scoped, grouped=grouped, spawns=limits is not None)
     with contextlib.suppress(ConnectionError, wire.WireBroken):  # the broker is gone: what remains is to end
         keeper.serve()
     keeper.end_tree()
     os._exit(0)
 
 
+class Forked:
+    """A leader that is a process from the first moment on; otherwise as `Spawn`."""
+
+    __slots__ = ("lock", "pid", "status")
+    waits = False
+
+    def __init__(self, pid: int) -> None:
+        """Stand for the process *pid*."""
+        self.pid = pid
+        self.status: int | None = None
+        self.lock = _thread.allocate_lock()
+
+    def let_go(self) -> None:
+        """Do nothing: its number was looked up before it was launched."""
+
+    def revoke(self) -> None:
+        """Do nothing: it is there, and is killed like everything else."""
+
+    def signal(self, signum: int) -> None:
+        """Signal its process group, unless it is reaped."""
+        if self.pid:
+            signal_group(self.pid, signum)
+
+
 class Keeper:
     """The current command's tree, from the waiting leader to the last reaped orphan."""
 
-    def __init__(self, sock: socket.socket, *, abi: int, tasks_room: int, scoped: bool, grouped: bool) -> None:
-        """Own *sock*; *scoped*: kill(-1) stays inside our domain; *grouped*: every leader has a control group."""
+    def __init__(
+        self, sock: socket.socket, *, abi: int, tasks_room: int, scoped: bool, grouped: bool, spawns: bool
+    ) -> None:
+        """Own *sock*.
+
+        *scoped*: kill(-1) stays inside our domain; *grouped*: every leader has a control group; *spawns*: none has
+        anything of its own.
+        """
         self._sock = sock
         self._abi = abi
         self._tasks_room = tasks_room
         self._scoped = scoped
         self._wakeup = Wakeup(sock)
         self._grouped = grouped
+        self._spawns = spawns
         self._entry = -1  # the way into the next leader's group, once it came
         self._serial = 0
-        self._leader = 0  # its pid until it is reaped, then 0
-        self._keeping = False  # whether there is anything below us
+        self._leader: Forked | Spawn = Forked(0)
+        self._told = True  # whether the broker knows how the leader ended, if it has
+        self._keeping = False  # whether there is anything below us, or about to be
         self._short = False  # whether the next leader could not be had
-        self._status: int | None = None  # how it ended, until that was said
 
     def serve(self) -> None:
         """Serve until the broker or the init is gone."""
@@ -76,7 +124,8 @@ class Keeper:
                 self._arm()
 
     def end_tree(self) -> None:
-        """Kill and reap everything below us."""
+        """Kill and reap everything below us; nothing begins from here on."""
+        self._leader.revoke()
         if self._scoped:
             trees.end_domain(self._exited)
         else:
@@ -85,7 +134,10 @@ class Keeper:
     def _arm(self) -> None:
         """Get the next leader ready, or say why not."""
         try:
-            self._fork_leader()
+            if self._spawns:
+                self._start_spawn()
+            else:
+                self._fork_leader()
         except ConnectionError:
             raise
         except OSError as error:  # no process, or no descriptor
@@ -95,19 +147,35 @@ class Keeper:
         else:
             self._short = False
 
+    def _start_spawn(self) -> None:
+        ours, theirs = wire.pair()
+        with ours:
+            try:
+                spawn = Spawn(theirs, self._abi, self._wakeup.poke)
+            except OSError:
+                theirs.close()
+                raise
+            self._serial += 1
+            self._have(spawn)
+            wire.send(self._sock, {"op": "ready", "serial": self._serial}, [ours.fileno()])
+
+    def _have(self, leader_to_be: Forked | Spawn) -> None:
+        self._leader = leader_to_be
+        self._told = False
+        self._keeping = True
+
     def _fork_leader(self) -> None:
         """Fork it, if there is a group for it or need be none."""
         if self._grouped and self._entry < 0:
             return
         ours, theirs = wire.pair()
         with ours, theirs:
-            self._leader = self._fork(ours, theirs)
-            self._keeping = True
+            self._have(Forked(self._fork(ours, theirs)))
             if self._grouped:
                 os.close(self._entry)
                 self._entry = -1
             else:
-                self._announce(self._leader, ours)
+                self._announce(self._leader.pid, ours)
 
     def _fork(self, ours: socket.socket, theirs: socket.socket) -> int:
         self._serial += 1
@@ -161,32 +229,39 @@ class Keeper:
             if order["op"] == "kill":
                 self.end_tree()
                 self._settle(empty=True)
-            elif self._leader:  # unreaped, so its group id cannot have become somebody else's
-                _signal_group(self._leader, order["signal"])
+            else:
+                self._leader.signal(order["signal"])
         return True
 
     def _exited(self, pid: int, status: int) -> None:
-        if pid == self._leader:
-            self._leader = 0
-            self._status = status
+        if pid == self._leader.pid:
+            self._leader.pid = 0
+            self._leader.status = status
 
     def _reap(self) -> None:
+        with self._leader.lock:
+            self._leader.let_go()
+            empty = self._reap_children()
+            waits = self._leader.waits
+        if not waits:  # or it was the signal of one before, and came late
+            self._settle(empty=empty)
+
+    def _reap_children(self) -> bool:
+        """Reap who has exited; return whether nobody is left."""
         try:
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
-                    break
+                    return False
                 self._exited(pid, status)
         except ChildProcessError:
-            self._settle(empty=True)
-        else:
-            self._settle(empty=False)
+            return True
 
     def _settle(self, *, empty: bool) -> None:
         """Say what is news, and get the next leader ready once the tree is gone."""
-        if self._status is not None:
-            ended = {"op": "ended", "serial": self._serial, "status": self._status, "empty": empty}
-            self._status = None
+        if self._leader.status is not None and not self._told:
+            self._told = True
+            ended = {"op": "ended", "serial": self._serial, "status": self._leader.status, "empty": empty}
             wire.send(self._sock, ended)
         elif empty:
             wire.send(self._sock, {"op": "empty", "serial": self._serial})
@@ -194,12 +269,3 @@ class Keeper:
             self._keeping = False
             if not self._short:
                 self._arm()
-
-
-def _signal_group(leader_pid: int, signum: int) -> None:
-    try:
-        os.killpg(leader_pid, signum)
-        if signum == signal.SIGTERM:
-            os.killpg(leader_pid, signal.SIGCONT)  # a stopped process would not get to see it
-    except ProcessLookupError:
-        return  # the group is gone, which is no worse

@@ -114,7 +114,8 @@ class Launcher:
                 layers = await self._give_birth(child, walls, openers, group)
                 leaves = await self._settle(group, walls.limits)
                 mixed = self._plan.network == "some" and self._plan.seccomp
-                init = Init(child, files_socket, layers, walls.limits, leaves, mixed_network=mixed)
+                spawns = _spawn_limits(walls.limits, grouped=group is not None) is not None
+                init = Init(child, files_socket, layers, walls.limits, leaves, mixed_network=mixed, spawns=spawns)
                 yield init
             finally:
                 with trio.move_on_after(SHUT_S, shield=True):
@@ -202,5 +203,14 @@ def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Messa
         "sockets": sockets() if plan.spaces else (),
         "expected": {layer.name: (layer.state, layer.detail) for layer in plan.layers},
         "cgroup": grouped,
+        "spawn_limits": _spawn_limits(walls.limits, grouped=grouped),
         "besieged": plan.besieged,
     }
+
+
+def _spawn_limits(limits: Limits, *, grouped: bool) -> dict[str, int | None] | None:
+    """Return the limits of commands that need nothing of their own, and of who spawns them; None: all are forked.
+
+    With control groups each needs one of its own.
+    """
+    return None if grouped or not limits.hold_a_keeper else limits.of_process(grouped=False)

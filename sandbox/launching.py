@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sandbox.limits import Limits
     from sandbox.session_init import Init
     from sandbox.slot import Slot
+    from sandbox.slots import SlotPool
     from sandbox.spill import Spill
 
 ATTEMPTS = 3  # a waiting leader may die (out of memory) before it reads its spec
@@ -40,8 +41,9 @@ async def open_command(
     Raises:
         SpawnFailed: nothing of the program ran. Whether the program could be executed, `wait_started` tells.
     """
-    command = await _launch(init, plan, output_bytes, spill)
-    init.slots.provide(command.slot)
+    pool = init.pool_for(plan)
+    command = await _launch(init, pool, plan, output_bytes, spill)
+    pool.provide(command.slot)
     finished = False
     try:
         yield command
@@ -51,37 +53,37 @@ async def open_command(
             if not (finished or command.tree_gone or command.failure):
                 await command.kill()
         command.close()
-        if command.leaf is not None and init.slots.leaves is not None:
-            init.slots.leaves.release(command.leaf)
+        if command.leaf is not None and pool.leaves is not None:
+            pool.leaves.release(command.leaf)
         if finished or command.tree_gone or command.failure:
-            init.slots.give_back(command.slot)
+            pool.give_back(command.slot)
         else:
-            init.slots.discard(command.slot)
+            pool.discard(command.slot)
 
 
-async def _launch(init: Init, plan: ExecPlan, output_bytes: int, spill: Spill | None) -> Command:
+async def _launch(init: Init, pool: SlotPool, plan: ExecPlan, output_bytes: int, spill: Spill | None) -> Command:
     limits = init.limits.overridden(plan.limits)
     for _ in range(ATTEMPTS):
-        slot = await init.slots.take()
+        slot = await pool.take()
         try:
-            _limit_leaf(init, slot, limits)
+            _limit_leaf(pool, slot, limits)
             return _hand_over(init, slot, plan, limits, output_bytes, spill)
         except CgroupFault as fault:
-            init.slots.discard(slot)
+            pool.discard(slot)
             raise SpawnFailed("cgroup", str(fault)) from fault
         except ConnectionError:  # that leader is gone and nothing was started: try the next one
             slot.disarm()
-            init.slots.give_back(slot)
+            pool.give_back(slot)
         except (OSError, ValueError) as error:  # no descriptors left, or argv is no text
-            init.slots.give_back(slot)
+            pool.give_back(slot)
             raise SpawnFailed("launch", str(error), getattr(error, "errno", None)) from error
     raise SpawnFailed("launch", f"{ATTEMPTS} waiting processes ended before they could become the command")
 
 
-def _limit_leaf(init: Init, slot: Slot, limits: Limits) -> None:
+def _limit_leaf(pool: SlotPool, slot: Slot, limits: Limits) -> None:
     """Hold the waiting leader, and the command that it becomes, to *limits*."""
-    if init.slots.leaves is not None and slot.leaf is not None:
-        init.slots.leaves.limit(slot.leaf, limits.of_group())
+    if pool.leaves is not None and slot.leaf is not None:
+        pool.leaves.limit(slot.leaf, limits.of_group())
 
 
 def _hand_over(

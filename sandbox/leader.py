@@ -26,6 +26,7 @@ UMASK = 0o022
 EXIT_NOT_STARTED = 127
 
 Failure = tuple[str, OSError | ValueError | MemoryError]
+NO_ROOM = "keeper_limits"  # the stage at which a keeper has no room for a process within the limits it lives in
 
 
 def main(
@@ -43,7 +44,7 @@ def main(
     if received is None:  # nobody needs us any more
         os._exit(0)
     # A fault is kept until somebody asks: ending at once would only have the keeper fork the next one to fail.
-    _report(sock, *(fault or _become(sock, *received, abi=abi, tasks_room=tasks_room)))
+    report(sock, *(fault or _become(sock, *received, abi=abi, tasks_room=tasks_room)))
     os._exit(EXIT_NOT_STARTED)
 
 
@@ -117,7 +118,8 @@ def _narrow(exec_paths: list[str] | None, abi: int) -> None:
         landlock.narrow_execution(abi, exec_paths)
 
 
-def _report(sock: socket.socket, stage: str, error: OSError | ValueError | MemoryError) -> None:
+def report(sock: socket.socket, stage: str, error: Exception) -> None:
+    """Say to whoever launched this at which stage it failed, and why."""
     code = error.errno if isinstance(error, OSError) else None
     why = error.strerror if isinstance(error, OSError) else str(error) or "out of memory"
     try:

@@ -6,6 +6,9 @@ import attrs
 
 from sandbox.cgroup_values import GroupLimits
 
+KEEPER_BYTES = 64 * 1024 * 1024  # it has about 10 MB of private memory
+KEEPER_FILES = 64  # it has about 15 open
+
 
 def _at_least_one(_owner: object, field: attrs.Attribute[int | None], value: int | None) -> None:
     if value is not None and value < 1:
@@ -40,6 +43,12 @@ class Limits:
             cpu_max_cores=self.cpu_max_cores,
             io_weight=self.io_weight,
         )
+
+    @property
+    def hold_a_keeper(self) -> bool:
+        """Whether a keeper can do its work within them, and not only its commands."""
+        memory, files = self.memory_max_bytes, self.open_files_max
+        return (memory is None or memory >= KEEPER_BYTES) and (files is None or files >= KEEPER_FILES)
 
     def of_process(self, *, grouped: bool) -> dict[str, int | None]:
         """Return what setrlimit(2) is told; in a group, the sum counts and a program may reserve what it likes."""

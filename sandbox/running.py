@@ -7,6 +7,7 @@ that would cost a third of what `/bin/true` takes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ import trio
 
 from sandbox import wire
 from sandbox.faults import SpawnFailed
+from sandbox.pids import take_pid
 from sandbox.terminal import resize
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ class Command:
 
     @property
     def ended(self) -> bool:
-        """Whether the leader ended; its keeper's death is its own (PR_SET_PDEATHSIG)."""
+        """Whether the leader ended; with its keeper it does, by PR_SET_PDEATHSIG or the init's hand."""
         return self.slot.ended[0] == self._serial or self.slot.gone
 
     @property
@@ -206,13 +208,24 @@ class Command:
         self._watch_outputs(output for output in paused if output.fd >= 0)
 
     def _read_launch(self) -> bool:
-        """Learn what became of the launch: exec closes the socket silently, a failed stage says its name."""
-        received = wire.receive(self._launch)
-        if received is not None:
-            news, _ = received
-            self.failure = SpawnFailed(news["stage"], news["why"], news["errno"])
+        """Learn what became of the launch: exec closes the socket silently, a failed stage says its name.
+
+        What was spawned is heard of as well, and which process it is.
+        """
+        # Without a descriptor of ours left to take it in, it runs, and nobody learns its number.
+        with contextlib.suppress(wire.Truncated):
+            received = wire.receive(self._launch)
+            if received is not None:
+                self._learn_start(*received)
         self._launching = False
         return False
+
+    def _learn_start(self, news: wire.Message, fds: list[int]) -> None:
+        if "stage" in news:
+            self.failure = SpawnFailed(news["stage"], news["why"], news["errno"])
+        for pidfd in fds:
+            with contextlib.suppress(OSError):  # as above
+                self.pid = take_pid(pidfd)
 
     def _read_news(self) -> bool:
         self.slot.read_news()

@@ -14,6 +14,7 @@ import trio
 
 from sandbox import trees
 from sandbox.faults import ProcessNotFound
+from sandbox.keepers import Keepers
 from sandbox.slots import SlotPool
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from sandbox.cgroup_leaves import Leaves
     from sandbox.child import Child
+    from sandbox.command import ExecPlan
     from sandbox.limits import Limits
     from sandbox.plan import LayerReport
 
@@ -39,10 +41,12 @@ class Init:
         leaves: Leaves | None = None,
         *,
         mixed_network: bool,
+        spawns: bool,
     ) -> None:
         """Have the use of *child* and *leaves*; `open_init` owns them.
 
-        *mixed_network*: each command is told whether it has one.
+        *mixed_network*: each command is told whether it has one. *spawns*: commands that need nothing of their own are
+        spawned.
         """
         self.pid = child.pid
         self.files_socket = files_socket
@@ -50,8 +54,26 @@ class Init:
         self.limits = limits
         self.mixed_network = mixed_network
         self.terminal_maker_fd = child.terminal_maker_fd
-        self.slots = SlotPool(child.sock, leaves)
+        keepers = Keepers(child.sock)
+        self.forking = SlotPool(keepers, leaves)
+        self.spawning = SlotPool(keepers, spawns=True) if spawns else None
+        (self.spawning or self.forking).open()
         self._child = child
+
+    def pool_for(self, plan: ExecPlan) -> SlotPool:
+        """Return where the slots are that *plan* can be launched in."""
+        if self.spawning is None or plan.forked or plan.terminal or plan.search or plan.attack:
+            return self.forking
+        own = self.limits.overridden(plan.limits)
+        same = own.of_process(grouped=False) == self.limits.of_process(grouped=False)
+        return self.spawning if same else self.forking
+
+    @property
+    def _pools(self) -> tuple[SlotPool, ...]:
+        return (self.forking,) if self.spawning is None else (self.forking, self.spawning)
+
+    def _keepers_with_trees(self) -> frozenset[int]:
+        return frozenset(pid for pool in self._pools for pid in pool.keepers_with_trees())
 
     async def wait_exited(self) -> None:
         """Wait until the process is gone: without `end`, somebody killed it and the session is over."""
@@ -59,8 +81,7 @@ class Init:
 
     async def descendants(self) -> frozenset[int]:
         """List the processes of this session's commands, without the sandbox's own."""
-        keepers = tuple(self.slots.keepers_with_trees())
-        return await trio.to_thread.run_sync(_below, keepers)
+        return await trio.to_thread.run_sync(_below, self._keepers_with_trees())
 
     async def signal(self, pid: int, signum: int) -> None:
         """Send *signum* to a process of this session's commands.
@@ -74,7 +95,7 @@ class Init:
             ProcessNotFound: it is none of them, or is gone.
         """
         await trio.lowlevel.checkpoint()
-        keepers = frozenset(self.slots.keepers_with_trees())
+        keepers = self._keepers_with_trees()
         try:
             _signal_below(keepers, pid, signum)
         except ProcessNotFound:
@@ -88,24 +109,28 @@ class Init:
 
         Cancellation: shielded, bounded by END_S here and in `Child.end`.
         """
-        if self.slots.leaves is not None:
-            await self.slots.leaves.kill_all()
+        if self.forking.leaves is not None:
+            await self.forking.leaves.kill_all()
         gone = await self._child.end()
         joined = False
         with trio.move_on_after(END_S, shield=True), contextlib.suppress(OSError):  # no descriptor left to wait with
-            await self.slots.wait_gone()
+            for pool in self._pools:
+                pool.shut()
+            for pool in self._pools:
+                await pool.wait_gone()
             joined = True
-        self.slots.close()
+        for pool in self._pools:
+            pool.close()
         return gone and joined
 
 
-def _below(keepers: tuple[int, ...]) -> frozenset[int]:
+def _below(keepers: frozenset[int]) -> frozenset[int]:
     return frozenset(entry.pid for keeper in keepers for entry in trees.descendants(keeper) if not entry.zombie)
 
 
 def _named_inside(keepers: frozenset[int], pid: int) -> int | None:
     """Return our number of the process that is *pid* in the session's namespace."""
-    return next((ours for ours in _below(tuple(keepers)) if trees.number_inside(ours) == pid), None)
+    return next((ours for ours in _below(keepers) if trees.number_inside(ours) == pid), None)
 
 
 def _signal_below(keepers: frozenset[int], pid: int, signum: int) -> None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Slot:
     """One keeper as the broker sees it. `serial` counts its commands; orders and news carry it.
 
-    `keeper_pid` and `leader_pid` are numbers of the broker's pid namespace, 0 for what ended before it was known.
+    `keeper_pid` and `leader_pid` are numbers of the broker's pid namespace, 0 for what ended before it was known; a
+    leader that is spawned has none yet.
     With control groups: `leaf` is that of the leader that waits, until a command has it; `next_leaf` that of the one
     after it, `promised` as soon as it is being made.
     """
@@ -63,7 +64,7 @@ class Slot:
                 self.shortage = ""
                 self.launch = socket.socket(fileno=fds[0])
                 self.launch.setblocking(False)
-                self.leader_pid = take_pid(fds[1])
+                self.leader_pid = take_pid(fds[1]) if len(fds) > 1 else 0
             case "short":
                 self.shortage = news["why"]
             case "ended":

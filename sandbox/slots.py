@@ -1,33 +1,30 @@
-"""The pool of a session's slots, each of them one keeper.
+"""A pool of a session's slots, each of them one keeper of one kind.
 
-A slot is free (its keeper has a leader ready, or is forking one), busy (a command owns it), or lingering (its
+A slot is free (its keeper has a leader ready, or is getting one ready), busy (a command owns it), or lingering (its
 command ended and left daemons, which live until the session ends). A call that finds no leader ready makes the
 pool grow, calls that do let it shrink again slowly: forking stays off the path of a call, and an idle session
-pays for one pair of processes.
+pays for one keeper of the usual kind.
 """
 
 from __future__ import annotations
 
-import errno
 import math
-import os
-import socket
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from sandbox import wire
 from sandbox.faults import SpawnFailed
-from sandbox.pids import take_pid
+from sandbox.leader import NO_ROOM
 from sandbox.slot import Slot
 from sandbox.wakeup import RETRY_S
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from sandbox.cgroup_leaves import Leaf, Leaves
+    from sandbox.keepers import Keepers
 
 SHRINK = 0.99  # of the pool's size per command: from 8 to 7 in 13
 TAKE_S = 10.0  # usually no time at all, 1.5 ms when the pool grows
@@ -35,35 +32,40 @@ SLOTS_MAX = 64  # commands at once and commands that left daemons, together
 
 
 class SlotPool:
-    """A session's slots. Keepers come from the init on request, one answer per request, in order.
+    """Slots of one kind. Keepers come from the init on request.
 
     With *leaves*, each keeper comes with a control group for its first command, and gets the next one's while a
     command runs.
     """
 
-    def __init__(self, init_sock: socket.socket, leaves: Leaves | None = None) -> None:
-        """Borrow the init's socket; its first keeper comes unasked, unless it needs a leaf."""
-        self._init_sock = init_sock
+    def __init__(self, keepers: Keepers, leaves: Leaves | None = None, *, spawns: bool = False) -> None:
+        """Begin with no slot and none on its way. *spawns*: see `sandbox/keeper.py`."""
         self.leaves = leaves
-        self._on_their_way: deque[Leaf] = deque()  # with keepers that were asked for
-        self._init_gone = False
+        self._keepers = keepers
+        self._spawns = spawns
         self._closed = False
-        self._owed = 0 if leaves else 1  # keepers asked for that did not come yet
+        self._owed = 0  # keepers asked for that did not come yet
         self._waiting = 0  # tasks that wait for a slot
-        self._turn = trio.Lock()  # one task waits on the init's socket
         self._free: list[Slot] = []
         self._busy: set[Slot] = set()
         self._lingering: list[Slot] = []
-        self._shortage = ""  # why keepers that were asked for do not come, if the kernel refused one
         self._need = 1.0  # slots, without lingering ones, that calls have had use for lately
-        if leaves is not None:
+        keepers.pools.append(self)
+
+    def open(self) -> None:
+        """Have the first slot on its way: the init sends one unasked, unless it comes with a group."""
+        if self.leaves is not None:
             self._ask()
+        else:
+            self._owed += 1
+            self._keepers.expect(self)
 
     async def take(self) -> Slot:
         """Return a slot whose leader waits; the caller gives it back or discards it.
 
         Raises:
-            SpawnFailed: the init is gone or stuck, or the session holds too many daemons already.
+            SpawnFailed: the init is gone or stuck, or the session holds too many daemons already; at stage NO_ROOM,
+                the limits of the session leave these keepers no room, and other ones may serve.
         """
         if (ready := self._take_nowait()) is not None:
             return ready
@@ -74,7 +76,7 @@ class SlotPool:
             raise SpawnFailed("keeper", f"no process was ready within {TAKE_S:g} s{self._why_not()}") from None
 
     def _why_not(self) -> str:
-        refused = self._shortage or next((slot.shortage for slot in self._free if slot.shortage), "")
+        refused = self._keepers.shortage or self._refused()
         if refused:
             return (
                 f": the kernel refuses one ({refused}); a limit on processes or open files is used up, of the user, "
@@ -86,12 +88,17 @@ class SlotPool:
         self._grow()
         self._waiting += 1
         try:
-            while True:
+            while (ready := self._take_nowait()) is None:
+                if self._spawns and (why := self._refused()):
+                    raise SpawnFailed(NO_ROOM, why)
                 await self._wait_any()
-                if (ready := self._take_nowait()) is not None:
-                    return ready
+            return ready
         finally:
             self._waiting -= 1
+
+    def _refused(self) -> str:
+        """Say why keepers have no next leader, if the kernel refused one."""
+        return next((slot.shortage for slot in self._free if slot.shortage and slot.launch is None), "")
 
     def _take_nowait(self) -> Slot | None:
         self._refresh()
@@ -99,7 +106,7 @@ class SlotPool:
         if ready is not None:
             self._free.remove(ready)
             self._busy.add(ready)
-        elif self._init_gone:
+        elif self._keepers.gone:
             raise SpawnFailed("keeper", "the session's process is gone")
         return ready
 
@@ -142,19 +149,29 @@ class SlotPool:
         for slot in (*self._busy, *self._lingering):
             yield slot.keeper_pid
 
-    async def wait_gone(self) -> None:
-        """Have every keeper end its tree and itself, and wait for that: the caller bounds it."""
-        slots = (*self._free, *self._busy, *self._lingering)
-        for slot in slots:
+    def shut(self) -> None:
+        """Have every keeper end its tree and itself."""
+        for slot in self._all():
             slot.shut()
-        for slot in slots:
+
+    async def wait_gone(self) -> None:
+        """Wait until every keeper has, after `shut`; the caller bounds it."""
+        for slot in self._all():
             await slot.wait_gone()
 
     def close(self) -> None:
         """Let go of every slot."""
         self._closed = True
-        for slot in (*self._free, *self._busy, *self._lingering):
+        for slot in self._all():
             slot.close()
+
+    def _all(self) -> tuple[Slot, ...]:
+        return (*self._free, *self._busy, *self._lingering)
+
+    @property
+    def size(self) -> int:
+        """How many slots there are, with those on their way."""
+        return self._live() + len(self._lingering)
 
     def _live(self) -> int:
         """Count the slots that serve or will."""
@@ -162,8 +179,7 @@ class SlotPool:
 
     def _refresh(self) -> None:
         """Take in all news but those that a task waits for: reading them here would leave it waiting."""
-        if not self._turn.locked():
-            self._collect()
+        self._keepers.refresh()
         for slot in (*self._free, *self._lingering):
             if not slot.awaited:
                 slot.read_news()
@@ -178,53 +194,19 @@ class SlotPool:
             self._free.remove(slot)
             slot.close()
 
-    def _collect(self) -> None:
-        """Take the keepers that came."""
-        try:
-            while not self._init_gone:
-                self._hear()
-        except BlockingIOError:
-            return
-        except wire.WireBroken:
-            self._init_gone = True
-
-    def _hear(self) -> None:
-        try:
-            received = wire.receive(self._init_sock)
-        except wire.Truncated:
-            self._lose_keeper()
-            return
-        if received is None:
-            self._init_gone = True
-        elif received[0]["op"] == "short":
-            self._shortage = received[0]["why"]
-        else:
-            self._welcome(*received[1])
-
-    def _welcome(self, fd: int, pidfd: int) -> None:
-        sock = socket.socket(fileno=fd)
-        sock.setblocking(False)
-        try:
-            keeper_pid = take_pid(pidfd)
-        except OSError:
-            sock.close()
-            self._lose_keeper()
-        else:
-            self._shortage = ""
-            self._free.append(self._slot(keeper_pid, sock))
-            self._owed -= 1
-
-    def _lose_keeper(self) -> None:
-        """Learn that one came for which we have no descriptors left. It ends, because nobody holds its socket."""
-        self._shortage = os.strerror(errno.EMFILE)
+    def welcome(self, keeper_pid: int, sock: socket.socket, leaf: Leaf | None) -> None:
+        """Have a further slot."""
         self._owed -= 1
-        if self.leaves is not None:
-            self.leaves.release(self._on_their_way.popleft())
-
-    def _slot(self, keeper_pid: int, sock: socket.socket) -> Slot:
         if self.leaves is None:
-            return Slot(keeper_pid, sock)
-        return Slot(keeper_pid, sock, leaves=self.leaves, next_leaf=self._on_their_way.popleft(), promised=True)
+            self._free.append(Slot(keeper_pid, sock))
+        else:
+            self._free.append(Slot(keeper_pid, sock, leaves=self.leaves, next_leaf=leaf, promised=True))
+
+    def miss(self, leaf: Leaf | None) -> None:
+        """Do without one that was asked for."""
+        self._owed -= 1
+        if leaf is not None and self.leaves is not None:
+            self.leaves.release(leaf)
 
     def _grow(self) -> None:
         """Nothing is ready. Have one on its way for us, and one to spare where a call outran a used slot."""
@@ -232,7 +214,7 @@ class SlotPool:
         outrun = bool(self._free) and all(slot.serial for slot in self._free)
         if coming < 1 or (coming < 2 and outrun):
             self._need = max(self._need, self._live() + 1.0)
-            if self._live() + len(self._lingering) < SLOTS_MAX:
+            if self._keepers.in_use < SLOTS_MAX:
                 self._ask()
 
     async def _wait_any(self) -> None:
@@ -248,16 +230,15 @@ class SlotPool:
             slot.awaited = False
 
     async def _wait_keeper(self) -> None:
-        if not self._owed and self._shortage:
+        if not self._owed and self._keepers.shortage:
             await trio.sleep(RETRY_S)
         if not self._owed:  # somebody was faster, and took the one that came for us
-            if self._live() + len(self._lingering) >= SLOTS_MAX:
+            if self._keepers.in_use >= SLOTS_MAX:
                 raise SpawnFailed("keeper", f"{SLOTS_MAX} commands of this session run or left processes behind")
             self._ask()
-        async with self._turn:
+        async with self._keepers.turn:
             if self._owed and self._unclaimed() is None:
-                await trio.lowlevel.wait_readable(self._init_sock)
-                self._collect()
+                await self._keepers.wait()
 
     def _unclaimed(self) -> Slot | None:
         return next((slot for slot in self._free if not slot.awaited), None)
@@ -267,7 +248,7 @@ class SlotPool:
             self.leaves.make_soon(self._ask_with)
         else:
             try:
-                wire.send(self._init_sock, {"op": "keeper"})
+                self._keepers.ask(self, spawns=self._spawns)
             except OSError as error:
                 raise SpawnFailed("keeper", "the session's process is gone") from error
         self._owed += 1
@@ -278,9 +259,7 @@ class SlotPool:
             self._owed -= 1
             return
         try:
-            wire.send(self._init_sock, {"op": "keeper"}, [leaf.entry])
+            self._keepers.ask(self, spawns=self._spawns, leaf=leaf)
         except OSError:  # the init is gone, which whoever waits learns from the end of its socket
             self._owed -= 1
-        else:
-            self._on_their_way.append(leaf)
         leaf.close_entry()

@@ -6,6 +6,7 @@ byte which the C handler writes into the pipe cannot be lost.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -37,6 +38,11 @@ class Wakeup:
         ready = {fd for fd, _ in self._poll.poll(None if timeout_s is None else timeout_s * 1000)}
         signals = os.read(self._signals_fd, 512) if self._signals_fd in ready else b""
         return self._sock_fd in ready, signals
+
+    def poke(self) -> None:
+        """Have `wait` return as if a child had ended. For other threads of this process."""
+        with contextlib.suppress(BlockingIOError):  # full: it will return in any case
+            os.write(self._write_fd, bytes((signal.SIGCHLD,)))
 
 
 def _noticed(_signum: int, _frame: object) -> None:

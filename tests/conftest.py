@@ -29,6 +29,19 @@ def autojump_clock() -> MockClock:
     return MockClock(autojump_threshold=0)
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have usual commands forked, as where no limits hold a keeper."""
+    monkeypatch.setattr("sandbox.limits.KEEPER_BYTES", 1 << 60)
+
+
+@pytest.fixture(params=["spawned", "forked"])
+def launched(request: pytest.FixtureRequest) -> None:
+    """For a module's `pytestmark`: all its tests see commands of both kinds."""
+    if request.param == "forked":
+        request.getfixturevalue("forked")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Any:
     test = pyfuncitem.obj

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import trio
-from hypothesis import given
-from hypothesis import strategies as st
 from test_sandbox_births import (
     AS_ROOT,
     World,
@@ -27,8 +25,8 @@ from sandbox import trees
 from sandbox.command import Exited, Signalled, TimedOut
 from sandbox.faults import ProcessNotFound, SpawnFailed
 from sandbox.limits import Limits
-from sandbox.streams import Output
 
+pytestmark = pytest.mark.usefixtures("launched")
 PYTHON = "/usr/bin/python3"
 
 
@@ -204,15 +202,16 @@ async def test_eight_commands_run_at_once() -> None:
             running.clear()
 
 
-async def test_a_slot_that_dies_while_it_waits_is_replaced() -> None:
+async def test_a_leader_that_dies_while_it_waits_is_replaced() -> None:
     async with open_world() as world:
-        await world.run("/bin/true")
+        await world.run("/bin/true", forked=True)
         await all_armed(world)
-        leaders = [slot.leader_pid for slot in world.init.slots._free]
+        leaders = [slot.leader_pid for slot in world.init.forking._free]
+        assert all(leaders)
         for pid in leaders:
             os.kill(pid, signal.SIGKILL)
         await wait_exit(*leaders)
-        assert (await world.run("/bin/true")).how == Exited(0)
+        assert (await world.run("/bin/true", forked=True)).how == Exited(0)
 
 
 async def test_a_keeper_that_dies_while_it_waits_is_replaced() -> None:
@@ -220,8 +219,8 @@ async def test_a_keeper_that_dies_while_it_waits_is_replaced() -> None:
     async with open_world() as world:
         await world.run("/bin/true")
         await all_armed(world)
-        slots = world.init.slots._free
-        keepers, leaders = [slot.keeper_pid for slot in slots], [slot.leader_pid for slot in slots]
+        slots = world.pool._free
+        keepers, leaders = [slot.keeper_pid for slot in slots], [slot.leader_pid for slot in slots if slot.leader_pid]
         assert keepers
         for pid in keepers:
             os.kill(pid, signal.SIGKILL)
@@ -280,21 +279,6 @@ async def test_a_pool_that_grew_shrinks_again() -> None:
             await world.run("/bin/true")
         assert grown >= 8
         assert len(keepers_of(world)) <= 4  # the opener, two slots, one that may be on its way out
-
-
-@given(pieces=st.lists(st.binary(min_size=1, max_size=50), max_size=20), limit=st.integers(0, 200))
-def test_an_output_keeps_the_first_bytes_and_counts_all(pieces: list[bytes], limit: int) -> None:
-    output = Output(limit)
-    for piece in pieces:
-        os.write(output.theirs, piece)
-        assert output.pump()
-    output.close_theirs()
-    assert not output.pump()
-    output.close()
-    whole = b"".join(pieces)
-    assert output.captured().data == whole[:limit]
-    assert output.captured().total_bytes == len(whole)
-    assert output.captured().truncated == (len(whole) > limit)
 
 
 async def test_a_spec_that_is_too_long_to_be_read_is_refused_before_anything_starts() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,6 +31,7 @@ from sandbox.launcher import open_launcher
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.usefixtures("launched")
 TOO_MANY = "Too many open files"
 
 
@@ -60,23 +62,32 @@ async def test_a_keeper_that_cannot_be_taken_in_is_asked_for_again(left: int) ->
         async with running(world, "/bin/sleep", "900"), trio.open_nursery() as nursery:
             with descriptors_left(left):
                 nursery.start_soon(expect_success, world)
-                await eventually(lambda: world.init.slots._shortage == TOO_MANY)
-        assert world.init.slots._owed == 0
+                await eventually(lambda: world.pool._keepers.shortage == TOO_MANY)
+        assert world.pool._owed == 0
         assert not world.init._child.exited()
         await expect_success(world)
 
 
 @pytest.mark.parametrize("left", [0, 1])
 async def test_a_keeper_whose_next_leader_cannot_be_taken_in_is_replaced(left: int) -> None:
+    """It dies of a signal where it is a process, and is not needed any more where it is none yet."""
     async with open_world() as world:
         await expect_success(world)
         await all_armed(world)
-        (slot,) = world.init.slots._free
+        (slot,) = world.pool._free
+        before = slot.serial
         with descriptors_left(left):
-            os.kill(slot.leader_pid, signal.SIGKILL)
-            await eventually(lambda: world.init.slots._refresh() or slot.gone)
+            if slot.leader_pid:
+                os.kill(slot.leader_pid, signal.SIGKILL)
+            else:
+                assert slot.launch is not None
+                slot.launch.shutdown(socket.SHUT_WR)
+            await eventually(lambda: world.pool._refresh() or slot.gone or slot.serial > before)
         await expect_success(world)
-        await wait_exit(slot.keeper_pid)
+        if slot.gone:  # what comes with a leader that is no process yet is one descriptor less
+            await wait_exit(slot.keeper_pid)
+        else:
+            assert left == 1
 
 
 async def test_a_file_that_cannot_be_taken_in_is_refused_and_the_next_can() -> None:

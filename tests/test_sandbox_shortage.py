@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from sandbox.plan import SessionUser, Walls
 
+pytestmark = pytest.mark.usefixtures("forked")  # its keepers need a process for each command, ahead of it
 PYTHON = "/usr/bin/python3"
 FORKS_REFUSED = "Resource temporarily unavailable"
 PLANS = [pytest.param(PLAIN, id="plain"), pytest.param({}, id="namespaces", marks=needs_namespaces)]
@@ -120,7 +121,7 @@ async def expect_success(world: World) -> None:
 @pytest.mark.parametrize("settings", PLANS)
 async def test_a_command_waits_until_its_keeper_gets_a_process(settings: dict[str, Any]) -> None:
     async with two_sessions(**settings) as (world, other):
-        (slot,) = other.init.slots._free
+        (slot,) = other.pool._free
         async with trio.open_nursery() as nursery, bomb_in(world):
             await expect_success(other)  # its process waited already
             nursery.start_soon(expect_success, other)
@@ -135,8 +136,8 @@ async def test_a_command_waits_until_the_init_gets_a_process_for_its_keeper(sett
     async with two_sessions(**settings) as (world, other):
         async with running(other, "/bin/sleep", "900"), trio.open_nursery() as nursery, bomb_in(world):
             nursery.start_soon(expect_success, other)
-            await eventually(lambda: other.init.slots._shortage)
-            assert other.init.slots._shortage == FORKS_REFUSED
+            await eventually(lambda: other.pool._keepers.shortage)
+            assert other.pool._keepers.shortage == FORKS_REFUSED
         assert not other.init._child.exited()
         await expect_success(other)
 
@@ -161,11 +162,11 @@ async def test_a_shortage_that_lasts_is_said(short: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("end", ["broker", "init", "keeper"])
 async def test_who_waits_for_a_process_notices_the_end(end: str) -> None:
     async with two_sessions() as (world, other), bomb_in(world):
-        (slot,) = other.init.slots._free
+        (slot,) = other.pool._free
         await expect_success(other)
-        other.init.slots._ask()
-        slots = other.init.slots
-        await eventually(lambda: slots._refresh() or (slot.shortage and slots._shortage))
+        other.pool._ask()
+        slots = other.pool
+        await eventually(lambda: slots._refresh() or (slot.shortage and slots._keepers.shortage))
         pids = everything_below(other.init)
         if end == "broker":
             assert await other.init.end()
@@ -181,5 +182,5 @@ async def test_without_a_bomb_nobody_runs_short() -> None:
     async with two_sessions() as (_, other), running(other, "/bin/sleep", "900"):
         for _ in range(3):
             await expect_success(other)
-        assert not other.init.slots._shortage
-        assert not any(slot.shortage for slot in other.init.slots._free)
+        assert not other.pool._keepers.shortage
+        assert not any(slot.shortage for slot in other.pool._free)

@@ -31,6 +31,7 @@ from sandbox.running import Command
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+pytestmark = pytest.mark.usefixtures("launched")
 PYTHON = "/usr/bin/python3"
 PRELUDE = """
 import os, signal, sys, time
@@ -165,11 +166,11 @@ async def test_a_daemon_can_be_ended_and_its_keeper_serves_again(token: str) -> 
         (daemon,) = survivors(token)
         await world.init.signal(daemon, signal.SIGKILL)
         await wait_exit(daemon)
-        (slot,) = world.init.slots._lingering
+        (slot,) = world.pool._lingering
         while slot.launch is None:
             await slot.wait_news()
         assert await world.init.descendants() == frozenset()
-        assert world.init.slots._lingering == []
+        assert world.pool._lingering == []
 
 
 async def test_a_killed_keeper_ends_its_command_and_its_orphans(token: str) -> None:
@@ -227,7 +228,7 @@ async def test_a_command_cancelled_at_any_step_leaves_nothing(token: str) -> Non
                     await world.run(*plan_argv, stdin=b"x" * 100_000, timeout_s=0.2, grace_s=0)
             assert survivors(token) == []
             cancelled += scope.cancelled_caught
-            assert not world.init.slots._busy
+            assert not world.pool._busy
             assert stray_fds(world) == before
         assert cancelled > 40  # the later ones reach the deadline and what comes after it
         assert (await world.run("/bin/true")).how == Exited(0)
