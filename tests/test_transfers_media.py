@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from transfers.media import MediaType, MediaTypes
+from transfers.media import HEAD_BYTES, KNOWN_HEADS, MediaType, MediaTypes
 
 PNG = bytes.fromhex("89504e470d0a1a0a0000000d4948445200000001000000010806000000")
 
@@ -23,6 +23,23 @@ async def media_types(module_name: str = "magic") -> MediaTypes:
 async def test_content_decides_over_the_name() -> None:
     types = await media_types()
     assert await types.of_bytes(PNG, "notes.txt") == MediaType(mime_type="image/png", found_by="libmagic")
+
+
+async def test_what_was_seen_lately_is_known_without_a_thread_and_only_that() -> None:
+    limiter = trio.CapacityLimiter(1)
+    types = MediaTypes(limiter=limiter)
+    if not (await types.report()).startswith("libmagic"):
+        pytest.skip("libmagic is not installed")
+    heads = [PNG + str(number).encode().ljust(HEAD_BYTES) for number in range(KNOWN_HEADS + 1)]
+    for head in heads:
+        assert (await types.of_bytes(head, "x")).mime_type == "image/png"
+    async with limiter:  # no thread is to be had
+        for head in (heads[1], heads[-1], heads[1]):
+            assert (await types.of_bytes(head, "y")).mime_type == "image/png"
+        for unknown in (heads[0], b""):
+            with trio.move_on_after(0) as scope:
+                await types.of_bytes(unknown, "y")
+            assert scope.cancelled_caught
 
 
 async def test_descriptor_is_looked_at_from_its_beginning_and_stays_where_it_was(tmp_path: Path) -> None:

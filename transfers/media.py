@@ -6,10 +6,12 @@ is found out at the first question, in a worker thread, because loading it searc
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import mimetypes
 import os
 import threading
+from collections import OrderedDict
 from typing import Any, Protocol
 
 import attrs
@@ -18,6 +20,8 @@ import trio
 HEAD_BYTES = 4096
 """As many bytes as libmagic needs for all but a few exotic formats."""
 UNKNOWN = "application/octet-stream"
+KNOWN_HEADS = 1024
+"""Beginnings whose type is remembered, by their digests: libmagic takes up to a millisecond for a page of text."""
 
 
 class _Sniffer(Protocol):
@@ -47,6 +51,7 @@ class MediaTypes:
     _module_name: str = "magic"
     _library: _Library | None = attrs.field(default=None, init=False)
     _loading: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+    _known: OrderedDict[bytes, MediaType] = attrs.field(factory=OrderedDict, init=False)
 
     async def of_descriptor(self, fd: int, filename: str) -> MediaType:
         """Look at the beginning of an open file; its offset stays where it is. *fd* remains the caller's.
@@ -57,8 +62,18 @@ class MediaTypes:
         return await trio.to_thread.run_sync(self._of_descriptor, fd, filename, limiter=self._limiter)
 
     async def of_bytes(self, head: bytes, filename: str) -> MediaType:
-        """Look at the beginning of a file that was read already."""
-        return await trio.to_thread.run_sync(self._of_bytes, head, filename, limiter=self._limiter)
+        """Look at the beginning of a file that was read already; what was seen lately needs no second look."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        head = head[:HEAD_BYTES]
+        digest = hashlib.blake2b(head, digest_size=16).digest()  # what was in a file is not kept
+        found = self._known.pop(digest, None)
+        if found is None:
+            found = await trio.to_thread.run_sync(self._of_bytes, head, filename, limiter=self._limiter)
+        if found.found_by == "libmagic":  # a name is looked at faster than remembered, and is not part of the head
+            self._known[digest] = found
+            if len(self._known) > KNOWN_HEADS:
+                self._known.popitem(last=False)
+        return found
 
     async def report(self) -> str:
         """Say what the answers rest on: "libmagic 5.44", or why they come from names."""
