@@ -38,7 +38,7 @@ async def perform_edit_file(scope: Scope, request: EditFile, path: str) -> EditF
         outcome = await trio.to_thread.run_sync(_edit, host, request, data, place.name)
         size_bytes = len(outcome.edited.data)
         async with written(scope, place.fd, size_bytes), await files.part(place) as part:
-            await part.write(0, outcome.edited.data)
+            await part.fill(outcome.edited.data)
             await part.commit(expect=existing)
         return EditFileResult(
             path=shown_path(place.path),

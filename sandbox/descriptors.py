@@ -49,6 +49,10 @@ class Disk:
         """Write all of *data* at *offset*. Raises: NoSpace, TooLarge, WriteFailed."""
         await self.run(asked, _write_fully, fd, offset, data, self._reserve_bytes)
 
+    async def fill(self, asked: str, fd: int, data: bytes | memoryview) -> None:
+        """Write *data* from the beginning on and flush it to the disk. Raises: as `write`."""
+        await self.run(asked, _fill_durably, fd, data, self._reserve_bytes)
+
     async def append(self, asked: str, fd: int, data: bytes | memoryview) -> None:
         """Append all of *data* and flush it to the disk, or leave the file as it was. Raises: as `write`."""
         await self.run(asked, _append_durably, fd, data, self._reserve_bytes)
@@ -93,6 +97,11 @@ def _write_fully(fd: int, offset: int, data: bytes | memoryview, reserve_bytes: 
         count = os.pwrite(fd, view[:STEP_BYTES], offset)
         offset += count
         view = view[count:]
+
+
+def _fill_durably(fd: int, data: bytes | memoryview, reserve_bytes: int) -> None:
+    _write_fully(fd, 0, data, reserve_bytes)
+    os.fsync(fd)
 
 
 def _append_durably(fd: int, data: bytes | memoryview, reserve_bytes: int) -> None:

@@ -147,7 +147,7 @@ class Files:
         Raises: as `part` and `Part.commit`; the destination is then as it was.
         """
         async with await self.part(place) as part:
-            await part.write(0, data)
+            await part.fill(data)
             await part.commit(replace=replace)
 
     async def append(self, place: Place, data: bytes | memoryview) -> None:

@@ -33,12 +33,19 @@ class Part(Owner):
         self._parent = Owner(place.asked, os.dup(place.fd))  # lives as long as the upload, not as the request
         self._name = place.name
         self._hidden = hidden
+        self._flushed = False
         self._exchange = exchange
         self._disk = disk
 
     async def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write *data* at *offset*. Raises: NoSpace, TooLarge, WriteFailed."""
+        self._flushed = False
         await self._disk.write(self.asked, self.fd, offset, data)
+
+    async def fill(self, data: bytes | memoryview) -> None:
+        """Make *data* the whole content of a new part, flushed: a commit that follows need not. Raises: as `write`."""
+        await self._disk.fill(self.asked, self.fd, data)
+        self._flushed = True
 
     async def commit(self, *, replace: bool = True, expect: FileFacts | None = None) -> None:
         """Flush the content and give it its name, durably and in one step; a file there keeps its mode.
@@ -48,7 +55,8 @@ class Part(Owner):
             Exists when *replace* is false and the name is taken.
         Cancellation: not between the naming and its flush; both are bounded.
         """
-        await self._disk.run(self.asked, os.fsync, self.fd)
+        if not self._flushed:
+            await self._disk.run(self.asked, os.fsync, self.fd)
         fields = {"name": self._name, "hidden": self._hidden, "replace": replace, "expect": _unchanged(expect)}
         with trio.CancelScope(shield=True):  # bounded by the exchange's own deadline
             answer = await self._exchange.ask("commit", self.asked, fields, (self.fd, self._parent.fd))
