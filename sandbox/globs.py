@@ -94,10 +94,23 @@ class _Glob:
             return re.escape("[")
         inside, self._at = self._text[self._at : end], end + 1
         negated = inside.startswith("!")
-        members = re.sub(r"([\\\[\]^&~|])", r"\\\1", inside[negated:])
-        expression = f"(?!/)[{'^' if negated else ''}{members}]"
-        try:
-            re.compile(expression)
-        except re.error as fault:
-            raise Refused("pattern", errno.EINVAL, f"the glob's [{inside}] is no set of characters") from fault
-        return expression
+        members = _members(inside[negated:])
+        if not members:
+            raise Refused("pattern", errno.EINVAL, f"the glob's [{inside}] is no set of characters")
+        return f"(?!/)[{'^' if negated else ''}{members}]"
+
+
+def _members(text: str) -> str:
+    """Return the inside of a regular expression's set, "" if *text* is none: empty, or with a range backwards."""
+    members, at = "", 0
+    while at < len(text):
+        first, last = text[at], text[at + 2 : at + 3]
+        if last and text[at + 1] == "-":
+            if first > last:
+                return ""
+            members += f"{re.escape(first)}-{re.escape(last)}"
+            at += 3
+        else:
+            members += re.escape(first)
+            at += 1
+    return members

@@ -62,6 +62,9 @@ def test_a_glob_without_meaning_is_refused(glob: str) -> None:
 
 @given(glob=st.text(st.sampled_from("ab/*?[]{},!\\-^.&|~("), max_size=12))
 @example(glob="[^]]")
+@example(glob="[?--]")
+@example(glob="[[a]")
+@example(glob="[!]")
 def test_any_text_is_a_glob_or_refused(glob: str) -> None:
     try:
         expression = translate(glob)
