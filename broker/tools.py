@@ -42,7 +42,7 @@ from broker.session import EndReason, Session, SessionClosed
 from broker.supervisor import new_session_id
 from sandbox.facts import ProcessFacts
 from sandbox.farewell import ask_to_end
-from sandbox.faults import BirthFailed, ProcessNotFound
+from sandbox.faults import ProcessNotFound
 from sandbox.plan import LayerReport
 
 
@@ -62,8 +62,7 @@ async def perform_create_session(scope: Scope, request: CreateSession, working_d
     try:
         session = await host.supervisor.create(scope.principal, session_id, open_resources, partial(_enter, host))
     finally:
-        with suppress(BirthFailed):  # the next session starts its own, and says why not
-            host.launcher.warm_up()
+        host.launcher.warm_up_soon()
     return CreateSessionResult(
         session_id=session.id,
         working_dir=shown_path(session.own.working_dir),
@@ -81,6 +80,7 @@ async def _enter(host: Host, session: Session[Belongings]) -> None:
         found.directory()
         own.working_dir = found.path
         await sweep_leftovers(own.files, found)
+    own.init.get_ready()
 
 
 async def perform_kill_session(scope: Scope, request: KillSession, _: Subject) -> KillSessionResult:

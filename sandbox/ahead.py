@@ -6,9 +6,11 @@ The process that the broker started ends then, and process 1 inside, the broker'
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 
-from sandbox import namespaces, wire
+from sandbox import namespaces, seccomp, syscalls, wire
 from sandbox.stages import stage
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
@@ -22,13 +24,15 @@ class Ahead:
     Attributes:
         flags: the namespaces we moved into; those of mounts come at the birth.
         bond: a descriptor of the broker, whose number means nothing in here; -1 where we have not moved.
+        filters: system call filters that the birth may need, by their options.
     """
 
-    __slots__ = ("bond", "flags")
+    __slots__ = ("bond", "filters", "flags")
 
     def __init__(self) -> None:
         self.flags = 0
         self.bond = -1
+        self.filters: dict[seccomp.Options, bytes] = {}
 
     def move(self, flags: int, sock: socket.socket) -> None:
         """Move into new namespaces and become their process 1, which the broker learns on *sock*.
@@ -44,6 +48,17 @@ class Ahead:
             with stage("network"):
                 namespaces.raise_loopback()
         self.flags = flags
+
+    def prepare(self, *, internet: bool, patterns: list[str]) -> None:
+        """Make what is likely to be needed: the filter, and the *patterns* of blocked paths.
+
+        These stay in the cache of `re`, where whoever compiles the same ones finds them.
+        """
+        for pattern in patterns:
+            re.compile(pattern)
+        options = seccomp.Options(internet=internet, plain_memfds=True)
+        with contextlib.suppress(syscalls.UnknownMachine):  # at its stage, that is an error
+            self.filters[options] = seccomp.program(options)
 
     def stay_bound(self) -> None:
         """Die with the broker, whatever user we became meanwhile."""

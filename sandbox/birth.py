@@ -164,7 +164,8 @@ def _landlock(birth: Birth) -> None:
 def _seccomp(birth: Birth) -> None:
     if birth.spec["seccomp"]:
         try:
-            seccomp.enforce(birth.filter_options)
+            options = birth.filter_options
+            seccomp.install(birth.ahead.filters.get(options) or seccomp.program(options))
         except syscalls.UnknownMachine as error:
             raise StageFailed("seccomp", str(error)) from error
 

@@ -24,6 +24,7 @@ from sandbox.pids import pid_of
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
 # Appended, not put first: beside an installed package lie others, which must not shadow the standard library.
 BOOTSTRAP = "import sys; sys.path.append({parent!r}); from sandbox.init import main; main(3, {broker_pid})"
@@ -192,8 +193,10 @@ def _reap_group(leader_pid: int) -> None:
             os.waitpid(-leader_pid, 0)
 
 
-def start_spare(flags: int) -> Child:
+def start_spare(flags: int, *, internet: bool = False, patterns: Sequence[str] = ()) -> Child:
     """Start an interpreter that moves into namespaces of its own (*flags*, or none) and waits for its birth spec.
+
+    With namespaces it also makes ready what it will probably need: see `Ahead.prepare`.
 
     Raises:
         BirthFailed: the interpreter cannot be started.
@@ -209,7 +212,7 @@ def start_spare(flags: int) -> Child:
     ours.setblocking(False)
     if flags:
         with contextlib.suppress(OSError):  # it ended at once; whoever takes it learns that
-            wire.send(ours, {"op": "ahead", "flags": flags})
+            wire.send(ours, {"op": "ahead", "flags": flags, "internet": internet, "patterns": tuple(patterns)})
     return Child(pid, ours, pidfd, flags)
 
 

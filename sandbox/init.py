@@ -54,6 +54,7 @@ def _be_born(sock: socket.socket) -> Birth:
     message, fds = _receive(sock)
     if message["op"] == "ahead":
         ahead.move(message["flags"], sock)
+        ahead.prepare(internet=message["internet"], patterns=message["patterns"])
         message, fds = _receive(sock)
     if message["besieged"]:
         from sandbox import siege  # noqa: F401, PLC0415  here and nowhere else: no real session has it at hand
@@ -138,9 +139,6 @@ class Init:
             trees.end_in_rounds(_forget)
 
     def _serve(self) -> None:
-        if not self._grouped:  # else it comes with a group for its first command
-            self._due.append((self._limits is not None, []))
-            self._fork_keepers()
         while True:
             readable, signals = self._wakeup.wait(RETRY_S if self._due else None)
             if signal.SIGTERM in signals:

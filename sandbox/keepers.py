@@ -59,10 +59,6 @@ class Keepers:
         """How many keepers the session has, with those on their way."""
         return sum(pool.size for pool in self.pools)
 
-    def expect(self, pool: Pool) -> None:
-        """Note that a keeper for *pool* comes unasked."""
-        self._asked.append((pool, None))
-
     def ask(self, pool: Pool, *, spawns: bool, leaf: Leaf | None = None) -> None:
         """Ask for one, which will belong to *pool*.
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sandbox.cgroup_tree import SessionGroup, Tree
 
 BIRTH_S = 10.0  # it takes about 10 ms from a warm spare and 50 ms from a cold one
+AFTER_S = 0.005  # the answer to create_session is on its way by then
 SHUT_S = 25.0  # all of the bounded waits of an end together
 
 
@@ -46,11 +47,14 @@ async def open_launcher(plan: Plan, groups: Tree | None = None) -> AsyncIterator
     """
     launcher = Launcher(plan, groups)
     launcher.warm_up()
-    try:
-        yield launcher
-    finally:
-        with trio.move_on_after(SHUT_S, shield=True):
-            await launcher.cool_down()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(launcher.keep_warm)
+        try:
+            yield launcher
+        finally:
+            nursery.cancel_scope.cancel(reason="the launcher is closed")
+            with trio.move_on_after(SHUT_S, shield=True):
+                await launcher.cool_down()
 
 
 class Launcher:
@@ -62,18 +66,30 @@ class Launcher:
         self._plan = plan
         self._spare: Child | None = None
         self._closed = False
+        self._wanted = trio.Event()
+        self._patterns: tuple[str, ...] = ()  # of blocked paths, in the last birth: they follow from the policy
+
+    def warm_up_soon(self) -> None:
+        """Have a spare started if there is none: after AFTER_S, so as not to take the time of an answer under way."""
+        self._wanted.set()
+
+    async def keep_warm(self) -> None:
+        """Start the spares that are wanted, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            await trio.sleep(AFTER_S)
+            with contextlib.suppress(BirthFailed):  # the next init starts its own, and says why not
+                self.warm_up()
 
     def warm_up(self) -> None:
         """Start a spare if there is none. Takes about a millisecond of the loop's time, and ten of another core's.
 
-        For whoever had an init opened and has nothing more to wait for: a spare that starts earlier would take the
-        time of that very birth.
-
         Raises:
-            BirthFailed: no interpreter can be started. The next init starts its own, and says why not.
+            BirthFailed: no interpreter can be started.
         """
         if self._spare is None and not self._closed:
-            self._spare = start_spare(self._plan.spaces)
+            self._spare = self._start_spare()
 
     async def cool_down(self) -> None:
         """End the spare, and have none any more."""
@@ -126,7 +142,10 @@ class Launcher:
         if spare is not None and spare.exited():  # somebody killed it while it waited
             await spare.end()
             spare = None
-        return spare or start_spare(self._plan.spaces)
+        return spare or self._start_spare()
+
+    def _start_spare(self) -> Child:
+        return start_spare(self._plan.spaces, internet=self._plan.internet, patterns=self._patterns)
 
     async def _settle(self, group: SessionGroup | None, limits: Limits) -> Leaves | None:
         """Make the session's group ready for leaves, now that no namespace is made in it any more."""
@@ -146,7 +165,9 @@ class Launcher:
                 await child.wait_ahead()
                 if group is not None:
                     await group.join(child.pid)
-                wire.send(child.sock, birth_spec(self._plan, walls, grouped=group is not None), [openers.fileno()])
+                spec = birth_spec(self._plan, walls, grouped=group is not None)
+                self._patterns = (spec["hide"]["from_root"], spec["hide"]["anywhere"])
+                wire.send(child.sock, spec, [openers.fileno()])
                 openers.close()  # or we would not see the opener's end
                 answer, makers = await child.hear()
         except trio.TooSlowError:

@@ -93,6 +93,12 @@ class Options:
         self.plain_memfds = plain_memfds
         self.debugger = debugger
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Options) and hash(self) == hash(other)
+
+    def __hash__(self) -> int:
+        return self.internet | self.plain_memfds << 1 | self.debugger << 2
+
 
 def refuse(code: int) -> int:
     """Return the action that makes a call fail with *code*."""
@@ -145,7 +151,7 @@ def _memfds(*, plain: bool) -> Iterator[Rule]:
 def assemble(machine: str, table: Sequence[Rule]) -> bytes:
     """Return the BPF program of *table* for *machine*."""
     numbers = syscalls.numbers(machine)
-    program: list[Instruction] = [
+    code: list[Instruction] = [
         (LOAD, 0, 0, AT_ARCH),
         (EQUAL, 1, 0, syscalls.audit_arch(machine)),
         (RETURN, 0, 0, KILL),  # a foreign architecture, where the same numbers mean other calls
@@ -154,9 +160,9 @@ def assemble(machine: str, table: Sequence[Rule]) -> bytes:
         (RETURN, 0, 0, refuse(errno.ENOSYS)),  # calls younger than this table, and x32, which starts at 1 << 30
     ]
     for rule in table:
-        program += _rule(rule, numbers)
-    program.append((RETURN, 0, 0, ALLOW))
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+        code += _rule(rule, numbers)
+    code.append((RETURN, 0, 0, ALLOW))
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 
 def _rule(rule: Rule, numbers: Mapping[str, int]) -> Iterator[Instruction]:
@@ -188,19 +194,19 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
-def install(program: bytes) -> None:
-    """Put the calling thread and all its children under *program* for good; filters add up.
+def install(code: bytes) -> None:
+    """Put the calling thread and all its children under the filter *code* for good; filters add up.
 
     The caller has set no_new_privs. Raises OSError.
     """
-    buffer = ctypes.create_string_buffer(program, len(program))
-    description = _Program(len(program) // 8, ctypes.cast(buffer, ctypes.c_char_p))
+    buffer = ctypes.create_string_buffer(code, len(code))
+    description = _Program(len(code) // 8, ctypes.cast(buffer, ctypes.c_char_p))
     syscalls.call("seccomp", SET_MODE_FILTER, 0, ctypes.byref(description))
 
 
-def enforce(options: Options) -> None:
-    """Filter system calls on this machine. Raises OSError, syscalls.UnknownMachine."""
-    install(assemble(syscalls.this_machine(), rules(options)))
+def program(options: Options) -> bytes:
+    """Return the filter of this machine. Raises syscalls.UnknownMachine."""
+    return assemble(syscalls.this_machine(), rules(options))
 
 
 def forbid_internet() -> None:

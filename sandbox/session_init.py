@@ -57,8 +57,11 @@ class Init:
         keepers = Keepers(child.sock)
         self.forking = SlotPool(keepers, leaves)
         self.spawning = SlotPool(keepers, spawns=True) if spawns else None
-        (self.spawning or self.forking).open()
         self._child = child
+
+    def get_ready(self) -> None:
+        """Have what the first command needs on its way, for whoever has nothing more to wait for himself."""
+        (self.spawning or self.forking).get_ready()
 
     def pool_for(self, plan: ExecPlan) -> SlotPool:
         """Return where the slots are that *plan* can be launched in."""

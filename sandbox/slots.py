@@ -9,6 +9,7 @@ pays for one keeper of the usual kind.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -52,13 +53,11 @@ class SlotPool:
         self._need = 1.0  # slots, without lingering ones, that calls have had use for lately
         keepers.pools.append(self)
 
-    def open(self) -> None:
-        """Have the first slot on its way: the init sends one unasked, unless it comes with a group."""
-        if self.leaves is not None:
-            self._ask()
-        else:
-            self._owed += 1
-            self._keepers.expect(self)
+    def get_ready(self) -> None:
+        """Have a slot on its way, if there is none. A call that comes before asks for it itself, and waits."""
+        if not self.size:
+            with suppress(SpawnFailed):  # the init is gone, which whoever needs a slot learns
+                self._ask()
 
     async def take(self) -> Slot:
         """Return a slot whose leader waits; the caller gives it back or discards it.

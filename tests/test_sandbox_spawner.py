@@ -152,6 +152,9 @@ async def test_usual_commands_are_spawned_and_what_needs_more_is_forked() -> Non
     show = "ulimit -Hn; ulimit -Sn"
     async with open_world() as world:
         assert world.init.spawning is not None
+        await world.run("/bin/true")
+        assert world.init.spawning.size
+        assert not world.init.forking.size
         for limits, files in (
             (None, 512),
             (Limits(open_files_max=512), 512),
@@ -161,8 +164,7 @@ async def test_usual_commands_are_spawned_and_what_needs_more_is_forked() -> Non
         ):
             ended = await world.run("/bin/sh", "-c", show, limits=limits)
             assert ended.stdout.data.split() == [str(files).encode()] * 2
-        assert world.init.spawning.size == 1
-        assert world.init.forking.size >= 1
+        assert world.init.forking.size
 
 
 @pytest.mark.parametrize("limits", [{"memory_max_bytes": KEEPER_BYTES - 1}, {"open_files_max": KEEPER_FILES - 1}])

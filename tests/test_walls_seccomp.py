@@ -97,7 +97,7 @@ def become_plain() -> None:
 
 def fence(options: Options = STRICT) -> None:
     prctl.prctl(prctl.SET_NO_NEW_PRIVS, 1)
-    seccomp.enforce(options)
+    seccomp.install(seccomp.program(options))
 
 
 def outcome(attack: Callable[[], object]) -> str:
