@@ -203,13 +203,19 @@ class Init:
     def _reap(self) -> None:
         self._keeper_killed = False
         try:
-            while (exited := os.waitpid(-1, os.WNOHANG))[0]:
-                self._exited(*exited)
+            while (changed := os.waitpid(-1, os.WNOHANG | os.WUNTRACED))[0]:
+                self._changed(*changed)
         except ChildProcessError:
             return
         while self._keeper_killed:  # what it kept is ours now, and has nobody else to end it
             self._keeper_killed = False
             trees.end_in_rounds(self._exited, spare=self._ours)
+
+    def _changed(self, pid: int, status: int) -> None:
+        if not os.WIFSTOPPED(status):
+            self._exited(pid, status)
+        elif pid in self._ours:  # a keeper that is stopped ends no command: who stopped it shall not gain by it
+            os.kill(pid, signal.SIGKILL)
 
     def _exited(self, pid: int, status: int) -> None:
         if pid in self._ours:

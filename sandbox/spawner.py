@@ -8,8 +8,8 @@ filter, from this thread, which serves one command and ends. Limits and umask fr
 of its commands. Session and descriptors from posix_spawn. A command that needs more (a terminal, limits or a control
 group of its own) is forked (`leader.py`).
 
-Until the thread has ended, a moment after the exec, the program may signal it, and so stop or kill its keeper. That
-ends the program: its keeper's tree is the init's to kill then.
+Until the thread has ended, a moment after the exec, the program may signal it, and so stop or kill its keeper. It gains
+nothing by it: a keeper that is stopped or dead has its tree ended by the init.
 """
 
 from __future__ import annotations

@@ -245,8 +245,11 @@ def keepers(world: World) -> list[int]:
     return [slot.keeper_pid for slot in world.init.spawning._free]
 
 
-async def test_a_keeper_that_is_killed_while_its_command_runs_takes_that_along() -> None:
-    async with open_world() as world, trio.open_nursery() as nursery:
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM], ids=lambda each: each.name)
+@pytest.mark.parametrize("settings", [pytest.param(PLAIN, id="plain"), pytest.param({}, marks=needs_namespaces)])
+async def test_a_signal_to_its_keeper_ends_a_command(signum: signal.Signals, settings: dict[str, Any]) -> None:
+    """What a command could do to its keeper, if it could signal it, is not to live longer for it."""
+    async with open_world(plan=plan_for(**settings)) as world, trio.open_nursery() as nursery:
         ended = []
 
         async def run() -> None:
@@ -257,6 +260,6 @@ async def test_a_keeper_that_is_killed_while_its_command_runs_takes_that_along()
         await up.wait()
         (slot,) = world.pool._busy
         (sleeper,) = await world.init.descendants()
-        os.kill(slot.keeper_pid, signal.SIGKILL)
+        os.kill(slot.keeper_pid, signum)
         await eventually(lambda: ended and trees.read_entry(sleeper) is None)
         assert (await world.run("/bin/true")).how == Exited(0)
