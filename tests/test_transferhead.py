@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from broker.errors import BrokerError
@@ -80,6 +80,8 @@ def test_an_upload_says_where_it_goes_on(
 
 
 @given(st.dictionaries(st.sampled_from(["content-range", "upload-offset", "upload-complete"]), st.text(max_size=12)))
+@example({"upload-offset": "0\x1f"})
+@example({"upload-offset": " 0\t"})
 def test_what_is_not_understood_is_refused_not_guessed(headers: dict[str, str]) -> None:
     raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
     with suppress(BrokerError):
