@@ -164,7 +164,7 @@ async def test_an_override_above_the_sessions_limits_holds_and_widens_nothing_el
 
 async def chores_done(own: Hands) -> None:
     """Wait for what the broker does to groups after an answer."""
-    leaves = own.whole.gateway._host.supervisor.get("me", own.session_id).own.init.slots.leaves
+    leaves = own.whole.gateway._host.supervisor.get("me", own.session_id).own.init.forking.leaves
     assert leaves is not None
     for _ in range(3):  # one may ask for another
         await leaves._chores.settled()
@@ -255,7 +255,7 @@ async def test_daemons_stay_in_their_group_until_the_session_ends(tmp_path: Path
         place = Path(f"/proc/{pid}/cgroup").read_text()
         assert "/session-1/command-" in place
         init = own.whole.gateway._host.supervisor.get("me", own.session_id).own.init
-        for keeper in init.slots.keepers_with_trees():  # who kept it is gone, and the group is what is left
+        for keeper in init.forking.keepers_with_trees():  # who kept it is gone, and the group is what is left
             os.kill(keeper, signal.SIGKILL)
         ended = await own.answer("kill_session", force=True)
         assert ended["success"]
