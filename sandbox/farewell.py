@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -25,18 +25,21 @@ async def ask_to_end(init: Init, grace_s: float) -> int:
     asked: set[int] = set()
     with trio.move_on_after(grace_s):
         while pids := await init.descendants():
-            await _ask(init, pids - asked)
-            asked |= pids
-            await _wait_any(pids)
+            asked |= await _ask(init, pids - asked)
+            # The others are none of the session's commands: a keeper that got ready for its next one meanwhile.
+            if ours := pids & asked:
+                await _wait_any(ours)
     return len(asked)
 
 
-async def _ask(init: Init, pids: Iterable[int]) -> None:
+async def _ask(init: Init, pids: Iterable[int]) -> set[int]:
+    """Signal those that are there; return them."""
+    asked = set()
     for pid in pids:
-        try:
+        with suppress(ProcessNotFound):  # it ended by itself meanwhile, which is what we want
             await init.signal(pid, signal.SIGTERM)
-        except ProcessNotFound:
-            continue  # it ended by itself meanwhile, which is what we want
+            asked.add(pid)
+    return asked
 
 
 async def _wait_any(pids: Iterable[int]) -> None:

@@ -469,6 +469,19 @@ async def test_jobs_die_with_their_session_and_the_audit_says_so(tmp_path: Path,
         assert {r["error_code"] for r in failed} == ({"SESSION_005"} if force else {"CMD_003"})
 
 
+@pytest.mark.parametrize("terminal", [None, {}], ids=["spawned", "forked"])
+async def test_a_session_whose_commands_obey_is_gone_long_before_the_grace(
+    tmp_path: Path, terminal: dict[str, int] | None
+) -> None:
+    """Its keeper gets ready for the next command when one has ended, and that is not to be waited for."""
+    extra = {"background": True} if terminal is None else {"terminal": terminal, "wait_seconds": 0.05}
+    async with hands(tmp_path, SERVER.replace("kill_grace: 0.3", "kill_grace: 60")) as own:
+        for _ in range(20):
+            other = Hands(whole=own.whole, session_id=(await own.whole.ok("create_session"))["session_id"])
+            await other.ok("execute_command", argv=["sleep", "99"], **extra)
+            assert (await other.ok("kill_session", force=False))["processes_ended"] == 1
+
+
 async def test_the_audit_tells_the_end_of_what_outlived_its_call(tmp_path: Path) -> None:
     async with hands(tmp_path) as own:
         command_id = await own.start("input(); raise SystemExit(5)")
