@@ -173,7 +173,7 @@ class Spawn:
                 wire.send(self._sock, {"started": True}, [pidfd])
             finally:
                 os.close(pidfd)
-        except OSError:  # too many descriptors, or nobody there: it runs, and its number stays unknown
+        except (OSError, MemoryError):  # whatever there is too little of, or nobody there: it runs, its number unknown
             self._sock.close()
 
 
