@@ -95,9 +95,8 @@ async def perform_kill_session(scope: Scope, request: KillSession, _: Subject) -
     try:
         ended = await init.descendants()
         if not request.force:
-            grace_s = scope.host.commands.grace_s
-            with trio.move_on_after(grace_s):
-                await ask_to_end(init, grace_s)
+            with trio.move_on_after(scope.host.commands.grace_s):
+                await ask_to_end(init)
                 for job in running:  # what obeyed ends as it did, and is not cut off while its end is taken in
                     await job.done.wait()
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -125,27 +126,32 @@ async def run_command(
 
     Cancellation: the tree is killed and gone before Cancelled leaves (at most KILL_BOUND_S seconds).
     """
-    times = _Times(timeout_s=timeout_s, grace_s=grace_s, drain_s=drain_s)
+    run = partial(
+        _run,
+        init,
+        timeout_s=timeout_s,
+        grace_s=grace_s,
+        drain_s=drain_s,
+        output_bytes=output_bytes,
+        on_started=on_started,
+        partner=partner,
+    )
     try:
-        return await _run(init, plan, times, output_bytes, on_started, partner)
+        return await run(plan)
     except SpawnFailed as failed:
         if failed.stage != NO_ROOM:
             raise
     # The keeper has to live within the limits that its commands use up. Nothing ran, so one without limits may do it.
-    return await _run(init, attrs.evolve(plan, forked=True), times, output_bytes, on_started, partner)
-
-
-@attrs.frozen(kw_only=True)
-class _Times:
-    timeout_s: float
-    grace_s: float
-    drain_s: float
+    return await run(attrs.evolve(plan, forked=True))
 
 
 async def _run(
     init: Init,
     plan: ExecPlan,
-    times: _Times,
+    *,
+    timeout_s: float,
+    grace_s: float,
+    drain_s: float,
     output_bytes: int,
     on_started: Callable[[int], None] | None,
     partner: Partner | None,
@@ -155,17 +161,17 @@ async def _run(
     async with open_command(init, plan, output_bytes=output_bytes, spill=spill) as command:
         if partner is not None:
             partner.on_launched(command)
-        with trio.move_on_at(started_s + times.timeout_s):
+        with trio.move_on_at(started_s + timeout_s):
             await command.wait_started()
             if on_started is not None:
                 on_started(command.pid)
             await command.wait_ended()
         timed_out = not command.ended
         if timed_out:
-            await command.end(times.grace_s)
-        drained = await command.drain(times.drain_s)
+            await command.end(grace_s)
+        drained = await command.drain(drain_s)
         return Ended(
-            how=TimedOut(times.timeout_s) if timed_out else _how(command.exit_code),
+            how=TimedOut(timeout_s) if timed_out else _how(command.exit_code),
             stdout=command.streams.stdout.captured(),
             stderr=command.streams.stderr.captured(),
             drained=drained,

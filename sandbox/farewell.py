@@ -17,19 +17,17 @@ if TYPE_CHECKING:
     from sandbox.session_init import Init
 
 
-async def ask_to_end(init: Init, grace_s: float) -> int:
-    """Send SIGTERM to every process of the session's commands and wait until none is left, at most *grace_s* seconds.
+async def ask_to_end(init: Init) -> None:
+    """Send SIGTERM to every process of the session's commands and wait until none is left.
 
-    Returns: how many processes were asked. Those that stay are the caller's to kill.
+    The caller bounds it, and kills those that stay.
     """
     asked: set[int] = set()
-    with trio.move_on_after(grace_s):
-        while pids := await init.descendants():
-            asked |= await _ask(init, pids - asked)
-            # The others are none of the session's commands: a keeper that got ready for its next one meanwhile.
-            if ours := pids & asked:
-                await _wait_any(ours)
-    return len(asked)
+    while pids := await init.descendants():
+        asked |= await _ask(init, pids - asked)
+        # The others are none of the session's commands: a keeper that got ready for its next one meanwhile.
+        if ours := pids & asked:
+            await _wait_any(ours)
 
 
 async def _ask(init: Init, pids: Iterable[int]) -> set[int]:

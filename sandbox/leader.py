@@ -87,7 +87,7 @@ def _become(sock: socket.socket, spec: wire.Message, fds: list[int], *, abi: int
         stage = "rlimits"
         rlimits.apply(spec["limits"], tasks_room)
         stage = "exec_paths"
-        _narrow(spec["exec_paths"], abi)
+        narrow(spec["exec_paths"], abi)
         if not spec["internet"]:
             stage = "network"
             seccomp.forbid_internet()
@@ -113,7 +113,8 @@ def _place(fds: list[int], numbers: list[int]) -> None:
         os.dup2(fd, number, inheritable=True)
 
 
-def _narrow(exec_paths: list[str] | None, abi: int) -> None:
+def narrow(exec_paths: list[str] | None, abi: int) -> None:
+    """Enter the domain of a command whose rule says what it may run; None: it may run what the session may."""
     if exec_paths is not None:
         landlock.narrow_execution(abi, exec_paths)
 

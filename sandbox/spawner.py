@@ -21,7 +21,7 @@ import os
 import signal
 
 from sandbox import landlock, seccomp, wire
-from sandbox.leader import EXIT_NOT_STARTED, NO_ROOM, report
+from sandbox.leader import EXIT_NOT_STARTED, NO_ROOM, narrow, report
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -137,8 +137,7 @@ class Spawn:
 
     def _become(self, spec: wire.Message, fds: list[int]) -> None:
         self._stage = "exec_paths"
-        if spec["exec_paths"] is not None:
-            landlock.narrow_execution(self._abi, spec["exec_paths"])
+        narrow(spec["exec_paths"], self._abi)
         if not spec["internet"]:
             self._stage = "network"
             seccomp.forbid_internet()
