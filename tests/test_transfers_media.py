@@ -13,8 +13,8 @@ from transfers.media import HEAD_BYTES, KNOWN_HEADS, MediaType, MediaTypes
 PNG = bytes.fromhex("89504e470d0a1a0a0000000d4948445200000001000000010806000000")
 
 
-async def media_types(module_name: str = "magic") -> MediaTypes:
-    types = MediaTypes(limiter=trio.CapacityLimiter(1), module_name=module_name)
+async def media_types(module_name: str = "magic", limiter: trio.CapacityLimiter | None = None) -> MediaTypes:
+    types = MediaTypes(limiter=limiter or trio.CapacityLimiter(1), module_name=module_name)
     if module_name == "magic" and not (await types.report()).startswith("libmagic"):
         pytest.skip(await types.report())
     return types
@@ -27,9 +27,7 @@ async def test_content_decides_over_the_name() -> None:
 
 async def test_what_was_seen_lately_is_known_without_a_thread_and_only_that() -> None:
     limiter = trio.CapacityLimiter(1)
-    types = MediaTypes(limiter=limiter)
-    if not (await types.report()).startswith("libmagic"):
-        pytest.skip("libmagic is not installed")
+    types = await media_types(limiter=limiter)
     heads = [PNG + str(number).encode().ljust(HEAD_BYTES) for number in range(KNOWN_HEADS + 1)]
     for head in heads:
         assert (await types.of_bytes(head, "x")).mime_type == "image/png"
