@@ -20,7 +20,11 @@ PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PACKAGES = ["broker", "config", "policy", "sandbox", "transfers"]
 CODE = [*PACKAGES, "tests", "bench", "docs", "noxfile.py"]
 WAITING = re.compile(r"\b(async|await|trio)\b")
-APART = "conformance or soak or guest"  # what has a session of its own
+# Which marks run where. What has a session of its own is in none of these.
+APART = "conformance or soak or guest"
+QUICK = f"not ({APART} or long)"
+LONG = f"long and not ({APART})"
+ELSEWHERE = f"not ({APART} or once)"
 
 
 def _open_pyenv_shims(minors: list[str]) -> None:
@@ -100,21 +104,21 @@ def _run_module(session: nox.Session, module: str, *arguments: str) -> None:
 def tests(session: nox.Session) -> None:
     """Pure, real and hostile tests on the Python that runs nox, but for the long ones."""
     install(session)
-    run_tests(session, f"not ({APART} or long)")
+    run_tests(session, QUICK)
 
 
 @nox.session(tags=["full", "rest"])
 def long(session: nox.Session) -> None:
     """The long tests and corpora that `tests` leaves out, on the same Python."""
     install(session)
-    run_tests(session, f"long and not ({APART})")
+    run_tests(session, LONG)
 
 
 @nox.session(python=OTHERS, tags=["full", "rest"])
 def elsewhere(session: nox.Session) -> None:
     """What the Python makes a difference to, on every other one of the matrix that is installed here."""
     install(session)
-    run_tests(session, f"not ({APART} or once)")
+    run_tests(session, ELSEWHERE)
 
 
 @nox.session
@@ -123,7 +127,7 @@ def newest(session: nox.Session) -> None:
     session.install(
         "-q", "--upgrade", "--upgrade-strategy", "eager", ".", *nox.project.dependency_groups(PROJECT, "dev")
     )
-    run_tests(session, f"not ({APART} or long)")
+    run_tests(session, QUICK)
 
 
 @nox.session
