@@ -53,6 +53,7 @@ def _answers(python: str) -> bool:
 GUEST_TESTS = ["tests/test_walls_cgroup_guest.py", "tests/test_whole_cgroup_guest.py", "tests/test_escape_guest.py"]
 # As many tests at once as there are cores. More than four would share the session user's limit of processes.
 AT_ONCE = ["-n", "logical", "--maxprocesses", "4"]
+PYTEST = [*AT_ONCE, "--dist", "loadscope"]  # a module's tests may share a broker
 GUEST_S = 600  # for the tests of one guest; emulated on two idle cores they take about 200
 PYTHONS = installed_pythons()
 OTHERS = [minor for minor in PYTHONS if minor != "{}.{}".format(*sys.version_info)]
@@ -70,55 +71,48 @@ def install(session: nox.Session, *locks: str) -> None:
     session.install("-q", "--no-deps", "--no-build-isolation", ".")
 
 
-def run_tests(session: nox.Session, marked: str, *options: str) -> None:
-    """Run what is *marked* so, with its progress; arguments after `--` go to pytest."""
-    by_module = [*AT_ONCE, "--dist", "loadscope"]  # a module's tests may share a broker
-    session.run("python", "-m", "pytest", *by_module, *options, "-m", marked, *session.posargs)
+def run_here(session: nox.Session, module: str, *arguments: str) -> None:
+    """Run a module in the environment that runs nox: the README's command has installed all of it there."""
+    session.run(sys.executable, "-m", module, *arguments, external=True)
 
 
 @nox.session(venv_backend="none", tags=["full"])
 def lint(session: nox.Session) -> None:
-    """Ruff (rules and format) and flake8-async, of the environment that runs nox."""
-    _run_module(session, "ruff", "check", *CODE)
-    _run_module(session, "ruff", "format", "--check", *CODE)
+    """Ruff (rules and format) and flake8-async."""
+    run_here(session, "ruff", "check", *CODE)
+    run_here(session, "ruff", "format", "--check", *CODE)
     # Its rules are about what waits: in the other two thirds it finds nothing, and takes a minute to.
     every = [file for package in PACKAGES for file in sorted(Path(package).glob("*.py"))]
     files = [str(file) for file in every if WAITING.search(file.read_text())]
     # ASYNC128 does not see a task_status that is handed on; ASYNC9xx want a checkpoint in every function, also where
     # nothing may block (they are off by default, and naming any rule to disable would turn them on).
     startable = "--startable-in-context-manager=serve_http,run,_live,_supervise"
-    _run_module(session, "flake8_async", "--disable=ASYNC128,ASYNC9", startable, *files)
+    run_here(session, "flake8_async", "--disable=ASYNC128,ASYNC9", startable, *files)
 
 
 @nox.session(venv_backend="none", tags=["full"])
 def types(session: nox.Session) -> None:
-    """Mypy, strict, of the environment that runs nox."""
-    _run_module(session, "mypy", *session.posargs)
+    """Mypy, strict."""
+    run_here(session, "mypy", *session.posargs)
 
 
-def _run_module(session: nox.Session, module: str, *arguments: str) -> None:
-    session.run(sys.executable, "-m", module, *arguments, external=True)
-
-
-@nox.session(tags=["full"])
+@nox.session(venv_backend="none", tags=["full"])
 def tests(session: nox.Session) -> None:
     """Pure, real and hostile tests on the Python that runs nox, but for the long ones."""
-    install(session)
-    run_tests(session, QUICK)
+    run_here(session, "pytest", *PYTEST, "-m", QUICK, *session.posargs)
 
 
-@nox.session(tags=["full", "rest"])
+@nox.session(venv_backend="none", tags=["full", "rest"])
 def long(session: nox.Session) -> None:
     """The long tests and corpora that `tests` leaves out, on the same Python."""
-    install(session)
-    run_tests(session, LONG)
+    run_here(session, "pytest", *PYTEST, "-m", LONG, *session.posargs)
 
 
 @nox.session(python=OTHERS, tags=["full", "rest"])
 def elsewhere(session: nox.Session) -> None:
     """What the Python makes a difference to, on every other one of the matrix that is installed here."""
     install(session)
-    run_tests(session, ELSEWHERE)
+    session.run("python", "-m", "pytest", *PYTEST, "-m", ELSEWHERE, *session.posargs)
 
 
 @nox.session
@@ -127,7 +121,7 @@ def newest(session: nox.Session) -> None:
     session.install(
         "-q", "--upgrade", "--upgrade-strategy", "eager", ".", *nox.project.dependency_groups(PROJECT, "dev")
     )
-    run_tests(session, QUICK)
+    session.run("python", "-m", "pytest", *PYTEST, "-m", QUICK, *session.posargs)
 
 
 @nox.session
@@ -149,12 +143,11 @@ def conformance(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-m", "conformance", *session.posargs)
 
 
-@nox.session(tags=["full", "rest"])
+@nox.session(venv_backend="none", tags=["full", "rest"])
 def soak(session: nox.Session) -> None:
     """Ten thousand commands and a gigabyte of output leave everything where it was."""
-    install(session)
     bound = ["-o", "faulthandler_timeout=420"]  # these tests are long by design; each has a bound of its own
-    session.run("python", "-m", "pytest", *AT_ONCE, *bound, "-m", "soak", *session.posargs)
+    run_here(session, "pytest", *AT_ONCE, *bound, "-m", "soak", *session.posargs)
 
 
 @nox.session(tags=["full", "rest"])
