@@ -1,13 +1,16 @@
-"""The whole check of this repository: `nox` runs it all, CI runs nothing else.
+"""The whole check of this repository: `nox` is the quick part, `nox -t rest` what it leaves out, `nox -t full` both.
 
+Everything is installed from the hashes in requirements/ (`nox -s lock` writes them), but for the session `newest`.
 The matrix of Pythons has one home, the classifiers of pyproject.toml; of those, the ones installed here are tested.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import nox
@@ -16,7 +19,12 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PACKAGES = ["broker", "config", "policy", "sandbox", "transfers"]
 CODE = [*PACKAGES, "tests", "bench", "docs", "noxfile.py"]
-SLOW = "conformance or soak or guest"
+WAITING = re.compile(r"\b(async|await|trio)\b")
+# Which marks run where. What has a session of its own is in none of these.
+APART = "conformance or soak or guest"
+QUICK = f"not ({APART} or long)"
+LONG = f"long and not ({APART})"
+ELSEWHERE = f"not ({APART} or once)"
 
 
 def _open_pyenv_shims(minors: list[str]) -> None:
@@ -45,90 +53,130 @@ def _answers(python: str) -> bool:
 GUEST_TESTS = ["tests/test_walls_cgroup_guest.py", "tests/test_whole_cgroup_guest.py", "tests/test_escape_guest.py"]
 # As many tests at once as there are cores. More than four would share the session user's limit of processes.
 AT_ONCE = ["-n", "logical", "--maxprocesses", "4"]
+PYTEST = [*AT_ONCE, "--dist", "loadscope"]  # a module's tests may share a broker
 GUEST_S = 600  # for the tests of one guest; emulated on two idle cores they take about 200
 PYTHONS = installed_pythons()
+OTHERS = [minor for minor in PYTHONS if minor != "{}.{}".format(*sys.version_info)]
 
 nox.needs_version = ">=2025.5.1"
 nox.options.error_on_external_run = True
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "tests", "conformance", "soak", "guest", "wheel"]
+nox.options.sessions = ["lint", "types", "tests"]
 
 
-def install(session: nox.Session, *groups: str) -> None:
-    """This project and the named dependency groups, into the session's own environment."""
-    session.install("-q", ".", *nox.project.dependency_groups(PROJECT, *groups))
+def install(session: nox.Session, *locks: str) -> None:
+    """The locked packages and this project, into the session's own environment."""
+    for lock in ("check", *locks):
+        session.install("-q", "-r", f"requirements/{lock}.txt")
+    session.install("-q", "--no-deps", "--no-build-isolation", ".")
 
 
-@nox.session(python=PYTHONS)
+def run_here(session: nox.Session, module: str, *arguments: str) -> None:
+    """Run a module in the environment that runs nox: the README's command has installed all of it there."""
+    session.run(sys.executable, "-m", module, *arguments, external=True)
+
+
+@nox.session(venv_backend="none", tags=["full"])
+def lint(session: nox.Session) -> None:
+    """Ruff (rules and format) and flake8-async."""
+    run_here(session, "ruff", "check", *CODE)
+    run_here(session, "ruff", "format", "--check", *CODE)
+    # Its rules are about what waits: in the other two thirds it finds nothing, and takes a minute to.
+    every = [file for package in PACKAGES for file in sorted(Path(package).glob("*.py"))]
+    files = [str(file) for file in every if WAITING.search(file.read_text())]
+    # ASYNC128 does not see a task_status that is handed on; ASYNC9xx want a checkpoint in every function, also where
+    # nothing may block (they are off by default, and naming any rule to disable would turn them on).
+    startable = "--startable-in-context-manager=serve_http,run,_live,_supervise"
+    run_here(session, "flake8_async", "--disable=ASYNC128,ASYNC9", startable, *files)
+
+
+@nox.session(venv_backend="none", tags=["full"])
+def types(session: nox.Session) -> None:
+    """Mypy, strict."""
+    run_here(session, "mypy", *session.posargs)
+
+
+@nox.session(venv_backend="none", tags=["full"])
 def tests(session: nox.Session) -> None:
-    """Pure, real and hostile tests on every installed Python of the matrix; what is marked `once` on the oldest."""
-    install(session, "test")
-    by_module = [*AT_ONCE, "--dist", "loadscope"]  # a module's tests may share a broker
-    elsewhere = SLOW if session.python == PYTHONS[0] else f"{SLOW} or once"
-    session.run("python", "-m", "pytest", "-q", *by_module, "-m", f"not ({elsewhere})", *session.posargs)
+    """Pure, real and hostile tests on the Python that runs nox, but for the long ones."""
+    run_here(session, "pytest", *PYTEST, "-m", QUICK, *session.posargs)
+
+
+@nox.session(venv_backend="none", tags=["full", "rest"])
+def long(session: nox.Session) -> None:
+    """The long tests and corpora that `tests` leaves out, on the same Python."""
+    run_here(session, "pytest", *PYTEST, "-m", LONG, *session.posargs)
+
+
+@nox.session(python=OTHERS, tags=["full", "rest"])
+def elsewhere(session: nox.Session) -> None:
+    """What the Python makes a difference to, on every other one of the matrix that is installed here."""
+    install(session)
+    session.run("python", "-m", "pytest", *PYTEST, "-m", ELSEWHERE, *session.posargs)
 
 
 @nox.session
+def newest(session: nox.Session) -> None:
+    """The tests of `tests` on the newest releases that pyproject.toml allows, instead of the locked ones."""
+    session.install(
+        "-q", "--upgrade", "--upgrade-strategy", "eager", ".", *nox.project.dependency_groups(PROJECT, "dev")
+    )
+    session.run("python", "-m", "pytest", *PYTEST, "-m", QUICK, *session.posargs)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Write requirements/ anew for all Pythons of the matrix; `-- --upgrade` moves to the newest releases."""
+    session.install("-q", "uv")
+    write = ["uv", "pip", "compile", "-q", "--universal", "--python-version", nox.project.python_versions(PROJECT)[0]]
+    write += ["--generate-hashes", "--no-emit-index-url", "--no-annotate", "--custom-compile-command", "nox -s lock"]
+    check = "requirements/check.txt"
+    session.run(*write, "pyproject.toml", "--group", "dev", "-o", check, *session.posargs)
+    session.run(*write, "pyproject.toml", "--group", "build", "-c", check, "-o", "requirements/run.txt")
+    session.run(*write, "--group", "conformance", "-c", check, "-o", "requirements/conformance.txt", *session.posargs)
+
+
+@nox.session(tags=["full", "rest"])
 def conformance(session: nox.Session) -> None:
     """The official MCP conformance suite against our HTTP layer, both protocol revisions."""
-    install(session, "test", "conformance")
-    session.run("python", "-m", "pytest", "-q", "-m", "conformance", *session.posargs)
+    install(session, "conformance")
+    session.run("python", "-m", "pytest", "-m", "conformance", *session.posargs)
 
 
-@nox.session
+@nox.session(venv_backend="none", tags=["full", "rest"])
 def soak(session: nox.Session) -> None:
     """Ten thousand commands and a gigabyte of output leave everything where it was."""
-    install(session, "test")
-    long = ["-o", "faulthandler_timeout=420"]  # these tests are long by design; each has a bound of its own
-    session.run("python", "-m", "pytest", "-q", *AT_ONCE, *long, "-m", "soak", *session.posargs)
+    bound = ["-o", "faulthandler_timeout=420"]  # these tests are long by design; each has a bound of its own
+    run_here(session, "pytest", *AT_ONCE, *bound, "-m", "soak", *session.posargs)
 
 
-@nox.session
+@nox.session(tags=["full", "rest"])
 def guest(session: nox.Session) -> None:
     """The tests that need a kernel of their own: in a guest, as root and as a user with a delegated cgroup."""
-    install(session, "test")
+    install(session)
     found = session.run("python", "-m", "tests.guest.fetch", silent=True, success_codes=[0, 77])
     if isinstance(found, str) and found.startswith("no guest"):
         session.skip(found.strip())
     session.run("python", "-m", "compileall", "-q", *PACKAGES, "tests")  # what is compiled inside is thrown away
-    tests = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "guest", *(session.posargs or GUEST_TESTS)]
+    tests = ["python", "-m", "pytest", "-p", "no:cacheprovider", "-m", "guest", *(session.posargs or GUEST_TESTS)]
     for who in ([], ["--user"]):
         session.run("python", "-m", "tests.guest", *who, "--verbose", "--timeout", f"{GUEST_S}", "--", *tests)
 
 
-@nox.session
-def lint(session: nox.Session) -> None:
-    """Ruff (rules and format) and flake8-async."""
-    session.install("-q", *nox.project.dependency_groups(PROJECT, "lint"))
-    session.run("ruff", "check", *CODE)
-    session.run("ruff", "format", "--check", *CODE)
-    files = [str(file) for package in PACKAGES for file in sorted(Path(package).glob("*.py"))]
-    # ASYNC128 does not see a task_status that is handed on; ASYNC9xx want a checkpoint in every function, also where
-    # nothing may block (they are off by default, and naming any rule to disable would turn them on).
-    startable = "--startable-in-context-manager=serve_http,run,_live,_supervise"
-    session.run("flake8-async", "--disable=ASYNC128,ASYNC9", startable, *files)
-
-
-@nox.session
-def types(session: nox.Session) -> None:
-    """Mypy, strict."""
-    install(session, "types", "test")
-    session.run("mypy", *session.posargs)
-
-
-@nox.session
+@nox.session(tags=["full", "rest"])
 def wheel(session: nox.Session) -> None:
     """Build the wheel, install it alone, and smoke-test the installed program from an empty folder."""
     built = Path(session.create_tmp()) / "dist"
     shutil.rmtree(built, ignore_errors=True)
-    session.install("-q", "build")
-    session.run("python", "-m", "build", "--outdir", str(built), ".", silent=True)
+    session.install("-q", "-r", "requirements/check.txt")
+    session.run("python", "-m", "build", "--no-isolation", "--outdir", str(built), ".", silent=True)
     (package,) = built.glob("*.whl")
     alone = Path(session.create_tmp()).resolve() / "alone"
     shutil.rmtree(alone, ignore_errors=True)
     session.run("python", "-m", "venv", str(alone / "env"))
     python = str(alone / "env" / "bin" / "python")
-    session.run(python, "-m", "pip", "install", "-q", str(package), external=True)
+    session.run(python, "-m", "pip", "install", "-q", "-r", "requirements/run.txt", external=True)
+    session.run(python, "-m", "pip", "install", "-q", "--no-deps", str(package), external=True)
     empty = alone / "empty"
     empty.mkdir()
     with session.chdir(empty):

@@ -57,12 +57,14 @@ def module_ids(path: Path) -> str:
 each_module = pytest.mark.parametrize("path", MODULES, ids=module_ids)
 
 
+@pytest.mark.once
 @each_module
 def test_imports_go_in_the_directions_of_the_design(path: Path) -> None:
     own = path.parent.name
     assert packages_of(path) & set(PACKAGES) <= MAY_IMPORT[own] | {own}
 
 
+@pytest.mark.once
 @each_module
 def test_config_imports_only_what_it_fills_and_the_proof_of_its_examples(path: Path) -> None:
     if path.parent.name != "config":
@@ -72,11 +74,13 @@ def test_config_imports_only_what_it_fills_and_the_proof_of_its_examples(path: P
     assert foreign <= allowed
 
 
+@pytest.mark.once
 @each_module
 def test_no_asyncio_anywhere(path: Path) -> None:
     assert not packages_of(path) & {"asyncio", "anyio", "uvicorn"}
 
 
+@pytest.mark.once
 @each_module
 def test_policy_is_pure(path: Path) -> None:
     if path.parent.name in PURE_STDLIB_AND_ATTRS:
@@ -85,6 +89,7 @@ def test_policy_is_pure(path: Path) -> None:
         assert not packages_of(path) & {"os", "pathlib", "socket", "subprocess", "time", "random"}
 
 
+@pytest.mark.once
 @each_module
 def test_only_the_endpoint_rooms_know_the_protocol(path: Path) -> None:
     if packages_of(path) & PROTOCOL_PACKAGES:
@@ -92,6 +97,7 @@ def test_only_the_endpoint_rooms_know_the_protocol(path: Path) -> None:
         assert path.stem in PROTOCOL_ROOMS
 
 
+@pytest.mark.once
 @each_module
 def test_modules_and_functions_are_small(path: Path) -> None:
     text = path.read_text()
@@ -103,11 +109,13 @@ def test_modules_and_functions_are_small(path: Path) -> None:
             assert lines <= MAX_FUNCTION_LINES, node.name
 
 
+@pytest.mark.once
 @each_module
 def test_every_module_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
+@pytest.mark.once
 @each_module
 def test_no_module_level_mutable_state(path: Path) -> None:
     mutable = (ast.Dict, ast.List, ast.Set, ast.DictComp, ast.ListComp, ast.SetComp)
@@ -118,6 +126,7 @@ def test_no_module_level_mutable_state(path: Path) -> None:
             assert target.id == "__all__", f"{target.id} is mutable: wrap it in a tuple, frozenset or MappingProxyType"
 
 
+@pytest.mark.once
 def test_four_broad_catches_in_the_whole_tree() -> None:
     found = set()
     for path in MODULES:
@@ -147,6 +156,7 @@ def test_the_child_side_is_stdlib_only() -> None:
         assert "typing" not in loaded  # half a megabyte of each session
 
 
+@pytest.mark.once
 def test_no_open_ends_are_left_in_the_code() -> None:
     for path in MODULES:
         for word in ("TO" + "DO", "FIX" + "ME", "XX" + "X"):

@@ -92,6 +92,7 @@ def test_bytes_that_are_no_text_stay_what_they_are() -> None:
     assert edited.diff.encode()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("text", "old", "new"),
     [

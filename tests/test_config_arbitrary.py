@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,16 +51,19 @@ def check_answer(answer: Config | ConfigFaults) -> None:
         assert answer.server.logging.audit_log.is_absolute()
 
 
+@pytest.mark.long
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_any_bytes(server: bytes, policy: bytes) -> None:
     check_answer(loaded(server, policy))
 
 
+@pytest.mark.long
 @given(st.fixed_dictionaries({"server": trees}), st.fixed_dictionaries({"policy": trees}))
 def test_any_tree_of_known_and_unknown_keys(server: object, policy: object) -> None:
     check_answer(loaded(*(yaml.safe_dump(tree, allow_unicode=True).encode() for tree in (server, policy))))
 
 
+@pytest.mark.long
 @given(st.sampled_from(all_keys()), trees)
 def test_any_value_under_any_key(key: object, value: object) -> None:
     path = key.name.replace("<name>", "git").split(".")  # type: ignore[attr-defined]

@@ -54,12 +54,19 @@ def test_plain_yaml_reads_as_people_read_it(text: str, value: object) -> None:
         ("*x : 1", "f.yaml:1: a key must be text, not a list, a mapping or an alias"),
         ("\na: !!str 1", "f.yaml:2: the tag tag:yaml.org,2002:str is not accepted: write a plain value"),
         ("a: 1\n---\nb: 2", "f.yaml:2: a second document starts here (---); only one is read"),
-        ("[" * 1_000_000, f"f.yaml:1: nested deeper than {DEPTH_LIMIT} levels"),
-        ("a: " + "{b: " * 1000, f"f.yaml:1: nested deeper than {DEPTH_LIMIT} levels"),
+        ("[" * 2 * DEPTH_LIMIT, f"f.yaml:1: nested deeper than {DEPTH_LIMIT} levels"),
+        ("a: " + "{b: " * 2 * DEPTH_LIMIT, f"f.yaml:1: nested deeper than {DEPTH_LIMIT} levels"),
     ],
 )
 def test_what_is_easily_misread_is_refused(text: str, fault: str) -> None:
     assert told(text) == [fault]
+
+
+@pytest.mark.parametrize("text", ["[" * 1_000_000, "a: " + "{b: " * 100_000])
+def test_a_nesting_without_end_is_one_fault_in_whoevers_words(text: str) -> None:
+    # The parser reads ahead, so a limit of its own may come before ours.
+    (fault,) = told(text)
+    assert fault.startswith("f.yaml:1: ")
 
 
 @pytest.mark.parametrize("text", ["a: [1", "a: 'x", "a: b: c", "\tx: 1", "a: \x07", "%YAML 9.9\n---\na"])

@@ -12,6 +12,8 @@ from broker.contract import TOOLS
 from broker.errors import ErrorCode
 from config.settings import Key, all_keys
 
+pytestmark = pytest.mark.once  # it reads files only
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()

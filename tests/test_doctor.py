@@ -62,6 +62,8 @@ def test_what_is_not_enforced_is_no_pass() -> None:
                 assert any(fence.layer in line["detail"] for fence in check.fences)
 
 
+@pytest.mark.long
+@pytest.mark.once
 def test_the_walls_of_a_plain_user_are_attacked_too() -> None:
     with live_folder() as base:
         write_config(base)

@@ -40,6 +40,7 @@ def result_of(run: Run, attack: Attack) -> Result:
     return next(result for result in run.results if result.attack is attack)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_an_attack_that_works_outside_is_held_inside(corpus: Run, attack: Attack) -> None:
     result = result_of(corpus, attack)
@@ -54,10 +55,12 @@ def test_an_attack_that_works_outside_is_held_inside(corpus: Run, attack: Attack
             pytest.skip(f"not fenced here: {verdict.by} would stop it")
 
 
+@pytest.mark.long
 def test_this_run_says_what_the_committed_table_says(corpus: Run) -> None:
     agree_with(COMMITTED, as_json(corpus, ""))
 
 
+@pytest.mark.long
 @pytest.mark.bounded(RUN_S)
 def test_the_walls_of_a_plain_users_broker_hold_too() -> None:
     """Attacks by an interpreter inside: there the broker has no other user to hide behind."""

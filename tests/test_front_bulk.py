@@ -98,6 +98,7 @@ def parsed(parse: Any, body: bytes) -> Any:
         return ValueError
 
 
+@pytest.mark.long
 @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 @example(modern_call("echo", {"a": LONG})[0])
 @example(modern_call("echo", {"a": LONG})[0].decode().encode("utf-16"))
@@ -214,6 +215,7 @@ async def test_no_fault_of_a_call_is_told_differently(era: str, message: dict[st
         assert await outcome(house, era, body) == await outcome(house, era, as_slow(body))
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(bodies(), min_size=4, max_size=4), st.lists(params, min_size=4, max_size=4), st.sampled_from(ODD))
 def test_the_handler_and_the_client_cannot_tell_the_fast_way_from_the_slow_one(

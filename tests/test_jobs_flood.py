@@ -25,6 +25,7 @@ FAST = "import os\nblock = b'0123456789abcde\\n' * 65536\nfor _ in range(1024): 
 MEMORY_SLACK = 40 * MIB
 
 
+@pytest.mark.long
 @pytest.mark.bounded(120)
 async def test_a_gigabyte_stays_in_bounded_memory(tmp_path: Path) -> None:
     server = SERVER.replace("inline_bytes: 4096", f"inline_bytes: 4096, spill_bytes: {QUOTA}")

@@ -122,6 +122,8 @@ async def check_tidy(broker: LiveBroker) -> None:
         assert (broker.workspace / "written").read_text() == "again"
 
 
+@pytest.mark.long
+@pytest.mark.once
 @pytest.mark.parametrize("disk", ["with room", "nearly full"])
 @pytest.mark.bounded(240)
 async def test_a_killed_broker_leaves_the_old_or_the_new_file_and_nothing_else(disk: str) -> None:

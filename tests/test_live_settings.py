@@ -14,6 +14,7 @@ from config.settings import all_keys
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),  # the legacy client's, not ours
+    pytest.mark.long,
     pytest.mark.once,
 ]
 

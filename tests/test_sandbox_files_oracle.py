@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import attrs
+import pytest
 import trio
 from door import Door, open_door
 from hypothesis import HealthCheck, given, settings
@@ -103,6 +104,8 @@ async def check(door: Door, folder: Path, model: dict[str, bytes]) -> None:
     assert {entry.name for entry in listing.entries} == {*model, *LINKS}
 
 
+@pytest.mark.long
+@pytest.mark.once
 def test_files_are_what_was_written() -> None:
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(steps=st.lists(STEPS, max_size=12), tmpfile=st.booleans())

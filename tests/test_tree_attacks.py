@@ -219,6 +219,8 @@ def test_no_path_of_any_tool_is_forgotten() -> None:
     assert there == {(name, given) for name, arguments in TOOLS.values() for given in attacked(arguments("path/to"))}
 
 
+@pytest.mark.long
+@pytest.mark.once
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.bounded(120)
 async def test_no_attack_gets_through(tmp_path: Path, tool: str) -> None:

@@ -77,6 +77,8 @@ def restore(desk: Desk) -> None:
         path.unlink(missing_ok=True)
 
 
+@pytest.mark.long
+@pytest.mark.once
 @pytest.mark.parametrize("title", RACERS)
 @pytest.mark.bounded(120)
 async def test_a_swapped_folder_leads_no_tool_outside(tmp_path: Path, title: str) -> None:

@@ -345,6 +345,8 @@ async def test_a_tree_is_listed_to_its_depth_page_by_page(tmp_path: Path) -> Non
         assert names == ["a", "a/x", "a/y", "a/y/z", "a.b", "c", "loop"]
 
 
+@pytest.mark.long
+@pytest.mark.once
 @pytest.mark.bounded(180)  # making them takes a while on a busy machine
 async def test_a_hundred_thousand_entries_are_listed(tmp_path: Path) -> None:
     async with open_desk(tmp_path) as desk:

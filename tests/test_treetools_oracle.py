@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import attrs
+import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -139,6 +140,8 @@ async def story(desk: Desk, steps: list[Step]) -> None:
         assert on_disk(os.fsencode(desk.work)) == model, one
 
 
+@pytest.mark.long
+@pytest.mark.once
 def test_the_tools_do_to_a_tree_what_a_model_does() -> None:
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(steps=st.lists(STEPS, min_size=4, max_size=14))
