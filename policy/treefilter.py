@@ -16,7 +16,7 @@ from policy.pattern import ANY_DEPTH
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from policy.path import PathRules
+    from policy.path import PathRules, Pattern
 
 NEVER = "(?!)"
 _ANY_COMPONENTS = "(?:/[^/]+)*"
@@ -28,25 +28,44 @@ class TreeFilter:
     """Expressions over an absolute, normal path; the root directory is the empty text.
 
     A path is permitted when `allowed` matches all of it, `blocked_from_root` does not match its beginning and
-    `blocked_anywhere` is found nowhere in it. It may be written when, moreover, no part of its last name after a
-    dot is one of `blocked_extensions` (lower case).
+    `blocked_anywhere` is found nowhere in it. It may be changed when the same is true of `guarded_from_root` and
+    `guarded_anywhere`, and written when, moreover, no part of its last name after a dot is one of
+    `blocked_extensions` (lower case).
+
+    Where `opened` matches the beginning of a path, the expressions `_from_root` do not count, and those `_anywhere`
+    are searched for only from the end of that match on.
     """
 
     allowed: str
     blocked_from_root: str
     blocked_anywhere: str
+    guarded_from_root: str
+    guarded_anywhere: str
+    opened: str
     blocked_extensions: tuple[str, ...]
 
 
 def tree_filter(rules: PathRules) -> TreeFilter:
     """Return *rules* as expressions."""
-    blocked = [_stem(pattern.parts) for pattern in rules.blocked]
+    opened = sorted((_stem(pattern.parts) for pattern in rules.opened), key=len, reverse=True)
     return TreeFilter(
         allowed=_any_of(_whole(pattern.parts) for pattern in rules.allowed),
-        blocked_from_root=_beginning(parts for parts in blocked if parts[:1] != (ANY_DEPTH,)),
-        blocked_anywhere=_beginning(parts[1:] for parts in blocked if parts[:1] == (ANY_DEPTH,)),
+        blocked_from_root=_from_root(rules.blocked),
+        blocked_anywhere=_anywhere(rules.blocked),
+        guarded_from_root=_from_root(rules.guarded),
+        guarded_anywhere=_anywhere(rules.guarded),
+        opened=_beginning(opened),  # the innermost first
         blocked_extensions=tuple(sorted(rules.blocked_extensions)),
     )
+
+
+def _from_root(patterns: Iterable[Pattern]) -> str:
+    stems = (_stem(pattern.parts) for pattern in patterns if pattern.parts[:1] != (ANY_DEPTH,))
+    return _beginning(stems)
+
+
+def _anywhere(patterns: Iterable[Pattern]) -> str:
+    return _beginning(_stem(pattern.parts[1:]) for pattern in patterns if pattern.parts[:1] == (ANY_DEPTH,))
 
 
 def _stem(parts: tuple[str, ...]) -> tuple[str, ...]:
