@@ -12,12 +12,15 @@ machine: of a path in it only what comes after it counts, for the closed pattern
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 
+from policy.candidates import Candidates
+from policy.closing import Closing
 from policy.decision import Allow, Deny, PathDecision, shown
-from policy.packs import PACKS, Closing
+from policy.packs import PACKS
 from policy.pattern import ANY_DEPTH, compile_pattern, components, is_glob, matched_depths
 from policy.rules import ClosedPath
 
@@ -39,7 +42,8 @@ class Pattern:
     """A compiled pattern, and how the file spells it.
 
     `needs` are its components without wildcards: a path that lacks one of them cannot match, which settles most
-    patterns at the price of a look at a set. `pack` and `why` say where a closed pattern comes from and what for;
+    patterns at the price of a look at a set. `shapes` are beginning and end of the components with wildcards, each of
+    which some component must have. `pack` and `why` say where a closed pattern comes from and what for;
     they may be empty.
     """
 
@@ -48,10 +52,22 @@ class Pattern:
     pack: str = ""
     why: str = ""
     needs: frozenset[str] = attrs.field(init=False)
+    shapes: tuple[tuple[str, str], ...] = attrs.field(init=False)
 
     @needs.default
     def _literal_components(self) -> frozenset[str]:
         return frozenset(part for part in self.parts if not is_glob(part))
+
+    @shapes.default
+    def _ends_of_globs(self) -> tuple[tuple[str, str], ...]:
+        globs = (re.split(r"[*?]", part) for part in self.parts if part != ANY_DEPTH and is_glob(part))
+        return tuple((texts[0], texts[-1]) for texts in globs)
+
+    def may_match(self, names: frozenset[str]) -> bool:
+        """Whether the pattern can match a path with these components; most cannot, which costs little to see."""
+        return self.needs <= names and all(
+            any(name.startswith(beginning) and name.endswith(end) for name in names) for beginning, end in self.shapes
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -90,6 +106,29 @@ class PathRules:
     guarded: tuple[Pattern, ...] = ()
     opened: tuple[Pattern, ...] = attrs.field(default=(), validator=_check_opened)
     blocked_extensions: frozenset[str]  # lower case, without the dot
+    _may_block: Candidates = attrs.field(init=False, eq=False, repr=False)
+    _may_guard: Candidates = attrs.field(init=False, eq=False, repr=False)
+
+    @_may_block.default
+    def _sort_blocked(self) -> Candidates:
+        return Candidates.among(self.blocked)
+
+    @_may_guard.default
+    def _sort_guarded(self) -> Candidates:
+        return Candidates.among(self.guarded)
+
+    def closing(self, parts: tuple[str, ...], *, changes: bool) -> tuple[Pattern, int] | None:
+        """The first pattern that closes a path with these components, or what it is in, and at which depth.
+
+        With *changes* the patterns that guard, otherwise those that block.
+        """
+        closed = self._may_guard if changes else self._may_block
+        return closed.first_match(parts, self._opened_depth(parts))
+
+    def _opened_depth(self, parts: tuple[str, ...]) -> int:
+        """How many components lead to the innermost opened directory that the path is, or is in; 0: to none."""
+        roots = (_root_parts(pattern) for pattern in self.opened)
+        return max((len(root) for root in roots if parts[: len(root)] == root), default=0)
 
     @classmethod
     def compile(
@@ -181,7 +220,7 @@ def decide_path(rules: PathRules, path: str | bytes, purpose: Purpose) -> PathDe
         return denial
     names = frozenset(parts)
     for pattern in rules.allowed:
-        if pattern.needs <= names and len(parts) in matched_depths(pattern.parts, parts):
+        if pattern.may_match(names) and len(parts) in matched_depths(pattern.parts, parts):
             return _extension_denial(rules, text, parts, purpose) or Allow(
                 rule="allowed_paths", reason=f"{shown(text)} matches {shown(pattern.text)}.", subject=text
             )
@@ -199,34 +238,15 @@ def _malformed(path: str) -> str | None:
 
 
 def _closed_to(rules: PathRules, path: str, parts: tuple[str, ...], purpose: Purpose) -> Deny | None:
-    inside = _opened_depth(rules, parts)
-    found = _first_match(rules.blocked, parts, inside)
+    found = rules.closing(parts, changes=False)
     if found:
         return _closed_denial(path, parts, *found, what="is blocked by")
-    found = _first_match(rules.guarded, parts, inside) if purpose in CHANGES else None
+    found = rules.closing(parts, changes=True) if purpose in CHANGES else None
     return _closed_denial(path, parts, *found, what="may be read but not changed:") if found else None
-
-
-def _opened_depth(rules: PathRules, parts: tuple[str, ...]) -> int:
-    """How many components lead to the innermost opened directory that the path is, or is in; 0: to none."""
-    roots = (_root_parts(pattern) for pattern in rules.opened)
-    return max((len(root) for root in roots if parts[: len(root)] == root), default=0)
 
 
 def _root_parts(pattern: Pattern) -> tuple[str, ...]:
     return pattern.parts[:-1] if pattern.parts[-1:] == (ANY_DEPTH,) else pattern.parts
-
-
-def _first_match(patterns: tuple[Pattern, ...], parts: tuple[str, ...], inside: int) -> tuple[Pattern, int] | None:
-    """The first pattern that matches the path or something above it, and at which depth; see `opened`."""
-    beneath = parts[inside:]
-    names = frozenset(beneath)
-    for pattern in patterns:
-        if not pattern.needs <= names or (inside and pattern.parts[:1] != (ANY_DEPTH,)):
-            continue
-        for depth in matched_depths(pattern.parts, beneath):
-            return pattern, inside + depth
-    return None
 
 
 def _closed_denial(path: str, parts: tuple[str, ...], pattern: Pattern, depth: int, *, what: str) -> Deny:

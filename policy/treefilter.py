@@ -7,20 +7,23 @@ can be handed to a process that holds nothing of ours, and takes microseconds. A
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
 from policy.pattern import ANY_DEPTH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from policy.path import PathRules, Pattern
+
+_Branch: TypeAlias = "dict[str, _Branch]"
 
 NEVER = "(?!)"
 _ANY_COMPONENTS = "(?:/[^/]+)*"
 _END_OF_COMPONENT = r"(?=/|\Z)"
+_END = ""  # the piece after the last one
 
 
 @attrs.frozen(kw_only=True)
@@ -81,11 +84,28 @@ def _whole(parts: tuple[str, ...]) -> str:
 
 
 def _beginning(patterns: Iterable[tuple[str, ...]]) -> str:
-    expressions = [_components(parts) for parts in patterns]
-    if "" in expressions:
+    root: _Branch = {}
+    for parts in patterns:
+        branch = root
+        for piece in _pieces(parts):
+            branch = branch.setdefault(piece, {})
+        branch[_END] = {}
+    if _END in root:
         return ""  # `/**` or `**`: everything
-    # All begin with the same slash, which lets the search skip from slash to slash.
-    return f"{_any_of(expressions)}{_END_OF_COMPONENT}" if expressions else NEVER
+    return f"{_spelled(root)}{_END_OF_COMPONENT}" if root else NEVER
+
+
+def _spelled(branch: _Branch) -> str:
+    """One expression for all that grows from here: what patterns have in common is looked at once.
+
+    There are hundreds of patterns, and nearly all names differ from all of them in their first character.
+    """
+    spelled = ""
+    while len(branch) == 1:
+        ((piece, branch),) = branch.items()
+        spelled += piece
+    others = [f"{piece}{_spelled(below)}" for piece, below in branch.items()]
+    return f"{spelled}(?:{'|'.join(others)})" if others else spelled
 
 
 def _any_of(expressions: Iterable[str]) -> str:
@@ -93,14 +113,16 @@ def _any_of(expressions: Iterable[str]) -> str:
 
 
 def _components(parts: tuple[str, ...]) -> str:
-    pieces: list[str] = []
+    return "".join(_pieces(parts))
+
+
+def _pieces(parts: tuple[str, ...]) -> Iterator[str]:
+    """The expression of a pattern, piece by piece: a character, a wildcard, any number of components."""
+    before = ""
     for part in parts:
-        piece = _ANY_COMPONENTS if part == ANY_DEPTH else f"/{_name(part)}"
-        if piece != _ANY_COMPONENTS or pieces[-1:] != [piece]:  # two in a row say no more than one
-            pieces.append(piece)
-    return "".join(pieces)
-
-
-def _name(part: str) -> str:
-    """One component: `*` is any characters, `?` is one."""
-    return "".join({"*": "[^/]*", "?": "[^/]"}.get(c, re.escape(c)) for c in re.sub(r"\*+", "*", part))
+        if part != ANY_DEPTH:
+            yield "/"
+            yield from ({"*": "[^/]*", "?": "[^/]"}.get(c, re.escape(c)) for c in re.sub(r"\*+", "*", part))
+        elif before != ANY_DEPTH:  # two in a row say no more than one
+            yield _ANY_COMPONENTS
+        before = part

@@ -140,7 +140,6 @@ def test_no_session_may_execute_a_whole_folder_of_programs() -> None:
         "~/.gnupg",
         "~/.bashrc",
         "~/.git-credentials",
-        "~/p/.git/hooks/pre-commit",
         "~/.config/gh/hosts.yml",
         "~/.bash_history",
         "~/.netrc",
@@ -151,7 +150,14 @@ def test_secrets_and_start_files_are_blocked(path: str) -> None:
     assert decide_path(rules, path.replace("~", "/home/ann"), "read").rule == "blocked_paths"
 
 
-@pytest.mark.parametrize("path", ["/home/ann", "/home/ann/p/src/main.py", "/tmp/x", "/home/ann/p/.git/config"])
+@pytest.mark.parametrize("path", ["~/p/.git/hooks/pre-commit", "~/p/.git/config", "~/p/.vscode/tasks.json", "~/bin/ls"])
+def test_what_programs_obey_in_projects_is_read_and_not_written(path: str) -> None:
+    rules, path = PathRules.of(POLICY, "/home/ann"), path.replace("~", "/home/ann")
+    assert isinstance(decide_path(rules, path, "read"), Allow)
+    assert decide_path(rules, path, "write").rule == "blocked_paths"
+
+
+@pytest.mark.parametrize("path", ["/home/ann", "/home/ann/p/src/main.py", "/tmp/x", "/home/ann/p/.git/HEAD"])
 def test_work_is_allowed(path: str) -> None:
     assert isinstance(decide_path(PathRules.of(POLICY, "/home/ann"), path, "write"), Allow)
 
