@@ -13,21 +13,22 @@ machine: of a path in it only what comes after it counts, for the closed pattern
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 
 from policy.candidates import Candidates
-from policy.closing import Closing
 from policy.decision import Allow, Deny, PathDecision, shown
-from policy.packs import PACKS
+from policy.packs import rows_of
 from policy.pattern import ANY_DEPTH, compile_pattern, components, is_glob, matched_depths
-from policy.rules import ClosedPath
+from policy.treefilter import TreeFilter, tree_filter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
-    from policy.rules import Policy
+    from policy.closing import Closing
+    from policy.rules import ClosedPath, Policy
 
 Purpose = Literal["read", "list", "enter", "write", "make", "remove"]
 # enter: as a working directory; write: a file of this name; make: a directory; remove: delete or move away
@@ -125,6 +126,11 @@ class PathRules:
         closed = self._may_guard if changes else self._may_block
         return closed.first_match(parts, self._opened_depth(parts))
 
+    @cached_property
+    def tree(self) -> TreeFilter:
+        """The same rules as expressions, made when they are asked for first: there may be hundreds of patterns."""
+        return tree_filter(self)
+
     def _opened_depth(self, parts: tuple[str, ...]) -> int:
         """How many components lead to the innermost opened directory that the path is, or is in; 0: to none."""
         roots = (_root_parts(pattern) for pattern in self.opened)
@@ -145,7 +151,7 @@ class PathRules:
         """
         if not home.startswith("/") or is_glob(home):
             raise ValueError(f"the home directory must be an absolute path without '*' and '?': {home!r}")
-        closings = [(pack, row) for entry in blocked for pack, row in _closings(entry)]
+        closings = [(pack, row) for entry in blocked for pack, row in rows_of(entry)]
         return cls(
             allowed=tuple(_compile("allowed_paths", text, home) for text in allowed),
             blocked=tuple(_closed(pack, row, home) for pack, row in closings if row.close == "all"),
@@ -162,17 +168,6 @@ class PathRules:
 
 def _compile(name: str, text: str, home: str) -> Pattern:
     return Pattern(text=text, parts=compile_pattern(name, text, home))
-
-
-def _closings(entry: str | ClosedPath) -> Iterator[tuple[str, Closing]]:
-    """What an entry of `blocked_paths` closes, each with the pack that it comes from."""
-    if isinstance(entry, str):
-        entry = ClosedPath(path=entry)
-    if entry.path is not None:
-        yield "", Closing(entry.path, why=entry.why, close=entry.close)
-    if entry.use is not None:
-        for row in PACKS[entry.use]:
-            yield entry.use, row
 
 
 def _closed(pack: str, row: Closing, home: str) -> Pattern:
