@@ -98,6 +98,10 @@ _REPOSITORIES = (
     ),
     *guarded("git runs what lies here", "**/.git/hooks/**", "**/.git/modules/**/hooks/**", "**/*.git/hooks/**"),
     *guarded(
+        "it tells git which of the configured filters and programs to use",
+        *("**/.git/info/attributes", "**/.git/modules/**/info/attributes"),
+    ),
+    *guarded(
         "it tells git where the configuration of this repository is",
         *("**/.git/commondir", "**/.git/worktrees/*/commondir", "**/.git/worktrees/*/gitdir"),
         "**/.git/modules/**/commondir",

@@ -34,8 +34,7 @@ class Rules:
         self._opened = re.compile(spec["opened"]).match
         self._blocked_from_root = re.compile(spec["blocked_from_root"]).match
         self._blocked_anywhere = re.compile(spec["blocked_anywhere"]).search
-        self._guarded_from_root = re.compile(spec["guarded_from_root"]).match
-        self._guarded_anywhere = re.compile(spec["guarded_anywhere"]).search
+        self._guards: tuple[str, str] = spec["guarded_from_root"], spec["guarded_anywhere"]
         self._extensions = frozenset(spec["blocked_extensions"])
 
     def permit(self, path: str) -> bool:
@@ -50,11 +49,12 @@ class Rules:
         """Whether something may be made, written, moved away or removed at this path."""
         if not self.permit(path):
             return False
+        from_root, anywhere = map(re.compile, self._guards)  # most walks never ask; whoever does finds them in a cache
         text = "" if path == "/" else path
         inside = self._opened(text)
         if inside is not None:
-            return not self._guarded_anywhere(text, inside.end())
-        return not (self._guarded_anywhere(text) or self._guarded_from_root(text))
+            return not anywhere.search(text, inside.end())
+        return not (anywhere.search(text) or from_root.match(text))
 
     def permit_file(self, path: str) -> bool:
         """Whether a file may be written at this path."""

@@ -143,7 +143,14 @@ HOME_OBEYED = (
 )
 
 PROJECT_OBEYED = (
-    *(".git/config", ".git/config.worktree", ".git/hooks/pre-commit", ".git/hooks/post-checkout", ".git/commondir"),
+    *(
+        ".git/config",
+        ".git/config.worktree",
+        ".git/hooks/pre-commit",
+        ".git/hooks/post-checkout",
+        ".git/commondir",
+        ".git/info/attributes",
+    ),
     *(".git/modules/sub/config", ".git/modules/a/b/config", ".git/modules/sub/hooks/post-checkout"),
     *(".git/worktrees/w/config.worktree", ".git/worktrees/w/commondir", ".git/rebase-merge/git-rebase-todo"),
     *("mirror.git/config", "mirror.git/hooks/update", ".hg/hgrc", ".jj/repo/config.toml", ".sl/config"),
@@ -280,7 +287,15 @@ PROJECT_SECRETS = (
         "kubeconfig",
         "prod.kubeconfig",
     ),
-    *("secrets.yml", "secrets.yaml", "secrets.json", "secrets.toml", ".streamlit/secrets.toml", ".secrets/x"),
+    *(
+        "secrets.yml",
+        "secrets.yaml",
+        "secrets.json",
+        "secrets.toml",
+        "secrets.conf",
+        ".streamlit/secrets.toml",
+        ".secrets/x",
+    ),
     *("credentials.json", "config/credentials.yml", "client_secret.json", "service-account.json", "gcp-key.json"),
     *("serviceAccountKey.json", "x-firebase-adminsdk-1.json", "token.pickle", "wp-config.php", "LocalSettings.php"),
     *("local_settings.py", "local.settings.json", "appsettings.Production.json", ".vault_pass.txt", ".vault-token"),
