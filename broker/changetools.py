@@ -141,7 +141,7 @@ async def _require_open_tree(
 ) -> None:
     """Refuse to move a tree that holds a closed path, or would hold one at its new place."""
     with await _same_directory(scope.own.files, source, facts) as found:
-        spec = {**tree_spec(scope.host, source.path), "new_path": target.path}
+        spec = {**tree_spec(scope.host, source.path), "new_path": target.path, "strict": True}
         work = await scope.own.files.trees.run(
             "survey", source.asked, spec, (found.directory(),), timeout_s=bounded_s(scope.host, timeout_s)
         )
@@ -227,11 +227,11 @@ def _bounds(host: Host) -> dict[str, int]:
 
 async def _copy_tree(scope: Scope, source: Resolved, target: EntryPlace, timeout_s: float, *, strict: bool) -> Work:
     trees, timeout_s = scope.own.files.trees, bounded_s(scope.host, timeout_s)
-    spec: dict[str, Any] = {**tree_spec(scope.host, source.path), "new_path": target.path}
+    spec: dict[str, Any] = {**tree_spec(scope.host, source.path), "new_path": target.path, "strict": strict}
     survey = await trees.run("survey", source.asked, spec, (source.directory(),), timeout_s=timeout_s)
     require_finished(survey, source.asked, "nothing was copied")
     most = survey.counts.get("bytes", 0)
-    spec |= {"name": target.name, "strict": strict, "max_total_bytes": most, **_bounds(scope.host)}
+    spec |= {"name": target.name, "max_total_bytes": most, **_bounds(scope.host)}
     async with written(scope, target.fd, most):
         fds = (source.directory(), target.fd)
         work = await trees.run("copy_tree", target.asked, spec, fds, timeout_s=timeout_s, changes=True)

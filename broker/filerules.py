@@ -22,7 +22,6 @@ from broker.host import Host, Scope
 from broker.treeresults import Kind
 from policy.decision import Deny, shown
 from policy.path import Purpose
-from policy.treefilter import tree_filter
 from sandbox.beneath import is_beneath_any
 from sandbox.file_errors import NoSpace, NotFound, TookTooLong
 from sandbox.files import EntryPlace, FileFacts, Place, Resolved, Work
@@ -77,7 +76,7 @@ def require_size(host: Host, size_bytes: int, what: str = "content") -> None:
 
 def tree_spec(host: Host, root: str) -> dict[str, Any]:
     """The policy as data for a worker that walks the tree of *root*, and where it looks for other names of files."""
-    rules = attrs.asdict(tree_filter(host.paths))
+    rules = attrs.asdict(host.paths.tree)
     return {"rules": rules, "link_roots": [root, host.user.home, *host.grants.write_paths]}
 
 

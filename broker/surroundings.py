@@ -125,8 +125,8 @@ def _may_run(host: Host, path: str) -> bool:
 
 def _blocked_name(host: Host, inside: str) -> Path | None:
     """A path in *inside* that a pattern such as `**/.ssh/**` or `**/.env` blocks."""
-    for pattern in host.policy.blocked_paths:
-        parts = pattern.split("/")
+    for pattern in host.paths.blocked:
+        parts = pattern.parts
         plain = [part for part in parts if part != "**"]
         if parts[0] == "**" and len(plain) == 1 and not set("*?") & set(plain[0]):
             return Path(inside, plain[0], *(["file"] if parts[-1] == "**" else []))

@@ -78,6 +78,8 @@ def _type_name(hint: Any) -> str:
     if hint in simple:
         return simple[hint]
     origin, inside = get_origin(hint), get_args(hint)
+    if attrs.has(hint):
+        return "mapping"
     if origin is Literal:
         return "one of " + ", ".join(inside)
     if origin is tuple:

@@ -142,11 +142,14 @@ def _union_hook(hint: Any, converter: BaseConverter) -> Hook:
     """Accept the alternatives of a union by the shape of what is written: nothing, text, a list, a section."""
     alternatives = [each for each in get_args(hint) if each is not type(None)]
     listed = [each for each in alternatives if get_origin(each) is tuple]
-    others = [each for each in alternatives if each not in listed]
+    sections = [each for each in alternatives if attrs.has(each)]
+    others = [each for each in alternatives if each not in listed and each not in sections]
 
     def structure_union(value: Any, _: Any) -> Any:
         if value is None and len(alternatives) < len(get_args(hint)):
             return None
+        if sections and (isinstance(value, dict) or not others):
+            return converter.structure(value, sections[0])
         chosen = listed if listed and (isinstance(value, list) or not others) else others
         return converter.structure(value, chosen[0])
 

@@ -18,6 +18,7 @@ import attrs
 
 from policy.decision import Allow, CommandDecision, Confirm, Deny, Run, shown, strictness
 from policy.gates import first_denial
+from policy.git import hardened
 from policy.known import may_run_of
 from policy.network import may_use_network
 
@@ -111,7 +112,7 @@ def _decide_by(policy: Policy, name: str, words: tuple[str, ...], *, confirm: bo
         rule_name=name,
         program=rule.executable,
         # A path in front becomes the pinned one: a program may act on the name it is given.
-        argv=(rule.executable if "/" in words[0] else words[0], *words[1:]),
+        argv=_as_run(rule, (rule.executable if "/" in words[0] else words[0], *words[1:])),
         env=rule.env,
         may_run=may_run_of(rule),
         network=may_use_network(policy, rule, words),
@@ -126,6 +127,10 @@ def _decide_by(policy: Policy, name: str, words: tuple[str, ...], *, confirm: bo
         )
     confirmed = ", and it was confirmed" if rule.requires_confirmation else ""
     return Allow(rule=key, reason=f"The rule for {name} allows these arguments{confirmed}.", subject=run)
+
+
+def _as_run(rule: CommandRule, argv: tuple[str, ...]) -> tuple[str, ...]:
+    return hardened(argv) if posixpath.basename(rule.executable) == "git" else argv
 
 
 @attrs.frozen(kw_only=True)

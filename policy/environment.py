@@ -29,7 +29,10 @@ _GIT_CONFIG: Final = (
     ("core.fsmonitor", "false"),
     ("core.hooksPath", "/dev/null"),
     ("core.alternateRefsCommand", "true"),
-    ("credential.helper", ""),  # an empty entry forgets all helpers before it
+    ("credential.helper", ""),  # an empty entry forgets all helpers before it, those of single hosts too
+    ("commit.gpgSign", "false"),
+    ("gpg.format", "openpgp"),
+    ("gpg.ssh.defaultKeyCommand", "false"),  # git splits it into words and runs it without a shell
     ("gpg.openpgp.program", "gpg"),
     ("gpg.ssh.program", "ssh-keygen"),
     ("gpg.x509.program", "gpgsm"),
@@ -39,6 +42,9 @@ _GIT_CONFIG: Final = (
     ("safe.bareRepository", "explicit"),  # a repository hidden in a directory of another one is none
     ("submodule.recurse", "false"),
     ("fetch.recurseSubmodules", "false"),
+    ("diff.submodule", "short"),  # `diff` would run git in the submodule, without these variables
+    ("status.submoduleSummary", "false"),
+    ("init.templateDir", ""),  # a clone gets no hooks of a template
 )
 
 # git may be started by any command (make, npm, pip), so its part holds for all of them, not only for its rule.

@@ -6,14 +6,19 @@ relative pattern, a `[` in a glob, an empty prefix) is refused here: in a securi
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import TYPE_CHECKING, Any
+
+from policy.packs import PACKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VARIABLE_PATTERN = re.compile(r"[A-Za-z_*][A-Za-z0-9_*]*")
+
+COMPARED_CHARACTERS = 64  # comparing takes time in proportion
 
 _Field = Any  # attrs hands validators Attribute[T] of many T; none of them looks at it
 
@@ -88,10 +93,26 @@ def check_command_names(_policy: object, field: _Field, commands: Iterable[str])
             raise ValueError(f"{field.name} key {name!r} must be a plain name; the path is its 'executable'")
 
 
-def check_patterns(_policy: object, field: _Field, patterns: tuple[str, ...]) -> None:
-    """`allowed_paths`, `blocked_paths`: see `check_pattern`."""
+def check_patterns(_policy: object, field: _Field, patterns: tuple[object, ...]) -> None:
+    """`allowed_paths`, `blocked_paths`: see `check_pattern`; entries that are no text were checked by themselves."""
     for pattern in patterns:
+        if isinstance(pattern, str):
+            check_pattern(field.name, pattern)
+
+
+def check_one_pattern(_entry: object, field: _Field, pattern: str | None) -> None:
+    """`path` of an entry of `blocked_paths`."""
+    if pattern is not None:
         check_pattern(field.name, pattern)
+
+
+def check_pack(_entry: object, field: _Field, pack: str | None) -> None:
+    """`use` of an entry of `blocked_paths`: a pack that there is."""
+    if pack is None or pack in PACKS:
+        return
+    near = difflib.get_close_matches(pack[:COMPARED_CHARACTERS].casefold(), list(PACKS), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"{field.name} names no pack: {pack[:COMPARED_CHARACTERS]!r}; there are {', '.join(PACKS)}{hint}")
 
 
 def check_pattern(name: str, pattern: str) -> None:

@@ -52,6 +52,8 @@ _GIT_DENIED: Final = (
     # repositories in the repository, whose configuration no environment variable reaches
     *("clone --recurse-submodules", "clone --recursive", "fetch --recurse-submodules"),
     "pull --recurse-submodules",
+    # take back the options that git.py inserts, or run git in a submodule all the same
+    *("--ignore-submodules", "--submodule", "describe --dirty", "describe --broken"),
 )
 
 # git starts itself, its transport helpers and ssh. No shell: with none, a command that the configuration of a

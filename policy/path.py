@@ -1,26 +1,38 @@
-"""May this path be touched? Allowed and blocked patterns over an absolute path, component by component.
+"""May this path be touched? Allowed, blocked and guarded patterns over an absolute path, component by component.
 
-Blocked wins, and what is beneath a blocked path is blocked with it. The decision is about a name: file tools
+Blocked wins, and what is beneath a blocked path is blocked with it. Guarded is the same for changes alone: read,
+listed and entered, never written, made, moved away or removed. The decision is about a name: file tools
 ask twice, for the name they were given (`lexical_path`) and for the real path of what was opened, since
 only the kernel knows where a symbolic link leads. `kernel_roots` says what the kernel may be told to grant.
+
+An opened directory is one that the broker keeps in a closed place. It is looked at as if it were the root of the
+machine: of a path in it only what comes after it counts, for the closed patterns that begin with `**` alone. So
+`**/.ssh/**` holds in it, and what closes the place around it does not.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import re
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 
+from policy.candidates import Candidates
 from policy.decision import Allow, Deny, PathDecision, shown
+from policy.packs import rows_of
 from policy.pattern import ANY_DEPTH, compile_pattern, components, is_glob, matched_depths
+from policy.treefilter import TreeFilter, tree_filter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from policy.rules import Policy
+    from policy.closing import Closing
+    from policy.rules import ClosedPath, Policy
 
 Purpose = Literal["read", "list", "enter", "write", "make", "remove"]
 # enter: as a working directory; write: a file of this name; make: a directory; remove: delete or move away
+CHANGES: Final = frozenset[Purpose](("write", "make", "remove"))
 
 _ANY_NAME = "\x7f\x7f"  # one that no rule means: what is allowed for it is allowed for every name
 SHOWN_PATTERNS = 20  # of the allowed ones in a refusal
@@ -31,16 +43,32 @@ class Pattern:
     """A compiled pattern, and how the file spells it.
 
     `needs` are its components without wildcards: a path that lacks one of them cannot match, which settles most
-    patterns at the price of a look at a set.
+    patterns at the price of a look at a set. `shapes` are beginning and end of the components with wildcards, each of
+    which some component must have. `pack` and `why` say where a closed pattern comes from and what for;
+    they may be empty.
     """
 
     text: str
     parts: tuple[str, ...]
+    pack: str = ""
+    why: str = ""
     needs: frozenset[str] = attrs.field(init=False)
+    shapes: tuple[tuple[str, str], ...] = attrs.field(init=False)
 
     @needs.default
     def _literal_components(self) -> frozenset[str]:
         return frozenset(part for part in self.parts if not is_glob(part))
+
+    @shapes.default
+    def _ends_of_globs(self) -> tuple[tuple[str, str], ...]:
+        globs = (re.split(r"[*?]", part) for part in self.parts if part != ANY_DEPTH and is_glob(part))
+        return tuple((texts[0], texts[-1]) for texts in globs)
+
+    def may_match(self, names: frozenset[str]) -> bool:
+        """Whether the pattern can match a path with these components; most cannot, which costs little to see."""
+        return self.needs <= names and all(
+            any(name.startswith(beginning) and name.endswith(end) for name in names) for beginning, end in self.shapes
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -59,28 +87,75 @@ class Root:
     beneath: bool
 
 
+def _check_opened(_rules: object, _field: object, opened: tuple[Pattern, ...]) -> None:
+    """Opened directories are named one by one: what a wildcard might open nobody knows."""
+    for pattern in opened:
+        if not _root_parts(pattern) or any(is_glob(part) for part in _root_parts(pattern)):
+            raise ValueError(f"an opened path is a directory other than '/', without wildcards: {pattern.text!r}")
+
+
 @attrs.frozen(kw_only=True)
 class PathRules:
-    """The path rules of a policy for one session user."""
+    """The path rules of a policy for one session user.
+
+    `guarded` is closed for changes only. `opened` are directories (`/x` or `/x/**`) in which closed patterns mean
+    what the module says; no file can name them, only the broker does.
+    """
 
     allowed: tuple[Pattern, ...]
     blocked: tuple[Pattern, ...]
+    guarded: tuple[Pattern, ...] = ()
+    opened: tuple[Pattern, ...] = attrs.field(default=(), validator=_check_opened)
     blocked_extensions: frozenset[str]  # lower case, without the dot
+    _may_block: Candidates = attrs.field(init=False, eq=False, repr=False)
+    _may_guard: Candidates = attrs.field(init=False, eq=False, repr=False)
+
+    @_may_block.default
+    def _sort_blocked(self) -> Candidates:
+        return Candidates.among(self.blocked)
+
+    @_may_guard.default
+    def _sort_guarded(self) -> Candidates:
+        return Candidates.among(self.guarded)
+
+    def closing(self, parts: tuple[str, ...], *, changes: bool) -> tuple[Pattern, int] | None:
+        """The first pattern that closes a path with these components, or what it is in, and at which depth.
+
+        With *changes* the patterns that guard, otherwise those that block.
+        """
+        closed = self._may_guard if changes else self._may_block
+        return closed.first_match(parts, self._opened_depth(parts))
+
+    @cached_property
+    def tree(self) -> TreeFilter:
+        """The same rules as expressions, made when they are asked for first: there may be hundreds of patterns."""
+        return tree_filter(self)
+
+    def _opened_depth(self, parts: tuple[str, ...]) -> int:
+        """How many components lead to the innermost opened directory that the path is, or is in; 0: to none."""
+        roots = (_root_parts(pattern) for pattern in self.opened)
+        return max((len(root) for root in roots if parts[: len(root)] == root), default=0)
 
     @classmethod
     def compile(
-        cls, allowed: Iterable[str], blocked: Iterable[str], home: str, extensions: Iterable[str] = ()
+        cls,
+        allowed: Iterable[str],
+        blocked: Iterable[str | ClosedPath],
+        home: str,
+        extensions: Iterable[str] = (),
     ) -> PathRules:
-        """Compile patterns; `~` becomes *home*, an absolute path.
+        """Compile patterns; `~` becomes *home*, an absolute path. Packs among *blocked* become their rows.
 
         Raises:
             ValueError: a pattern would match nothing, or *home* is not a plain absolute path.
         """
         if not home.startswith("/") or is_glob(home):
             raise ValueError(f"the home directory must be an absolute path without '*' and '?': {home!r}")
+        closings = [(pack, row) for entry in blocked for pack, row in rows_of(entry)]
         return cls(
             allowed=tuple(_compile("allowed_paths", text, home) for text in allowed),
-            blocked=tuple(_compile("blocked_paths", text, home) for text in blocked),
+            blocked=tuple(_closed(pack, row, home) for pack, row in closings if row.close == "all"),
+            guarded=tuple(_closed(pack, row, home) for pack, row in closings if row.close == "writing"),
             blocked_extensions=frozenset(extension.lstrip(".").lower() for extension in extensions),
         )
 
@@ -93,6 +168,11 @@ class PathRules:
 
 def _compile(name: str, text: str, home: str) -> Pattern:
     return Pattern(text=text, parts=compile_pattern(name, text, home))
+
+
+def _closed(pack: str, row: Closing, home: str) -> Pattern:
+    parts = compile_pattern("blocked_paths", row.pattern, home)
+    return Pattern(text=row.pattern, parts=parts, pack=pack, why=row.why)
 
 
 def lexical_path(cwd: str, path: str, home: str) -> str:
@@ -130,12 +210,12 @@ def decide_path(rules: PathRules, path: str | bytes, purpose: Purpose) -> PathDe
     if malformed:
         return Deny(rule="path", reason=f"Path {shown(text)} {malformed}")
     parts = components(text)
-    denial = _blocked(rules, text, parts)
+    denial = _closed_to(rules, text, parts, purpose)
     if denial:
         return denial
     names = frozenset(parts)
     for pattern in rules.allowed:
-        if pattern.needs <= names and len(parts) in matched_depths(pattern.parts, parts):
+        if pattern.may_match(names) and len(parts) in matched_depths(pattern.parts, parts):
             return _extension_denial(rules, text, parts, purpose) or Allow(
                 rule="allowed_paths", reason=f"{shown(text)} matches {shown(pattern.text)}.", subject=text
             )
@@ -152,19 +232,26 @@ def _malformed(path: str) -> str | None:
     return None
 
 
-def _blocked(rules: PathRules, path: str, parts: tuple[str, ...]) -> Deny | None:
-    names = frozenset(parts)
-    for pattern in rules.blocked:
-        if not pattern.needs <= names:
-            continue
-        for depth in matched_depths(pattern.parts, parts):
-            where = "" if depth == len(parts) else f", since {shown('/' + '/'.join(parts[:depth]))} is"
-            return Deny(
-                rule="blocked_paths",
-                reason=f"Path {shown(path)} is blocked by {shown(pattern.text)}{where}: use another path, or "
-                "ask the operator of this machine.",
-            )
-    return None
+def _closed_to(rules: PathRules, path: str, parts: tuple[str, ...], purpose: Purpose) -> Deny | None:
+    found = rules.closing(parts, changes=False)
+    if found:
+        return _closed_denial(path, parts, *found, what="is blocked by")
+    found = rules.closing(parts, changes=True) if purpose in CHANGES else None
+    return _closed_denial(path, parts, *found, what="may be read but not changed:") if found else None
+
+
+def _root_parts(pattern: Pattern) -> tuple[str, ...]:
+    return pattern.parts[:-1] if pattern.parts[-1:] == (ANY_DEPTH,) else pattern.parts
+
+
+def _closed_denial(path: str, parts: tuple[str, ...], pattern: Pattern, depth: int, *, what: str) -> Deny:
+    where = "" if depth == len(parts) else f", since {shown('/' + '/'.join(parts[:depth]))} is"
+    source = ": ".join(filter(None, (pattern.pack and f"pack {pattern.pack}", pattern.why)))
+    return Deny(
+        rule="blocked_paths",
+        reason=f"Path {shown(path)} {what} {shown(pattern.text)}{f' ({source})' if source else ''}{where}: use "
+        "another path, or ask the operator of this machine.",
+    )
 
 
 def _extension_denial(rules: PathRules, path: str, parts: tuple[str, ...], purpose: Purpose) -> Deny | None:

@@ -14,11 +14,14 @@ from typing import Literal
 
 import attrs
 
+from policy.closing import Extent
 from policy.grammar import (
     check_command_names,
     check_extensions,
     check_flags,
+    check_one_pattern,
     check_options,
+    check_pack,
     check_patterns,
     check_prefixes,
     check_program_path,
@@ -100,6 +103,23 @@ class CommandRule:
 
 
 @attrs.frozen(kw_only=True)
+class ClosedPath:
+    """An entry of `blocked_paths` that says more than a pattern: a pack, or a pattern with its reason."""
+
+    use: str | None = attrs.field(default=None, validator=check_pack)
+    path: str | None = attrs.field(default=None, validator=check_one_pattern)
+    close: Extent = "all"
+    why: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse an entry that closes nothing, or of which nobody knows what it means."""
+        if (self.use is None) == (self.path is None):
+            raise ValueError("an entry has either use (the name of a pack) or path (a pattern)")
+        if self.use is not None and (self.close != "all" or self.why):
+            raise ValueError("close and why stand beside path; a pack has its own")
+
+
+@attrs.frozen(kw_only=True)
 class FileLimits:
     """What the file tools may move, whatever the path."""
 
@@ -133,7 +153,7 @@ class Policy:
         factory=dict, converter=_read_only_commands, validator=check_command_names
     )
     allowed_paths: tuple[str, ...] = attrs.field(default=(), validator=check_patterns)
-    blocked_paths: tuple[str, ...] = attrs.field(validator=check_patterns)
+    blocked_paths: tuple[str | ClosedPath, ...] = attrs.field(validator=check_patterns)
     denied_env: tuple[str, ...] = attrs.field(validator=check_variable_patterns)  # beside variables.py
     allowed_env: tuple[str, ...] | None = attrs.field(default=None, validator=check_variable_patterns)
     network: Permission | None = None  # of commands whose rule does not say

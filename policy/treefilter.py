@@ -7,20 +7,23 @@ can be handed to a process that holds nothing of ours, and takes microseconds. A
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
 from policy.pattern import ANY_DEPTH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-    from policy.path import PathRules
+    from policy.path import PathRules, Pattern
+
+_Branch: TypeAlias = "dict[str, _Branch]"
 
 NEVER = "(?!)"
 _ANY_COMPONENTS = "(?:/[^/]+)*"
 _END_OF_COMPONENT = r"(?=/|\Z)"
+_END = ""  # the piece after the last one
 
 
 @attrs.frozen(kw_only=True)
@@ -28,25 +31,44 @@ class TreeFilter:
     """Expressions over an absolute, normal path; the root directory is the empty text.
 
     A path is permitted when `allowed` matches all of it, `blocked_from_root` does not match its beginning and
-    `blocked_anywhere` is found nowhere in it. It may be written when, moreover, no part of its last name after a
-    dot is one of `blocked_extensions` (lower case).
+    `blocked_anywhere` is found nowhere in it. It may be changed when the same is true of `guarded_from_root` and
+    `guarded_anywhere`, and written when, moreover, no part of its last name after a dot is one of
+    `blocked_extensions` (lower case).
+
+    Where `opened` matches the beginning of a path, the expressions `_from_root` do not count, and those `_anywhere`
+    are searched for only from the end of that match on.
     """
 
     allowed: str
     blocked_from_root: str
     blocked_anywhere: str
+    guarded_from_root: str
+    guarded_anywhere: str
+    opened: str
     blocked_extensions: tuple[str, ...]
 
 
 def tree_filter(rules: PathRules) -> TreeFilter:
     """Return *rules* as expressions."""
-    blocked = [_stem(pattern.parts) for pattern in rules.blocked]
+    opened = sorted((_stem(pattern.parts) for pattern in rules.opened), key=len, reverse=True)
     return TreeFilter(
         allowed=_any_of(_whole(pattern.parts) for pattern in rules.allowed),
-        blocked_from_root=_beginning(parts for parts in blocked if parts[:1] != (ANY_DEPTH,)),
-        blocked_anywhere=_beginning(parts[1:] for parts in blocked if parts[:1] == (ANY_DEPTH,)),
+        blocked_from_root=_from_root(rules.blocked),
+        blocked_anywhere=_anywhere(rules.blocked),
+        guarded_from_root=_from_root(rules.guarded),
+        guarded_anywhere=_anywhere(rules.guarded),
+        opened=_beginning(opened),  # the innermost first
         blocked_extensions=tuple(sorted(rules.blocked_extensions)),
     )
+
+
+def _from_root(patterns: Iterable[Pattern]) -> str:
+    stems = (_stem(pattern.parts) for pattern in patterns if pattern.parts[:1] != (ANY_DEPTH,))
+    return _beginning(stems)
+
+
+def _anywhere(patterns: Iterable[Pattern]) -> str:
+    return _beginning(_stem(pattern.parts[1:]) for pattern in patterns if pattern.parts[:1] == (ANY_DEPTH,))
 
 
 def _stem(parts: tuple[str, ...]) -> tuple[str, ...]:
@@ -62,11 +84,28 @@ def _whole(parts: tuple[str, ...]) -> str:
 
 
 def _beginning(patterns: Iterable[tuple[str, ...]]) -> str:
-    expressions = [_components(parts) for parts in patterns]
-    if "" in expressions:
+    root: _Branch = {}
+    for parts in patterns:
+        branch = root
+        for piece in _pieces(parts):
+            branch = branch.setdefault(piece, {})
+        branch[_END] = {}
+    if _END in root:
         return ""  # `/**` or `**`: everything
-    # All begin with the same slash, which lets the search skip from slash to slash.
-    return f"{_any_of(expressions)}{_END_OF_COMPONENT}" if expressions else NEVER
+    return f"{_spelled(root)}{_END_OF_COMPONENT}" if root else NEVER
+
+
+def _spelled(branch: _Branch) -> str:
+    """One expression for all that grows from here: what patterns have in common is looked at once.
+
+    There are hundreds of patterns, and nearly all names differ from all of them in their first character.
+    """
+    spelled = ""
+    while len(branch) == 1:
+        ((piece, branch),) = branch.items()
+        spelled += piece
+    others = [f"{piece}{_spelled(below)}" for piece, below in branch.items()]
+    return f"{spelled}(?:{'|'.join(others)})" if others else spelled
 
 
 def _any_of(expressions: Iterable[str]) -> str:
@@ -74,14 +113,16 @@ def _any_of(expressions: Iterable[str]) -> str:
 
 
 def _components(parts: tuple[str, ...]) -> str:
-    pieces: list[str] = []
+    return "".join(_pieces(parts))
+
+
+def _pieces(parts: tuple[str, ...]) -> Iterator[str]:
+    """The expression of a pattern, piece by piece: a character, a wildcard, any number of components."""
+    before = ""
     for part in parts:
-        piece = _ANY_COMPONENTS if part == ANY_DEPTH else f"/{_name(part)}"
-        if piece != _ANY_COMPONENTS or pieces[-1:] != [piece]:  # two in a row say no more than one
-            pieces.append(piece)
-    return "".join(pieces)
-
-
-def _name(part: str) -> str:
-    """One component: `*` is any characters, `?` is one."""
-    return "".join({"*": "[^/]*", "?": "[^/]"}.get(c, re.escape(c)) for c in re.sub(r"\*+", "*", part))
+        if part != ANY_DEPTH:
+            yield "/"
+            yield from ({"*": "[^/]*", "?": "[^/]"}.get(c, re.escape(c)) for c in re.sub(r"\*+", "*", part))
+        elif before != ANY_DEPTH:  # two in a row say no more than one
+            yield _ANY_COMPONENTS
+        before = part

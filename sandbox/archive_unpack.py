@@ -120,5 +120,5 @@ class _Unpacker:
             raise Refused("too_large", errno.EFBIG, why)
 
     def _permit_directory(self, relative: str) -> None:
-        if not self._rules.permit(f"{self._new_path}/{relative}"):
+        if not self._rules.permit_change(f"{self._new_path}/{relative}"):
             raise Refused("blocked", errno.EACCES, f"the policy keeps {relative!r} closed")

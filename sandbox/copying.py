@@ -88,6 +88,8 @@ class Copier:
         self._most: int = spec["max_total_bytes"]
         self._reserve: int = spec["reserve_bytes"]
         self._strict: bool = spec["strict"]
+        # a move takes the source away
+        self._may_go = rules.permit_change if self._strict else rules.permit
         self._top: str = spec["new_path"]
         self._umask = os.umask(0o077)
         os.umask(self._umask)
@@ -102,7 +104,7 @@ class Copier:
         for name in sorted(os.listdir(source)):
             self._job.tick()
             entry = f"{relative}{name}"
-            if not (self._rules.permit(f"{path}/{name}") and self._rules.permit(f"{self._top}/{entry}")):
+            if not (self._may_go(f"{path}/{name}") and self._rules.permit_change(f"{self._top}/{entry}")):
                 self._pass_over(entry, "the policy keeps it closed")
                 continue
             try:

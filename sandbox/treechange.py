@@ -33,7 +33,7 @@ def remove(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     fd = open_directory(name, parent)
     try:
         _require_same(fd, spec["identity"])
-        _require_free_of(survey_tree(job, rules, fd, ""))
+        _require_free_of(survey_tree(job, rules, fd, "", leaves=True))
         _Remover(job, rules).empty(fd, 0)
     finally:
         os.close(fd)
@@ -70,7 +70,7 @@ class _Remover:
         path = real_path(fd)
         for name in os.listdir(fd):
             self._job.tick()
-            if not self._rules.permit(f"{path}/{name}"):
+            if not self._rules.permit_change(f"{path}/{name}"):
                 raise Refused("blocked", errno.EACCES, f"a closed path appeared in it: {name!r}")
             try:
                 self._remove(fd, name, depth)
@@ -121,7 +121,7 @@ def copy_tree(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     """
     source, parent = fds
     rules = Rules(spec["rules"])
-    obstacles = survey_tree(job, rules, source, spec["new_path"])
+    obstacles = survey_tree(job, rules, source, spec["new_path"], leaves=spec["strict"])
     if spec["strict"]:
         _require_free_of(obstacles)
     needed = job.counts.get("bytes", 0)

@@ -61,18 +61,23 @@ def _emit(job: Job, found: Found) -> None:
 
 
 def survey(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-    """Tell what a tree holds that stands against moving it as a whole to `new_path`, or deleting it."""
-    return survey_tree(job, Rules(spec["rules"]), fds[0], spec["new_path"])
+    """Tell what a tree holds that stands against copying it to `new_path`, or with `strict` against moving it there."""
+    return survey_tree(job, Rules(spec["rules"]), fds[0], spec["new_path"], leaves=spec["strict"])
 
 
-def survey_tree(job: Job, rules: Rules, root_fd: int, new_path: str) -> dict[str, Any]:
-    """As `survey`, for whoever goes on with the tree. `new_path` is empty where nothing gets a new path."""
+def survey_tree(job: Job, rules: Rules, root_fd: int, new_path: str, *, leaves: bool) -> dict[str, Any]:
+    """As `survey`, for whoever goes on with the tree.
+
+    `new_path` is empty where nothing gets a new path. `leaves`: nothing stays where it is, so that all must be open
+    to changes; what is only copied must be open to reading.
+    """
+    may_go = rules.permit_change if leaves else rules.permit
     blocked: list[str] = []
     mounted: list[str] = []
     device = os.fstat(root_fd).st_dev
     for found in Walk(job, rules).tree(root_fd):
         job.count("entries")
-        if not found.permitted or (new_path and not rules.permit(f"{new_path}/{found.relative}")):
+        if not may_go(found.path) or (new_path and not rules.permit_change(f"{new_path}/{found.relative}")):
             found.descend = False
             _remember(blocked, found.relative)
         status = found.status()

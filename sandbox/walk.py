@@ -31,18 +31,34 @@ class Rules:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self._allowed = re.compile(spec["allowed"]).fullmatch
+        self._opened = re.compile(spec["opened"]).match
         self._blocked_from_root = re.compile(spec["blocked_from_root"]).match
         self._blocked_anywhere = re.compile(spec["blocked_anywhere"]).search
+        self._guards: tuple[str, str] = spec["guarded_from_root"], spec["guarded_anywhere"]
         self._extensions = frozenset(spec["blocked_extensions"])
 
     def permit(self, path: str) -> bool:
         """Whether an absolute real path may be touched at all."""
         text = "" if path == "/" else path
+        inside = self._opened(text)
+        if inside is not None:
+            return not (self._blocked_anywhere(text, inside.end()) or self._allowed(text) is None)
         return not (self._blocked_anywhere(text) or self._blocked_from_root(text) or self._allowed(text) is None)
+
+    def permit_change(self, path: str) -> bool:
+        """Whether something may be made, written, moved away or removed at this path."""
+        if not self.permit(path):
+            return False
+        from_root, anywhere = map(re.compile, self._guards)  # most walks never ask; whoever does finds them in a cache
+        text = "" if path == "/" else path
+        inside = self._opened(text)
+        if inside is not None:
+            return not anywhere.search(text, inside.end())
+        return not (anywhere.search(text) or from_root.match(text))
 
     def permit_file(self, path: str) -> bool:
         """Whether a file may be written at this path."""
-        return self.permit(path) and self._extensions.isdisjoint(path.rpartition("/")[2].lower().split(".")[1:])
+        return self.permit_change(path) and self._extensions.isdisjoint(path.rpartition("/")[2].lower().split(".")[1:])
 
 
 class Found:

@@ -20,7 +20,15 @@ from sandbox.archives import Summary
 from sandbox.job import Job
 from sandbox.openat import Refused
 
-OPEN_RULES = {"allowed": r"[\s\S]*", "blocked_from_root": "(?!)", "blocked_anywhere": "(?!)", "blocked_extensions": ()}
+OPEN_RULES = {
+    "allowed": r"[\s\S]*",
+    "blocked_from_root": "(?!)",
+    "blocked_anywhere": "(?!)",
+    "guarded_from_root": "(?!)",
+    "guarded_anywhere": "(?!)",
+    "opened": "(?!)",
+    "blocked_extensions": (),
+}
 CLOSED_SECRETS = {**OPEN_RULES, "blocked_anywhere": "/(?:secret|[.]ssh)(?=/|\\Z)", "blocked_extensions": ("exe",)}
 LIMITS = {"max_entries": 10_000, "max_bytes": 1 << 40, "gzip": False}
 

@@ -10,6 +10,7 @@ import pytest
 
 from config.faults import ConfigFaults
 from config.load import Config, load_config
+from policy.rules import ClosedPath
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from config.settings import ServerSettings
 
     Load = Callable[..., Config]
+
+
+EITHER = "an entry has either use (the name of a pack) or path (a pattern)"
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def test_an_empty_policy_allows_nothing_and_says_so(load: Load, text: str) -> No
     config = load(policy=text)
     assert config.policy.allowed_commands == {}
     assert config.policy.allowed_paths == ()
-    assert "**/.ssh/**" in config.policy.blocked_paths
+    assert config.policy.blocked_paths == (ClosedPath(use="persistence"), ClosedPath(use="secrets"))
     assert [w for w in config.warnings if "allows no command" in w]
     assert [w for w in config.warnings if "allows no path" in w]
 
@@ -67,6 +71,41 @@ def test_blocked_paths_can_be_emptied_only_on_purpose(load: Load) -> None:
     assert load(policy="policy:\n  blocked_paths: []\n").policy.blocked_paths == ()
     with pytest.raises(ConfigFaults, match="expected a list, found nothing"):
         load(policy="policy:\n  blocked_paths:\n")
+
+
+def test_an_entry_of_blocked_paths_is_a_pattern_a_pack_or_a_pattern_with_its_reason(load: Load) -> None:
+    text = "policy:\n  blocked_paths: ['/a/**', {use: secrets}, {path: '**/x', close: writing, why: it is obeyed}]\n"
+    assert load(policy=text).policy.blocked_paths == (
+        "/a/**",
+        ClosedPath(use="secrets"),
+        ClosedPath(path="**/x", close="writing", why="it is obeyed"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "fault"),
+    [
+        (
+            "{use: secret}",
+            "blocked_paths[1].use: use names no pack: 'secret'; there are persistence, secrets; did you mean secrets?",
+        ),
+        ("{uses: secrets}", "blocked_paths[1].uses: unknown key; did you mean use?"),
+        ("{path: x}", "blocked_paths[1].path: path entry 'x' must begin with '/', '~/' or '**/'"),
+        ("{path: /x, close: reading}", "blocked_paths[1].close: must be one of all, writing, is 'reading'"),
+        (
+            "{path: /x, use: secrets}",
+            "blocked_paths[1]: an entry has either use (the name of a pack) or path (a pattern)",
+        ),
+        ("{}", "blocked_paths[1]: an entry has either use (the name of a pack) or path (a pattern)"),
+        ("{use: secrets, close: all, why: x}", "blocked_paths[1]: close and why stand beside path; a pack has its own"),
+        ("7", "blocked_paths[1]: expected text, found a whole number (7); put it in quotes"),
+        ("[/x]", "blocked_paths[1]: expected text, found a list"),
+    ],
+)
+def test_an_entry_that_says_nothing_clear_is_a_fault_with_its_line(load: Load, entry: str, fault: str) -> None:
+    with pytest.raises(ConfigFaults) as caught:
+        load(policy=f"policy:\n  blocked_paths:\n    - /a/**\n    - {entry}\n")
+    assert [str(each).partition("policy.yaml:")[2] for each in caught.value.faults] == [f"4: policy.{fault}"]
 
 
 def test_limits_of_one_command_may_be_written_as_digits(load: Load) -> None:

@@ -122,7 +122,7 @@ def test_a_path_to_the_same_file_under_the_same_name_is_the_pinned_one() -> None
     facts |= {"/bin/sh": "/bin/busybox"}
     allowed = decide_command(POLICY, ["/bin/git", "status"], confirm=False, programs=facts)
     assert isinstance(allowed, Allow)
-    assert allowed.subject.argv == ("/usr/bin/git", "status")
+    assert allowed.subject.argv[:2] == ("/usr/bin/git", "status")
     # one file, another name: busybox would be a shell
     assert isinstance(decide_command(POLICY, ["/bin/sh"], confirm=False, programs=facts), Deny)
 

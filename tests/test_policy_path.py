@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy.decision import Allow, Deny, PathDecision
-from policy.path import PathRules, Purpose, Root, decide_path, kernel_roots, lexical_path
-from policy.pattern import matches_name
+from policy.path import CHANGES, PathRules, Pattern, Purpose, Root, decide_path, kernel_roots, lexical_path
+from policy.pattern import components, matches_name
+from policy.rules import ClosedPath
 
 HOME = "/home/ann"
 ALLOWED = ("~//**", "/srv/*/src/**", "/etc/hosts", "/tmp/**")
@@ -190,6 +191,57 @@ def test_matching_a_hostile_name_takes_no_exponential_time() -> None:
     assert time.process_time() - start < 5  # seconds; exponential would be years
 
 
+GUARDING = PathRules.compile(
+    ["~/**"],
+    ["**/.ssh/**", ClosedPath(path="**/.git/config", close="writing", why="git runs what it names")],
+    HOME,
+)
+
+
+@pytest.mark.parametrize("path", ["/home/ann/p/.git/config", "/home/ann/p/.git/config/beneath"])
+def test_a_guarded_path_and_what_is_in_it_is_read_and_not_changed(path: str) -> None:
+    for purpose in ("read", "list", "enter"):
+        assert isinstance(decide(path, purpose, GUARDING), Allow)
+    for purpose in CHANGES:
+        assert rule_of(path, purpose, GUARDING) == "blocked_paths"
+    for purpose in ("write", "remove"):
+        assert isinstance(decide("/home/ann/p/.git/configs", purpose, GUARDING), Allow)
+
+
+def test_a_guarded_denial_says_what_may_be_done_and_why_not_more() -> None:
+    assert decide("/home/ann/p/.git/config/x", "write", GUARDING).reason == (
+        "Path '/home/ann/p/.git/config/x' may be read but not changed: '**/.git/config' (git runs what it names), "
+        "since '/home/ann/p/.git/config' is: use another path, or ask the operator of this machine."
+    )
+
+
+def opening(rules: PathRules, *roots: str) -> PathRules:
+    return attrs.evolve(rules, opened=tuple(Pattern(text=root, parts=(*components(root), "**")) for root in roots))
+
+
+def test_an_opened_directory_is_looked_at_as_the_root_of_the_machine() -> None:
+    closed = ["~/.*", "**/.ssh/**", "**/state/home", ClosedPath(path="**/.git/config", close="writing")]
+    rules = PathRules.compile(["~/**"], closed, HOME)
+    root = "/home/ann/.local/state/home"
+    opened = opening(rules, root)
+    for path in (root, f"{root}/.npm/x", f"{root}/.bashrc", f"{root}/p/.git/HEAD"):
+        for purpose in ("read", "write", "enter", "remove"):
+            assert rule_of(path, purpose, rules) == "blocked_paths"  # the control
+            assert isinstance(decide(path, purpose, opened), Allow), path
+    for path in (f"{root}/.ssh", f"{root}/p/.ssh/id", f"{root}/x/state/home/y"):
+        assert rule_of(path, "read", opened) == "blocked_paths"
+    assert rule_of(f"{root}/p/.git/config", "write", opened) == "blocked_paths"
+    assert isinstance(decide(f"{root}/p/.git/config", "read", opened), Allow)
+    for path in ("/home/ann/.local/state", f"{root}2", "/home/ann/.bashrc", "/home/ann/.local/state/homework"):
+        assert rule_of(path, "read", opened) == "blocked_paths"
+
+
+@pytest.mark.parametrize("root", ["/", "/a/*", "/**", "/a/**/b"])
+def test_what_is_opened_is_one_directory(root: str) -> None:
+    with pytest.raises(ValueError, match="without wildcards"):
+        opening(RULES, root)
+
+
 # --- for all paths ------------------------------------------------------------------------------------------
 
 NAMES = st.sampled_from(["a", "b", "ab", "aab", ".a", "a.b", "home", "ann", "*", "?", "\n", "\udcff"])
@@ -225,6 +277,22 @@ def oracle(allowed: list[str], blocked: list[str], path: str) -> bool:
 def test_the_decision_agrees_with_an_independent_oracle(allowed: list[str], blocked: list[str], path: str) -> None:
     rules = PathRules.compile(allowed, blocked, HOME)
     assert isinstance(decide(path, rules=rules), Allow) == oracle(allowed, blocked, path)
+
+
+@given(st.lists(PATTERNS, max_size=2), st.lists(PATTERNS, max_size=2), LITERALS, PATHS, PATHS)
+def test_opened_and_guarded_agree_with_the_oracle_too(
+    blocked: list[str], guarded: list[str], root: str, beneath: str, beside: str
+) -> None:
+    closed = [*blocked, *(ClosedPath(path=pattern, close="writing") for pattern in guarded)]
+    rules = opening(PathRules.compile(["/**"], closed, HOME), root)
+    inside = (root + beneath).rstrip("/")
+    everywhere = [pattern for pattern in blocked if components(pattern)[:1] == ("**",)]
+    never_changed = [*everywhere, *(pattern for pattern in guarded if components(pattern)[:1] == ("**",))]
+    assert isinstance(decide(inside, rules=rules), Allow) == oracle(["/**"], everywhere, beneath)
+    assert isinstance(decide(inside, "make", rules), Allow) == oracle(["/**"], never_changed, beneath)
+    if not f"{beside}/".startswith(f"{root}/"):
+        assert isinstance(decide(beside, rules=rules), Allow) == oracle(["/**"], blocked, beside)
+        assert isinstance(decide(beside, "make", rules), Allow) == oracle(["/**"], [*blocked, *guarded], beside)
 
 
 @given(LITERALS, PATHS)

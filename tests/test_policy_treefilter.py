@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
+import attrs
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from policy.decision import Allow
-from policy.path import PathRules, decide_path
+from policy.path import PathRules, Pattern, decide_path
+from policy.rules import ClosedPath
 from policy.treefilter import tree_filter
+from sandbox.walk import Rules
 
 HOME = "/home/u"
 NAMES = st.sampled_from(["a", "b", ".ssh", ".env", ".env.x", "ab", "a.so", "lib.SO.1", "a\nb", "\udcff", "x" * 9])
@@ -32,24 +33,31 @@ def usable(text: str) -> bool:
 
 
 RULES = st.lists(patterns().filter(usable), max_size=4)
+OPENED = st.lists(st.lists(NAMES, min_size=1, max_size=3), max_size=2)
 
 
-@given(allowed=RULES, blocked=RULES, paths=st.lists(PATHS, max_size=8))
-@example(allowed=["/**"], blocked=["**/.ssh/**", "**/.env"], paths=["/", "/.ssh", "/a/.ssh/b", "/a/.env", "/.env.x"])
-@example(allowed=["/a/**", "/b"], blocked=[], paths=["/a", "/a/b", "/b", "/b/a", "/ab"])
-@example(allowed=["/**"], blocked=["/**"], paths=["/", "/a"])
-@settings(deadline=None, max_examples=400)
-def test_the_expressions_decide_as_the_rules_do(allowed: list[str], blocked: list[str], paths: list[str]) -> None:
-    rules = PathRules.compile(allowed, blocked, HOME, [".so"])
-    tree = tree_filter(rules)
-    extensions = set(tree.blocked_extensions)
+def rules_of(allowed: list[str], blocked: list[str], guarded: list[str], opened: list[list[str]]) -> PathRules:
+    closed = [*blocked, *(ClosedPath(path=text, close="writing") for text in guarded)]
+    roots = tuple(Pattern(text="/".join(parts), parts=(*parts, "**")) for parts in opened)
+    return attrs.evolve(PathRules.compile(allowed, closed, HOME, [".so"]), opened=roots)
+
+
+@given(allowed=RULES, blocked=RULES, guarded=RULES, opened=OPENED, paths=st.lists(PATHS, max_size=8))
+@example(["/**"], ["**/.ssh/**", "**/.env"], [], [], ["/", "/.ssh", "/a/.ssh/b", "/a/.env", "/.env.x"])
+@example(["/a/**", "/b"], [], [], [], ["/a", "/a/b", "/b", "/b/a", "/ab"])
+@example(["/**"], ["/**"], ["/**"], [["a"]], ["/", "/a", "/a/b"])
+@example(["/**"], ["/a/*", "**/.ssh/**"], ["**/.env"], [["a", "b"]], ["/a/b", "/a/b/.env", "/a/b/.ssh", "/a/.env"])
+@example(["/**"], ["**/a/b/**", "**"], [], [["a"], ["a", "b"]], ["/a", "/a/b", "/a/b/a/b"])
+@settings(deadline=None, max_examples=600)
+def test_the_expressions_decide_as_the_rules_do(
+    allowed: list[str], blocked: list[str], guarded: list[str], opened: list[list[str]], paths: list[str]
+) -> None:
+    rules = rules_of(allowed, blocked, guarded, opened)
+    inside_walls = Rules(attrs.asdict(tree_filter(rules)))
     for path in paths:
-        text = "" if path == "/" else path
-        permitted = bool(
-            re.fullmatch(tree.allowed, text)
-            and not re.match(tree.blocked_from_root, text)
-            and not re.search(tree.blocked_anywhere, text)
-        )
-        writable = permitted and extensions.isdisjoint(path.rpartition("/")[2].lower().split(".")[1:])
-        assert permitted == isinstance(decide_path(rules, path, "read"), Allow), path
-        assert writable == isinstance(decide_path(rules, path, "write"), Allow), path
+        for purpose, says in (
+            *((purpose, inside_walls.permit) for purpose in ("read", "list", "enter")),
+            *((purpose, inside_walls.permit_change) for purpose in ("make", "remove")),
+            ("write", inside_walls.permit_file),
+        ):
+            assert says(path) == isinstance(decide_path(rules, path, purpose), Allow), (path, purpose)

@@ -16,7 +16,15 @@ from test_sandbox_files_write import full  # noqa: F401  a small disk, as a fixt
 from sandbox.file_errors import BadPattern, Exists, NoSpace, OpenerGone, TooLarge, WriteFailed
 from sandbox.files import Work
 
-OPEN_RULES = {"allowed": r"[\s\S]*", "blocked_from_root": "(?!)", "blocked_anywhere": "(?!)", "blocked_extensions": ()}
+OPEN_RULES = {
+    "allowed": r"[\s\S]*",
+    "blocked_from_root": "(?!)",
+    "blocked_anywhere": "(?!)",
+    "guarded_from_root": "(?!)",
+    "guarded_anywhere": "(?!)",
+    "opened": "(?!)",
+    "blocked_extensions": (),
+}
 MAX_FILE = 1 << 40
 
 
