@@ -41,6 +41,11 @@ EXIT_DENIED = 1
 EXIT_USAGE = 2
 EXIT_HOST = 3
 
+CONFIG_DIR_HELP = (
+    "folder with server.yaml and policy.yaml (default: config in the checkout that the broker runs from, "
+    "~/.config/remote-broker, /etc/remote-broker, the shipped defaults; never the current folder)"
+)
+
 log = logging.getLogger("broker")
 
 
@@ -75,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     explain = subcommands.add_parser("explain", help="what the policy decides about a command", allow_abbrev=False)
     doctor = subcommands.add_parser("doctor", help="attack the walls of a session from inside", allow_abbrev=False)
     for each in (serve, check, explain, doctor):
-        each.add_argument("--config-dir", type=Path, help="folder with server.yaml and policy.yaml (default: config)")
+        each.add_argument("--config-dir", type=Path, help=CONFIG_DIR_HELP)
     serve.add_argument("--host", help="bind address, instead of server.host")
     serve.add_argument("--port", type=int, help="bind port, instead of server.port; 0 takes a free one")
     serve.add_argument("--insecure-bind", action="store_true", help="allow a bind beyond loopback, unauthenticated")
