@@ -5,9 +5,7 @@ Decides nothing and runs nothing: `app.py` says in which order things live and d
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import attrs
 import trio
@@ -20,6 +18,7 @@ from broker.job import Job
 from broker.listener import HttpSettings
 from broker.rawtransfers import TransferDesk
 from broker.supervisor import Supervisor
+from broker.trusted import TrustedPlaces, find_trusted
 from config.load import Config
 from config.settings import ServerSettings
 from policy.network import network_use
@@ -55,6 +54,8 @@ class Foundation:
     cgroup: Place
     limit_files: frozenset[str]
     """Of a cgroup: those that the policy makes use of."""
+    trusted: TrustedPlaces
+    """What no session may change: see `PathRules` for file tools, and the walls for commands."""
 
 
 def lay_foundation(config: Config, claims: Claims) -> Foundation:
@@ -73,7 +74,8 @@ def lay_foundation(config: Config, claims: Claims) -> Foundation:
     user = choose_user(sandbox, config.base_dir / "data", capabilities, claims)
     if user.dedicated:
         _check_owners(config, user)
-    return Foundation(plan=plan, user=user, cgroup=cgroup, limit_files=limit_files)
+    trusted = find_trusted(config, user)
+    return Foundation(plan=plan, user=user, cgroup=cgroup, limit_files=limit_files, trusted=trusted)
 
 
 def _check_owners(config: Config, user: SessionUser) -> None:
@@ -103,7 +105,7 @@ def build_host(
 ) -> Host:
     """What the tools work with. Looks at the machine's programs and at what the path patterns stand for now."""
     server, policy, user = config.server, config.policy, foundation.user
-    paths = without_own_files(PathRules.of(policy, user.home), _own_files(config))
+    paths = without_own_files(PathRules.of(policy, user.home), _own_files(config, foundation.trusted))
     programs = resolve_programs(policy)
     return Host(
         policy=policy,
@@ -130,21 +132,9 @@ def build_host(
     )
 
 
-def _own_files(config: Config) -> tuple[str, ...]:
+def _own_files(config: Config, trusted: TrustedPlaces) -> tuple[str, ...]:
     """What no session may touch, whatever the policy allows: the broker's configuration, logs, command output."""
-    logs = (config.server.logging.audit_log, config.server.logging.error_log)
-    folders = {str(source.parent) for source in config.sources} | {str(config.base_dir / "data" / "output")}
-    folders |= {str(log_file.parent) for log_file in logs if _holds_only(log_file.parent, logs)}
-    return (*sorted(folders), *(f"{log_file}{end}" for log_file in logs for end in ("", ".*")))
-
-
-def _holds_only(folder: Path, logs: tuple[Path, ...]) -> bool:
-    """Whether a folder is for the logs alone: closing the folder closes those that rotation is yet to make."""
-    names = tuple(log_file.name for log_file in logs)
-    try:
-        return all(name.startswith(names) for name in os.listdir(folder))
-    except OSError:  # not there, or not ours to see: the logs themselves stay closed
-        return False
+    return (*trusted.closed(), str(config.base_dir / "data" / "output"))
 
 
 def _belongings_settings(config: Config) -> BelongingsSettings:
