@@ -189,6 +189,8 @@ def _reasons(error: BaseException) -> Iterator[str]:
 
 def _say_foundation(foundation: Foundation) -> None:
     user = foundation.user
+    for warning in foundation.warnings:
+        log.warning("%s", warning)
     log.info("commands run as %s (uid %d), home %s", user.name, user.uid, user.home)
     for layer in foundation.plan.layers:
         log.info("layer %s: %s: %s", layer.name, layer.state, layer.detail)

@@ -7,9 +7,9 @@ gets at them is the work of the walls.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import MappingProxyType
+from typing import Literal
 
 import attrs
 
@@ -20,7 +20,24 @@ from sandbox.claims import LOCK_FILE
 from sandbox.plan import SessionUser
 from sandbox.users import FALLBACK_HOME
 
-LINKS_MAX = 40  # as many as the kernel follows
+Kind = Literal["program", "configuration", "state"]
+
+
+@attrs.frozen
+class Origin:
+    """One place as it was found: by one of its names, with what it is to the broker."""
+
+    path: str
+    reason: str
+    kind: Kind
+
+
+@attrs.frozen
+class Names:
+    """The paths that lead to one thing, the real one last; and the names of the symbolic links that they go through."""
+
+    paths: tuple[str, ...]
+    links: tuple[str, ...]
 
 
 @attrs.frozen(kw_only=True)
@@ -40,8 +57,8 @@ class TrustedPlaces:
     next start."""
     holes: tuple[str, ...]
     """Inside the others, what belongs to sessions: their user's home, where the broker keeps it."""
-    reasons: Mapping[str, str]
-    """What a place is to the broker, by its path."""
+    origins: tuple[Origin, ...]
+    """Every name of every place, also those that lie beneath another one, and why each is here."""
 
     def closed(self) -> Iterator[str]:
         """The hidden places as paths that hold no hole, for those who cannot say "all but".
@@ -59,38 +76,43 @@ def find_trusted(config: Config, user: SessionUser) -> TrustedPlaces:
         config: of the operator.
         user: of the sessions.
     """
-    sealed, hidden = dict(program_places()), dict(_kept_places(config))
-    links: dict[str, str] = {}
-    sealed, hidden = _by_all_names(sealed, links), _by_all_names(hidden, links)
-    sealed_top, hidden_top = _outermost(sealed), _outermost(hidden)
-    everything = (*sealed_top, *hidden_top)
+    links: dict[str, None] = {}
+    found = [Origin(path, reason, "program") for path, reason in program_places()]
+    found += [Origin(path, reason, "configuration") for path, reason in _obeyed(config)]
+    found += [Origin(path, reason, "state") for path, reason in _kept(config)]
+    origins = tuple(_by_all_names(found, links))
+    sealed = _outermost(origin.path for origin in origins if origin.kind == "program")
+    hidden = _outermost(origin.path for origin in origins if origin.kind != "program")
     homes = {os.path.realpath(home) for home in (config.base_dir / "data" / "home", FALLBACK_HOME)}
     home = os.path.realpath(user.home)
-    holes = (user.home, home) if home in homes and _is_in(home, everything) else ()
+    holes = (user.home, home) if home in homes and is_in(home, (*sealed, *hidden)) else ()
     return TrustedPlaces(
-        sealed=sealed_top,
-        hidden=hidden_top,
-        links=tuple(sorted(link for link in links if not _is_in(link, everything))),
+        sealed=sealed,
+        hidden=hidden,
+        links=tuple(sorted(link for link in links if not is_in(link, (*sealed, *hidden)))),
         holes=tuple(dict.fromkeys(holes)),
-        reasons=MappingProxyType({place: (hidden | sealed)[place] for place in everything}),
+        origins=origins,
     )
 
 
-def _kept_places(config: Config) -> Iterator[tuple[str, str]]:
-    """What is obeyed or kept: both files, everywhere they would be looked for, the state, the logs."""
+def _obeyed(config: Config) -> Iterator[tuple[str, str]]:
+    """Both files, and everywhere they would be looked for."""
     for source in config.sources:
         yield str(source), "a configuration file"
         yield str(source.parent), "the folder of a configuration file"
     for place in searched_places():
         yield str(place.config_dir), "where configuration is looked for"
+
+
+def _kept(config: Config) -> Iterator[tuple[str, str]]:
     yield str(config.base_dir / "data"), "what the broker keeps"
     yield str(state_dir()), "where the broker keeps its state by default"
     yield str(FALLBACK_HOME.parent), "where the broker keeps its state if the home cannot be reached"
     yield str(LOCK_FILE), "which user ids the brokers of this machine have"
-    yield from _log_places(config)
+    yield from _logs(config)
 
 
-def _log_places(config: Config) -> Iterator[tuple[str, str]]:
+def _logs(config: Config) -> Iterator[tuple[str, str]]:
     """The folders of the logs; where one is shared with other things, all names that the logs will ever have."""
     logging = config.server.logging
     logs = (logging.audit_log, logging.error_log)
@@ -113,45 +135,56 @@ def holds_only(folder: Path, logs: Iterable[Path]) -> bool:
         return False
 
 
-def _by_all_names(places: Mapping[str, str], links: dict[str, str]) -> dict[str, str]:
-    """The places by every name that leads to them; *links* gets the links on the way."""
-    found: dict[str, str] = {}
-    for place, reason in places.items():
-        names, passed = names_of(place)
-        found |= {name: found.get(name, reason) for name in names}
-        links |= dict.fromkeys(passed, reason)
-    return found
+def _by_all_names(places: Iterable[Origin], links: dict[str, None]) -> Iterator[Origin]:
+    """The places by every name that leads to them, each name once; *links* gets the links on the way."""
+    seen: set[str] = set()
+    known = {"/": Names(("/",), ())}
+    for place in places:
+        names = names_of(place.path, known)
+        links |= dict.fromkeys(names.links)
+        for name in names.paths:
+            if (key := f"{place.kind} {name}") not in seen:
+                seen.add(key)
+                yield attrs.evolve(place, path=name)
 
 
-def names_of(path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Every path that leads to what *path* is, itself first and the real one last; and the symbolic links passed."""
-    names = [os.path.normpath(path)]
-    links: list[str] = []
-    while len(links) < LINKS_MAX and (link := _first_link(names[-1])):
-        links.append(link)
-        rest = names[-1][len(link) :].lstrip("/")
-        names.append(os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link), rest)))
-    names.append(os.path.realpath(path))  # the last already, but for a link through `..` of another one
-    return tuple(dict.fromkeys(names)), tuple(dict.fromkeys(links))
+def names_of(path: str, known: dict[str, Names] | None = None) -> Names:
+    """Find every path that leads to what an absolute *path* is, and the links on the way.
 
-
-def _first_link(path: str) -> str | None:
-    for end in (*(i for i, char in enumerate(path) if char == "/" and i), len(path)):
-        if os.path.islink(path[:end]):
-            return path[:end]
-    return None
+    Args:
+        path: what the kernel would be given; there or not.
+        known: what was found before; gets what is found now.
+    """
+    known = {"/": Names(("/",), ())} if known is None else known
+    path = os.path.normpath(path)
+    if path in known:
+        return known[path]
+    folder = names_of(os.path.dirname(path), known)
+    name = os.path.basename(path)
+    names = dict.fromkeys([path, *(os.path.join(parent, name) for parent in folder.paths)])
+    links = folder.links
+    known[path] = Names(tuple(names), links)  # a link that leads to itself ends here
+    real = os.path.join(folder.paths[-1], name)
+    if os.path.islink(real):
+        target = os.path.join(folder.paths[-1], os.readlink(real))
+        # `..` takes back what a link before it led to, not its name.
+        led_to = names_of(os.path.realpath(target) if ".." in target.split("/") else target, known)
+        links = (*links, *names, *led_to.links)
+        names |= dict.fromkeys(led_to.paths)
+        known[path] = Names((*(other for other in names if other != led_to.paths[-1]), led_to.paths[-1]), links)
+    return known[path]
 
 
 def _outermost(places: Iterable[str]) -> tuple[str, ...]:
     """Those that are not beneath another one."""
     kept: list[str] = []
     for place in sorted(set(places), key=lambda place: (place.count("/"), place)):
-        if place != "/" and not _is_in(place, kept):
+        if place != "/" and not is_in(place, kept):
             kept.append(place)
     return tuple(sorted(kept))
 
 
-def _is_in(path: str, places: Iterable[str]) -> bool:
+def is_in(path: str, places: Iterable[str]) -> bool:
     """Whether a path is one of the places or beneath one."""
     return any(path == place or path.startswith(f"{place}/") for place in places)
 
@@ -159,7 +192,7 @@ def _is_in(path: str, places: Iterable[str]) -> bool:
 def _around(place: str, holes: tuple[str, ...]) -> Iterator[str]:
     if place in holes:
         return
-    if not any(_is_in(hole, (place,)) for hole in holes):
+    if not any(is_in(hole, (place,)) for hole in holes):
         yield place
         return
     try:

@@ -16,9 +16,11 @@ from broker.grants import find_grants, limits_of, resolve_programs, without_own_
 from broker.host import CommandLimits, Host
 from broker.job import Job
 from broker.listener import HttpSettings
+from broker.ownership import NotOurs, check_owners
 from broker.rawtransfers import TransferDesk
 from broker.supervisor import Supervisor
 from broker.trusted import TrustedPlaces, find_trusted
+from broker.untenable import Untenable, module_folder, refuse_untenable
 from config.load import Config
 from config.settings import ServerSettings
 from policy.network import network_use
@@ -41,8 +43,8 @@ MEDIA_THREADS = 2
 DOWNLOAD_IDLE_S = 600.0
 """Seconds without a chunk after which a pinned download is let go; the client may start it again."""
 
-CANNOT_START = (Refused, UserUnavailable)
-"""What `lay_foundation` raises: this machine cannot give what is required."""
+CANNOT_START = (Refused, UserUnavailable, NotOurs, Untenable)
+"""What `lay_foundation` raises: this machine cannot give what is required, or the broker would not be safe here."""
 
 
 @attrs.frozen(kw_only=True)
@@ -55,7 +57,9 @@ class Foundation:
     limit_files: frozenset[str]
     """Of a cgroup: those that the policy makes use of."""
     trusted: TrustedPlaces
-    """What no session may change: see `PathRules` for file tools, and the walls for commands."""
+    """What no session may change."""
+    warnings: tuple[str, ...]
+    """Sentences for the operator, none of which stops the start."""
 
 
 def lay_foundation(config: Config, claims: Claims) -> Foundation:
@@ -66,26 +70,16 @@ def lay_foundation(config: Config, claims: Claims) -> Foundation:
         claims: what holds that user; to be given up after the broker's last session.
 
     Raises:
-        Refused, UserUnavailable: the broker must not start here, and why.
+        Refused, UserUnavailable, NotOurs, Untenable: the broker must not start here, and why.
     """
     capabilities, sandbox, limit_files = probe(), config.server.sandbox, _limit_files(config.policy)
     cgroup = look(sandbox, limit_files)
     plan = make_plan(capabilities, sandbox, cgroup=cgroup.report, network=network_use(config.policy))
     user = choose_user(sandbox, config.base_dir / "data", capabilities, claims)
-    if user.dedicated:
-        _check_owners(config, user)
     trusted = find_trusted(config, user)
-    return Foundation(plan=plan, user=user, cgroup=cgroup, limit_files=limit_files, trusted=trusted)
-
-
-def _check_owners(config: Config, user: SessionUser) -> None:
-    """Refuse configuration that belongs to the user of root's sessions: an owner may write it, whatever its mode."""
-    for path in (place for source in config.sources for place in (source, source.parent)):
-        if path.stat().st_uid == user.uid:
-            raise UserUnavailable(
-                f"sessions would run as {user.name} (uid {user.uid}), to whom {path} belongs and who could rewrite "
-                f"what the broker allows: chown root {path}"
-            )
+    refuse_untenable(config, trusted, user, module_folder())
+    warnings = check_owners(trusted, user)
+    return Foundation(plan=plan, user=user, cgroup=cgroup, limit_files=limit_files, trusted=trusted, warnings=warnings)
 
 
 def _limit_files(policy: Policy) -> frozenset[str]:

@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 from broker.program import program_places
-from broker.trusted import TrustedPlaces, find_trusted, names_of
+from broker.trusted import Names, TrustedPlaces, find_trusted, names_of
 from config.load import Config, load_config
 from config.places import searched_places, state_dir
 from sandbox.plan import SessionUser
@@ -109,10 +109,18 @@ def test_a_place_is_known_by_every_name_and_each_link_on_the_way_is_listed(confi
 
 def test_names_end_where_links_do_not(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    names, links = names_of(f"{tmp_path}/loop/x")
-    assert len(names) <= 42
-    assert links == (f"{tmp_path}/loop",)
-    assert names_of("/proc/version") == (("/proc/version",), ())
+    assert names_of(f"{tmp_path}/loop/x").paths == (f"{tmp_path}/loop/x",)
+    assert f"{tmp_path}/loop" in names_of(f"{tmp_path}/loop").links
+    assert names_of("/proc/version") == Names(("/proc/version",), ())
+
+
+def test_a_name_through_the_parent_of_a_link_is_the_kernels(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "c").touch()
+    (tmp_path / "b").symlink_to("a/b")
+    (tmp_path / "c").symlink_to("b/../c")
+    names = names_of(f"{tmp_path}/c")
+    assert names.paths[-1] == os.path.realpath(tmp_path / "c") == f"{tmp_path}/a/c"
 
 
 def test_neither_root_nor_a_home_is_listed(config: Config) -> None:
