@@ -63,10 +63,14 @@ class TrustedPlaces:
     def closed(self) -> Iterator[str]:
         """The hidden places as paths that hold no hole, for those who cannot say "all but".
 
-        Beside a hole that is what exists now; nobody but the broker makes anything there.
+        Beside a hole that is what exists now and what the broker will make; nobody else makes anything there.
         """
-        for place in self.hidden:
-            yield from _around(place, self.holes)
+        around = (path for place in self.hidden for path in _around(place, self.holes))
+        known = (origin.path for origin in self.origins if origin.kind != "program")
+        yield from _outermost(path for path in (*around, *known) if not self._meets_a_hole(path))
+
+    def _meets_a_hole(self, path: str) -> bool:
+        return is_in(path, self.holes) or any(is_in(hole, (path,)) for hole in self.holes)
 
 
 def find_trusted(config: Config, user: SessionUser) -> TrustedPlaces:
@@ -106,6 +110,7 @@ def _obeyed(config: Config) -> Iterator[tuple[str, str]]:
 
 def _kept(config: Config) -> Iterator[tuple[str, str]]:
     yield str(config.base_dir / "data"), "what the broker keeps"
+    yield str(config.base_dir / "data" / "output"), "where the output of commands is kept"
     yield str(state_dir()), "where the broker keeps its state by default"
     yield str(FALLBACK_HOME.parent), "where the broker keeps its state if the home cannot be reached"
     yield str(LOCK_FILE), "which user ids the brokers of this machine have"

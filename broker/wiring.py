@@ -99,7 +99,7 @@ def build_host(
 ) -> Host:
     """What the tools work with. Looks at the machine's programs and at what the path patterns stand for now."""
     server, policy, user = config.server, config.policy, foundation.user
-    paths = without_own_files(PathRules.of(policy, user.home), _own_files(config, foundation.trusted))
+    paths = without_own_files(PathRules.of(policy, user.home), tuple(foundation.trusted.closed()))
     programs = resolve_programs(policy)
     return Host(
         policy=policy,
@@ -124,11 +124,6 @@ def build_host(
         on_discard=on_discard,
         on_job_end=on_job_end,
     )
-
-
-def _own_files(config: Config, trusted: TrustedPlaces) -> tuple[str, ...]:
-    """What no session may touch, whatever the policy allows: the broker's configuration, logs, command output."""
-    return (*trusted.closed(), str(config.base_dir / "data" / "output"))
 
 
 def _belongings_settings(config: Config) -> BelongingsSettings:

@@ -78,6 +78,20 @@ def test_the_home_that_the_broker_keeps_is_a_hole(config: Config, tmp_path: Path
     assert look(config, str(tmp_path / "data" / "other")).holes == ()  # nobody's home is there
 
 
+def test_around_a_home_in_the_state_folder_all_that_the_broker_will_make_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    config = attrs.evolve(load_config(), base_dir=state_dir())
+    config = attrs.evolve(config, server=config.server.anchored(state_dir()))
+    home = state_dir() / "data" / "home"
+    closed = tuple(look(config, str(home)).closed())
+    assert not home.exists()
+    assert not within(home / "x", closed)
+    assert within(state_dir() / "data" / "output" / "x", closed)
+    assert str(state_dir()) in look(config).closed()  # with the home elsewhere, all of it
+
+
 def test_a_log_among_other_things_is_hidden_with_all_its_rotations(config: Config, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
