@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from collections.abc import Iterable, Iterator
 
 import attrs
@@ -16,6 +17,8 @@ import attrs
 from broker.program import own_folders
 from broker.trusted import Origin, TrustedPlaces
 from sandbox.plan import SessionUser
+
+_LIST_HEAD_BYTES, _USER_ENTRY, _GROUP_ENTRY, _LISTED_WRITE = 4, 0x02, 0x08, 0x02  # linux/posix_acl_xattr.h
 
 
 class NotOurs(Exception):
@@ -67,10 +70,24 @@ def _writers(look: _Look, user: SessionUser) -> str:
         return ""
     if mode & stat.S_IWOTH and not (mode & stat.S_ISVTX and look.is_parent):  # sticky: what others own is theirs alone
         return "everybody"
-    # A plain user's own group is the user's; root's sessions are in groups that root is not.
-    if user.dedicated and mode & stat.S_IWGRP and look.status.st_gid in {user.gid, *user.groups} - {0}:
+    if not (user.dedicated and mode & stat.S_IWGRP):  # a plain user's own group is the user's
+        return ""
+    groups = {user.gid, *user.groups}
+    if look.status.st_gid in groups:
         return f"the group of the session user {user.name}"
-    return ""
+    named = (_USER_ENTRY, user.uid), *((_GROUP_ENTRY, gid) for gid in groups)
+    return f"the session user {user.name} (by an access list)" if {*named} & set(_listed_writers(look.path)) else ""
+
+
+def _listed_writers(path: str) -> Iterator[tuple[int, int]]:
+    """Whom an access list names as writers, as kind of entry and id. The mode shows its mask as the group's rights."""
+    try:
+        value = os.getxattr(path, "system.posix_acl_access", follow_symlinks=False)
+    except OSError:  # it has none, or its file system knows none
+        return
+    for kind, rights, number in struct.iter_unpack("<HHI", value[_LIST_HEAD_BYTES:]):
+        if rights & _LISTED_WRITE:
+            yield kind, number
 
 
 def _foreign(looks: Iterable[_Look]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,26 @@ def test_nothing_of_roots_may_be_writable_for_a_group_of_its_sessions(code: Path
     assert "the group of the session user sessions may write" in refused(code, OF_ROOT)
     code.chmod(0o644)
     assert check_owners(places(code), OF_ROOT) == ()
+
+
+@needs_root
+@pytest.mark.parametrize(("kind", "number"), [(2, UID), (8, UID), (8, UID + 1)], ids=["user", "group", "other group"])
+def test_nothing_of_roots_may_be_writable_for_its_sessions_by_an_access_list(
+    code: Path, kind: int, number: int
+) -> None:
+    def entries(rights: int) -> bytes:
+        nobody = 0xFFFFFFFF
+        parts = [(1, 6, nobody), (kind, rights, number), (4, 4, nobody), (16, 6, nobody), (32, 4, nobody)]
+        parts.sort(key=lambda part: part[0])
+        return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *part) for part in parts)
+
+    try:
+        os.setxattr(code, "system.posix_acl_access", entries(4))
+    except OSError as error:
+        pytest.skip(f"no access lists here: {error.strerror}")
+    assert check_owners(places(code), OF_ROOT) == ()
+    os.setxattr(code, "system.posix_acl_access", entries(6))
+    assert "the session user sessions (by an access list) may write" in refused(code, OF_ROOT)
 
 
 @needs_root
