@@ -5,9 +5,7 @@ Decides nothing and runs nothing: `app.py` says in which order things live and d
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import attrs
 import trio
@@ -18,8 +16,11 @@ from broker.grants import find_grants, limits_of, resolve_programs, without_own_
 from broker.host import CommandLimits, Host
 from broker.job import Job
 from broker.listener import HttpSettings
+from broker.ownership import NotOurs, check_owners
 from broker.rawtransfers import TransferDesk
 from broker.supervisor import Supervisor
+from broker.trusted import TrustedPlaces, find_trusted
+from broker.untenable import Untenable, module_folder, refuse_untenable
 from config.load import Config
 from config.settings import ServerSettings
 from policy.network import network_use
@@ -42,8 +43,8 @@ MEDIA_THREADS = 2
 DOWNLOAD_IDLE_S = 600.0
 """Seconds without a chunk after which a pinned download is let go; the client may start it again."""
 
-CANNOT_START = (Refused, UserUnavailable)
-"""What `lay_foundation` raises: this machine cannot give what is required."""
+CANNOT_START = (Refused, UserUnavailable, NotOurs, Untenable)
+"""What `lay_foundation` raises: this machine cannot give what is required, or the broker would not be safe here."""
 
 
 @attrs.frozen(kw_only=True)
@@ -55,6 +56,10 @@ class Foundation:
     cgroup: Place
     limit_files: frozenset[str]
     """Of a cgroup: those that the policy makes use of."""
+    trusted: TrustedPlaces
+    """What no session may change."""
+    warnings: tuple[str, ...]
+    """Sentences for the operator, none of which stops the start."""
 
 
 def lay_foundation(config: Config, claims: Claims) -> Foundation:
@@ -65,25 +70,16 @@ def lay_foundation(config: Config, claims: Claims) -> Foundation:
         claims: what holds that user; to be given up after the broker's last session.
 
     Raises:
-        Refused, UserUnavailable: the broker must not start here, and why.
+        Refused, UserUnavailable, NotOurs, Untenable: the broker must not start here, and why.
     """
     capabilities, sandbox, limit_files = probe(), config.server.sandbox, _limit_files(config.policy)
     cgroup = look(sandbox, limit_files)
     plan = make_plan(capabilities, sandbox, cgroup=cgroup.report, network=network_use(config.policy))
     user = choose_user(sandbox, config.base_dir / "data", capabilities, claims)
-    if user.dedicated:
-        _check_owners(config, user)
-    return Foundation(plan=plan, user=user, cgroup=cgroup, limit_files=limit_files)
-
-
-def _check_owners(config: Config, user: SessionUser) -> None:
-    """Refuse configuration that belongs to the user of root's sessions: an owner may write it, whatever its mode."""
-    for path in (place for source in config.sources for place in (source, source.parent)):
-        if path.stat().st_uid == user.uid:
-            raise UserUnavailable(
-                f"sessions would run as {user.name} (uid {user.uid}), to whom {path} belongs and who could rewrite "
-                f"what the broker allows: chown root {path}"
-            )
+    trusted = find_trusted(config, user)
+    refuse_untenable(config, trusted, user, module_folder())
+    warnings = check_owners(trusted, user)
+    return Foundation(plan=plan, user=user, cgroup=cgroup, limit_files=limit_files, trusted=trusted, warnings=warnings)
 
 
 def _limit_files(policy: Policy) -> frozenset[str]:
@@ -103,7 +99,7 @@ def build_host(
 ) -> Host:
     """What the tools work with. Looks at the machine's programs and at what the path patterns stand for now."""
     server, policy, user = config.server, config.policy, foundation.user
-    paths = without_own_files(PathRules.of(policy, user.home), _own_files(config))
+    paths = without_own_files(PathRules.of(policy, user.home), tuple(foundation.trusted.closed()))
     programs = resolve_programs(policy)
     return Host(
         policy=policy,
@@ -128,23 +124,6 @@ def build_host(
         on_discard=on_discard,
         on_job_end=on_job_end,
     )
-
-
-def _own_files(config: Config) -> tuple[str, ...]:
-    """What no session may touch, whatever the policy allows: the broker's configuration, logs, command output."""
-    logs = (config.server.logging.audit_log, config.server.logging.error_log)
-    folders = {str(source.parent) for source in config.sources} | {str(config.base_dir / "data" / "output")}
-    folders |= {str(log_file.parent) for log_file in logs if _holds_only(log_file.parent, logs)}
-    return (*sorted(folders), *(f"{log_file}{end}" for log_file in logs for end in ("", ".*")))
-
-
-def _holds_only(folder: Path, logs: tuple[Path, ...]) -> bool:
-    """Whether a folder is for the logs alone: closing the folder closes those that rotation is yet to make."""
-    names = tuple(log_file.name for log_file in logs)
-    try:
-        return all(name.startswith(names) for name in os.listdir(folder))
-    except OSError:  # not there, or not ours to see: the logs themselves stay closed
-        return False
 
 
 def _belongings_settings(config: Config) -> BelongingsSettings:

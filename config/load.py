@@ -13,8 +13,9 @@ import attrs
 
 from config.faults import ConfigFaults, Fault
 from config.keys import SHIPPED_DIR
+from config.places import default_place, place_of
 from config.settings import PolicyFile, ServerFile, ServerSettings
-from config.sources import Source, default_config_dir, place_of, read_sources
+from config.sources import Source, read_sources
 from config.structure import structure
 from config.yamlnodes import Document, parse_yaml
 from policy.command import prove_examples
@@ -40,12 +41,12 @@ class Config:
 
 
 def load_config(config_dir: Path | None = None) -> Config:
-    """Read the configuration in `config_dir`, or in `default_config_dir()`.
+    """Read the configuration in `config_dir`, or in `default_place()`.
 
     Raises:
         ConfigFaults: it cannot be used; names every fault of both files.
     """
-    place = place_of(config_dir) if config_dir else default_config_dir()
+    place = place_of(config_dir) if config_dir else default_place()
     server_source, policy_source = read_sources(place.config_dir)
     defaults = _defaults()
     server_file, server_faults = structure(server_source.document, _part(defaults, "server"), ServerFile)

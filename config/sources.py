@@ -1,4 +1,4 @@
-"""Find and read the configuration files: which folder, which of the two, how big, who may write them.
+"""Read the configuration files of one folder: which of the two, how big, who may write them.
 
 Everything that touches the file system for the files themselves is here; what they say is decided elsewhere.
 A policy that others may write is theirs: a fault when the broker is root, a warning when it is not.
@@ -14,20 +14,11 @@ import attrs
 
 from config.faults import ConfigFaults, Fault
 from config.keys import SHIPPED_DIR
+from config.places import POLICY_FILE, SERVER_FILE
 from config.yamlnodes import Document, Node, parse_yaml
 
-SERVER_FILE = "server.yaml"
-POLICY_FILE = "policy.yaml"
 FILE_BYTES_MAX = 1024 * 1024
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-
-
-@attrs.frozen(kw_only=True)
-class Place:
-    """A folder of configuration files, and the folder in which relative paths of theirs start."""
-
-    config_dir: Path
-    base_dir: Path
 
 
 @attrs.frozen(kw_only=True)
@@ -37,25 +28,6 @@ class Source:
     path: Path | None
     document: Document
     warnings: tuple[str, ...] = ()
-
-
-def default_config_dir() -> Place:
-    """Choose the files when nobody named a folder: ./config if it holds one, else the shipped ones.
-
-    With the shipped ones logs and data go to $XDG_STATE_HOME/remote-broker, by default below ~/.local/state.
-    """
-    here = Path("config")
-    if (here / SERVER_FILE).exists() or (here / POLICY_FILE).exists():
-        return place_of(here)
-    state_home = os.environ.get("XDG_STATE_HOME", "")
-    # The specification of those variables says that a relative value is to be ignored.
-    state = Path(state_home) if state_home.startswith("/") else Path.home() / ".local" / "state"
-    return Place(config_dir=SHIPPED_DIR, base_dir=state / "remote-broker")
-
-
-def place_of(config_dir: Path) -> Place:
-    """Let relative paths start in the folder that holds `config_dir`, also when that is written `..`."""
-    return Place(config_dir=config_dir, base_dir=Path(os.path.abspath(config_dir)).parent)
 
 
 def read_sources(config_dir: Path) -> tuple[Source, Source]:

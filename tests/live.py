@@ -273,6 +273,7 @@ def broker_in(
     python: Sequence[str] = (sys.executable,),
     environment: Mapping[str, str] | None = None,
     at: tuple[str, int] | None = None,
+    cwd: Path = ROOT,
 ) -> Iterator[LiveBroker]:
     """A broker on `base/config`, from its first answer on /healthz to its end.
 
@@ -282,12 +283,13 @@ def broker_in(
         python: the words before `-m`.
         environment: of the broker; ours by default.
         at: where its configuration makes it listen; by default `--port` gives it a free one on loopback.
+        cwd: where it is started.
     """
     host, port = at or ("127.0.0.1", free_port())
     listen = () if at else ("--port", str(port))
     command = [*python, "-m", "broker", "--config-dir", str(base / "config"), *listen, *args]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+        command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
     )
     printed = Printed()
     reader = threading.Thread(target=printed.collect, args=(process,))

@@ -32,7 +32,7 @@ def main() -> int:
     state = Path(tempfile.mkdtemp(prefix="remote-broker-smoke-"))
     state.chmod(0o755)  # a broker of root runs its sessions as another user, whose home is in here
     try:
-        for name in ("oc-broker", "-m broker"):
+        for name in ("oc-broker", "-P -m broker"):
             _try(name, state)
         trio.run(_use, _stdio(state))
     finally:

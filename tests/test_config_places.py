@@ -10,7 +10,8 @@ import pytest
 from config.faults import ConfigFaults
 from config.keys import SHIPPED_DIR
 from config.load import load_config
-from config.sources import FILE_BYTES_MAX, default_config_dir, place_of, writable_by_others
+from config.places import STATE_WITHOUT_HOME, Place, default_place, is_checkout, place_of, searched_places, state_dir
+from config.sources import FILE_BYTES_MAX, writable_by_others
 
 
 @pytest.fixture
@@ -143,24 +144,73 @@ def test_what_is_somebody_elses_and_writable_by_others_is_a_fault_for_root(folde
     assert f"others than its owner may write it (mode {mode:04o}): chmod go-w" in told(folder)
 
 
-def test_config_in_the_current_folder_is_the_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def installed(tmp_path: Path) -> tuple[Place, ...]:
+    """Where an installed broker looks, whose packages lie in no checkout; the machine's folder is `etc`."""
+    (tmp_path / "site-packages" / "config").mkdir(parents=True, exist_ok=True)
+    return searched_places(tmp_path / "site-packages", tmp_path / "etc")
+
+
+def test_a_config_folder_in_the_current_folder_is_nobodys_word(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_config(folder).server.port == 1  # named, it is obeyed
+    monkeypatch.setenv("HOME", str(folder.parent))  # also where it is that of the home
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.chdir(folder.parent)
-    place = default_config_dir()
-    assert place.config_dir == Path("config")
-    assert place.base_dir == folder.parent
-    assert load_config().server.port == 1
+    assert default_place(installed(folder.parent)).config_dir == SHIPPED_DIR
+    assert load_config().server.port == 8080
 
 
-def test_elsewhere_the_shipped_files_hold_and_logs_go_to_the_state_home(
+def test_the_users_folder_comes_before_the_machines_and_both_before_what_is_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    state = tmp_path / "state" / "remote-broker"
+    assert default_place(installed(tmp_path)) == Place(config_dir=SHIPPED_DIR, base_dir=state)
+    for system in (tmp_path / "etc", tmp_path / "home" / ".config" / "remote-broker"):
+        system.mkdir(parents=True)
+        assert default_place(installed(tmp_path)).config_dir != system  # an empty folder says nothing
+        write(system / "policy.yaml", "policy:\n")
+        assert default_place(installed(tmp_path)) == Place(config_dir=system, base_dir=state)
+
+
+def test_a_dangling_link_in_the_users_folder_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    personal = tmp_path / ".config" / "remote-broker"
+    personal.mkdir(parents=True)
+    (personal / "policy.yaml").symlink_to(tmp_path / "nowhere")
+    assert default_place(installed(tmp_path)).config_dir == personal
+    assert "policy.yaml:1: cannot be read" in told(personal)
+
+
+def test_a_checkout_of_ours_is_obeyed_from_wherever_it_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    assert default_config_dir().config_dir == SHIPPED_DIR
-    assert default_config_dir().base_dir == tmp_path / "state" / "remote-broker"
+    clone = tmp_path / "clone"
+    (clone / "config").mkdir(parents=True)
+    write(clone / "config" / "server.yaml", "server:\n")
+    for project in ("", "[project\n", "project = 1\n", '[project]\nname = "other"\n'):
+        write(clone / "pyproject.toml", project)
+        assert not is_checkout(clone)
+    write(clone / "pyproject.toml", '[project]\nname = "remote-mcp-exec-gateway"\n')
+    assert default_place(searched_places(clone)) == Place(config_dir=clone / "config", base_dir=clone)
+
+
+def test_the_state_is_in_the_state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert state_dir() == tmp_path / "remote-broker"
     monkeypatch.setenv("XDG_STATE_HOME", "relative/is/ignored")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_config_dir().base_dir == tmp_path / ".local" / "state" / "remote-broker"
+    assert state_dir() == tmp_path / ".local" / "state" / "remote-broker"
+
+
+def test_a_home_that_would_be_in_the_current_folder_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "relative")
+    assert state_dir() == STATE_WITHOUT_HOME
+    assert [place.config_dir for place in installed(tmp_path)] == [tmp_path / "etc"]
 
 
 def test_the_base_is_the_parent_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,9 @@ async def test_the_brokers_own_configuration_and_logs_are_out_of_reach(tmp_path:
     policy = 'policy: {{allowed_paths: ["~/**", "/**"]}}'
     async with open_whole(tmp_path, policy) as whole:
         sid = (await whole.ok("create_session"))["session_id"]
-        for own in (whole.config.sources[0], whole.config.server.logging.audit_log):
+        log, base = whole.config.server.logging.audit_log, whole.config.base_dir
+        absent = (log.with_name("audit.log.77"), base / "data" / "output" / "x", Path("/etc/remote-broker/policy.yaml"))
+        for own in (whole.config.sources[0], log, *absent):
             assert await whole.failure("read_file", session_id=sid, path=str(own)) == "POLICY_PATH_VIOLATION"
             assert (
                 await whole.failure("write_file", session_id=sid, path=str(own), content="x") == "POLICY_PATH_VIOLATION"

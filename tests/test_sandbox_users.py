@@ -16,6 +16,7 @@ import pytest
 from live import ROOT
 from test_sandbox_births import AS_ROOT, SETTINGS, needs_root
 
+from broker.ownership import NotOurs
 from broker.wiring import lay_foundation
 from config.load import load_config
 from sandbox import capabilities
@@ -114,7 +115,7 @@ def test_configuration_that_belongs_to_the_user_of_sessions_is_refused(
     os.chown(folder / name, user.uid + 1, user.uid + 1)
     assert lay_foundation(load_config(folder), claims).user == user
     os.chown(folder / name, user.uid, user.uid)
-    with pytest.raises(UserUnavailable, match=f"uid {user.uid}.*could rewrite.*chown root"):
+    with pytest.raises(NotOurs, match=f"uid {user.uid}.*could rewrite.*chown root"):
         lay_foundation(load_config(folder), claims)
 
 
