@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NOBODY = 65534
 """Who it is under root: nobody's process, which no session may signal either."""
 PACKET_BYTES = 64 * 1024
-CPU_S = 1.0  # for one question, by the kernel, should the broker be unable to end it
+CPU_S = 0.5  # for one question, by the kernel: a busy machine does not make content look as if it hung
 MEMORY_BYTES = 256 * 1024 * 1024  # of addresses; it takes about 40 MiB
 READY, UNABLE = b"+", b"-"
 PROT_EXEC = 4

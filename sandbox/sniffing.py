@@ -30,15 +30,14 @@ if TYPE_CHECKING:
 LOOK_S = 2.0
 """Seconds that a question may take in all: the start of the process (about 0.1), its turn (about 0.001 for each that
 is ahead), the answer."""
-ANSWER_S = 0.5
-"""Seconds for the answer alone: less than LOOK_S, so that one that hangs does not cost the next one its own."""
-START_S = 5.0
+ANSWER_S = 1.0
+"""Seconds for the answer alone (and `sniffer.CPU_S` of a processor): less than LOOK_S, so that one that hangs does not
+cost the next one its own."""
+START_S = 10.0
 RESTART_S = 10.0
 """Seconds after a failed start before the next attempt."""
 STUCK_HEADS = 1024
 """Contents without an answer that are remembered, by their digests."""
-ATTEMPTS = 2
-"""Processes that end before they answer: somebody may have killed the first, the second died of the content."""
 BOOTSTRAP = (
     "import sys; sys.path.append({parent!r}); from sandbox.sniffer import main; "
     "main({fd}, {broker_pid}, {folder!r}, {module_name!r})"
@@ -127,16 +126,15 @@ class Sniffing:
     async def _answer(self, head: bytes) -> str | None:
         if self._stuck and _digest(head) in self._stuck:
             return None
-        for _ in range(ATTEMPTS):
-            child = self._child or await self._start()
-            if child is None:
-                return None
-            with trio.move_on_after(self._answer_s) as in_time, suppress(OSError):
-                answer = await _converse(child, head)
-                return answer or None  # libmagic gives up on some malformed files
+        if self._child is not None and self._child.exited():  # somebody killed it
             await self._end()
-            if in_time.cancelled_caught:
-                break
+        child = self._child or await self._start()
+        if child is None:
+            return None
+        with trio.move_on_after(self._answer_s), suppress(OSError):
+            answer = await _converse(child, head)
+            return answer or None  # libmagic gives up on some malformed files
+        await self._end()
         self._avoid(head)
         return None
 
