@@ -10,6 +10,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import attrs
@@ -32,6 +33,7 @@ from config.load import Config
 from sandbox.cgroup_layer import open_groups
 from sandbox.launcher import open_launcher
 from sandbox.plan import Refused
+from sandbox.sniffing import open_sniffing
 
 log = logging.getLogger("broker")
 
@@ -131,6 +133,7 @@ async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[B
         async with (
             open_groups(foundation.cgroup, server.sandbox, foundation.limit_files) as (groups, layer),
             open_launcher(plan := foundation.plan.with_cgroup(layer), groups) as launcher,
+            open_sniffing(say=partial(log.info, "types of files: %s")) as sniffing,
             open_supervisor(
                 settings, wait_lost=tend, on_end=records.session_ended, drain_s=server.timeouts.kill_grace + 5
             ) as supervisor,
@@ -141,6 +144,7 @@ async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[B
                 launcher,
                 supervisor,
                 plan.layers,
+                sniffing.look,
                 records.upload_discarded,
                 records.job_ended,
             )

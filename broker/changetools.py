@@ -20,11 +20,11 @@ from broker.filerules import (
     require_existing,
     require_file,
     require_finished,
+    require_no_blocked_link,
     require_not_own,
     tree_spec,
     written,
 )
-from broker.hardlinks import require_no_blocked_link
 from broker.host import Host, Scope, Step
 from broker.names import shown_path
 from broker.treerequests import CopyPath, DeletePath, MakeDirectory, MovePath
@@ -109,7 +109,7 @@ async def perform_move_path(scope: Scope, request: MovePath, paths: TwoPaths) ->
         require_path(host, target.path, "write")
         facts = require_existing(source, "be moved")
         require_not_own(scope, source.path)
-        await _require_free(host, target, overwrite=request.overwrite and facts.kind != "directory")
+        await _require_free(scope, target, overwrite=request.overwrite and facts.kind != "directory")
         if facts.kind == "directory":
             _require_outside(source.path, target.path)
             await _require_open_tree(scope, source, facts, target, request.timeout_seconds)
@@ -122,13 +122,13 @@ async def perform_move_path(scope: Scope, request: MovePath, paths: TwoPaths) ->
         return MovePathResult(path=shown_path(target.path), moved_from=shown_path(source.path))
 
 
-async def _require_free(host: Host, target: EntryPlace, *, overwrite: bool) -> None:
+async def _require_free(scope: Scope, target: EntryPlace, *, overwrite: bool) -> None:
     """Refuse a destination that is taken, unless by a file that may be replaced."""
     if target.existing is None:
         return
     if target.existing.kind != "file" or not overwrite:
         raise Exists(target.asked, f"{target.asked}: a {target.existing.kind} has this name already", "EEXIST")
-    await require_no_blocked_link(host, target.existing)
+    await require_no_blocked_link(scope, target.existing)
 
 
 def _require_outside(source: str, target: str) -> None:
@@ -166,7 +166,7 @@ async def _move_by_copy(scope: Scope, request: MovePath, source: EntryPlace, tar
         raise WrongKind(source.asked, f"{source.asked}: only files and directories move to another file system")
     with await _same_directory(scope.own.files, source, facts) as found:
         if facts.kind == "file":
-            await require_file(scope.host, found, "read")
+            await require_file(scope, found, "read")
             await _copy_file(scope, found, target, request, keep_times=True)
         else:
             await _copy_tree(scope, found, target, request.timeout_seconds, strict=True)
@@ -192,8 +192,8 @@ async def perform_copy_path(scope: Scope, request: CopyPath, paths: TwoPaths) ->
         if is_tree:
             source.directory()
         else:
-            await require_file(host, source, "read")
-        await _require_free(host, target, overwrite=request.overwrite and not is_tree)
+            await require_file(scope, source, "read")
+        await _require_free(scope, target, overwrite=request.overwrite and not is_tree)
         if is_tree:
             _require_outside(source.path, target.path)
             work = await _copy_tree(scope, source, target, request.timeout_seconds, strict=False)

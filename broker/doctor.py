@@ -35,6 +35,7 @@ from sandbox.launching import open_command
 from sandbox.limits import Limits
 from sandbox.plan import LayerReport
 from sandbox.session_init import Init
+from sandbox.sniffing import open_sniffing
 
 CANNOT_EXAMINE = (BirthFailed, OSError)
 """What `examine` raises where there can be no session, alone or in a group."""
@@ -77,9 +78,11 @@ async def _open_host(config: Config, foundation: Foundation) -> AsyncIterator[Ho
     async with (
         open_groups(foundation.cgroup, server.sandbox, foundation.limit_files) as (groups, layer),
         open_launcher(attrs.evolve(foundation.plan.with_cgroup(layer), besieged=True), groups) as launcher,
+        open_sniffing(say=_forget) as sniffing,
         open_supervisor(settings, wait_lost=tend, on_end=_forget, drain_s=server.drain_s) as supervisor,
     ):
-        yield build_host(config, foundation, launcher, supervisor, foundation.plan.layers, _forget, _forget)
+        layers, look = foundation.plan.layers, sniffing.look
+        yield build_host(config, foundation, launcher, supervisor, layers, look, _forget, _forget)
 
 
 def _forget(*_: object) -> None:

@@ -28,7 +28,7 @@ async def perform_edit_file(scope: Scope, request: EditFile, path: str) -> EditF
     """Edit the file that was decided on; what is there when the edit is put in place must still be that."""
     host, files = scope.host, scope.own.files
     with await files.place(path) as place:
-        await require_place(host, place)
+        await require_place(scope, place)
         existing = place.existing
         if existing is None:
             raise NotFound(path, f"{path}: No such file or directory", "ENOENT")

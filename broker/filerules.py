@@ -7,6 +7,7 @@ One place for the order of design section 5: the real path, the kind, the other 
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,8 +18,8 @@ import trio
 
 from broker.decisions import Denied, require_path
 from broker.errors import BrokerError, ErrorCode
-from broker.hardlinks import require_no_blocked_link
 from broker.host import Host, Scope
+from broker.names import shown_path
 from broker.treeresults import Kind
 from policy.decision import Deny, shown
 from policy.path import Purpose
@@ -27,21 +28,51 @@ from sandbox.file_errors import NoSpace, NotFound, TookTooLong
 from sandbox.files import EntryPlace, FileFacts, Place, Resolved, Work
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LINKS_S = 10.0
+"""Seconds in which the other names of a file are looked for; what is not found by then refuses the file."""
 
 
-async def require_file(host: Host, found: Resolved, purpose: Purpose) -> None:
+async def require_file(scope: Scope, found: Resolved, purpose: Purpose) -> None:
     """Decide on the file that was pinned: its real path, its kind, its other names."""
-    require_path(host, found.path, purpose)
+    require_path(scope.host, found.path, purpose)
     found.file()
-    await require_no_blocked_link(host, found.facts)
+    await require_no_blocked_link(scope, found.facts)
 
 
-async def require_place(host: Host, place: Place) -> None:
+async def require_place(scope: Scope, place: Place) -> None:
     """Decide on where a file is to be written."""
-    require_path(host, place.path, "write")
+    require_path(scope.host, place.path, "write")
     place.check()
     if place.existing is not None:
-        await require_no_blocked_link(host, place.existing)
+        await require_no_blocked_link(scope, place.existing)
+
+
+async def require_no_blocked_link(scope: Scope, facts: FileFacts) -> None:
+    """Refuse a file that has, or may have, a blocked name as well (`sandbox/links.py` looks for them).
+
+    Raises:
+        Denied: which name is blocked is not told, only that one is.
+        Changed: another file has this path by now.
+    """
+    if facts.kind != "file" or facts.nlink < 2:
+        return
+    spec = {
+        **tree_spec(scope.host, posixpath.dirname(facts.path)),
+        "path": facts.path,
+        "dev": facts.dev,
+        "ino": facts.ino,
+    }
+    asked = shown_path(facts.path)
+    work = await scope.own.files.links.run("judge_names", asked, spec, (), timeout_s=LINKS_S)
+    fault = "unknown" if work.stopped else work.done["fault"]
+    if fault:
+        why = {
+            "closed": "one of them is blocked",
+            "changing": "they, or the file, are being changed",
+            "unknown": f"only {work.done.get('found', 0)} could be found beneath the allowed paths",
+        }[fault]
+        reason = f"{shown(facts.path)} has {facts.nlink} names (hard links) and {why}: copy the file instead."
+        raise Denied(ErrorCode.POLICY_PATH_VIOLATION, Deny(rule="blocked_paths", reason=reason))
 
 
 def require_existing(entry: EntryPlace, purpose: str) -> FileFacts:

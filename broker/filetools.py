@@ -32,7 +32,7 @@ async def perform_write_file(scope: Scope, request: WriteFile, path: str) -> Wri
     data = request.content.encode()
     require_size(host, len(data))
     with await files.place(path) as place:
-        await require_place(host, place)
+        await require_place(scope, place)
         async with written(scope, place.fd, len(data)):
             await (files.append(place, data) if request.mode == "append" else files.overwrite(place, data))
         return WriteFileResult(path=shown_path(place.path), bytes_written=len(data))
@@ -42,7 +42,7 @@ async def perform_download_file(scope: Scope, request: DownloadFile, path: str) 
     """Read one chunk of a file that stays pinned while it is downloaded."""
     host, own = scope.host, scope.own
     with await own.files.resolve(path, read=True) as found:
-        await require_file(host, found, "read")
+        await require_file(scope, found, "read")
 
         async def open_file() -> int:
             await trio.lowlevel.checkpoint()
@@ -88,7 +88,7 @@ async def _begin_upload(scope: Scope, request: UploadFile, path: str) -> Progres
     """Open the part file where the file will be. The upload is bound to the path as the client named it."""
     own = scope.own
     with await own.files.place(path) as place:
-        await require_place(scope.host, place)
+        await require_place(scope, place)
         async with AsyncExitStack() as on_failure:
             part = await on_failure.enter_async_context(await own.files.part(place))
             destination = PartDestination(part)

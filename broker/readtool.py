@@ -40,7 +40,7 @@ async def perform_read_file(scope: Scope, request: ReadFile, path: str) -> ReadF
     ceiling = host.policy.file_limits.max_read_size
     limit = min(request.limit or ceiling, ceiling)
     with await own.files.resolve(path, read=True) as found:
-        await require_file(host, found, "read")
+        await require_file(scope, found, "read")
         read = partial(own.files.read, found)
         part = await _range(request, read, found.facts.size_bytes, path)
         # A few bytes more: a character that begins within the limit is read whole.

@@ -83,7 +83,7 @@ async def _open_archive_upload(scope: Scope, request: OpenTransfer, path: str) -
 async def _open_download(scope: Scope, _: OpenTransfer, path: str) -> RawDownload:
     own = scope.own
     with await own.files.resolve(path, read=True) as found:
-        await require_file(scope.host, found, "read")
+        await require_file(scope, found, "read")
         source = await open_file_source(found.path, os.dup(found.file()), own.raw.limiter)
     return RawDownload(
         ticket=own.raw.new_ticket(),
@@ -98,7 +98,7 @@ async def _open_upload(scope: Scope, request: OpenTransfer, path: str) -> RawUpl
     _require_fit(request, max_bytes)
     async with AsyncExitStack() as on_failure:
         with await own.files.place(path) as place:
-            await require_place(scope.host, place)
+            await require_place(scope, place)
             part = await on_failure.enter_async_context(await own.files.part(place))
         destination = PartDestination(part)
         on_failure.pop_all()  # from here on it is the upload's to discard

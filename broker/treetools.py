@@ -46,7 +46,7 @@ async def perform_search_files(scope: Scope, request: SearchFiles, path: str) ->
     with await own.files.resolve(path, read=True) as found:
         require_path(host, found.path, "read")
         if found.facts.kind == "file":
-            await require_file(host, found, "read")
+            await require_file(scope, found, "read")
         fd = found.file() if found.facts.kind == "file" else found.directory()
         spec = {
             **tree_spec(host, found.path),
@@ -233,7 +233,7 @@ def _stat(facts: FileFacts, target: str | None, sha256: str | None) -> StatPathR
 
 
 async def _checksum(scope: Scope, found: Resolved) -> str:
-    await require_file(scope.host, found, "read")
+    await require_file(scope, found, "read")
     digest, offset = hashlib.sha256(), 0
     with trio.move_on_after(CHECKSUM_S):
         while data := await scope.own.files.read(found, offset, CHECKSUM_BLOCK_BYTES):

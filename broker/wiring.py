@@ -35,7 +35,7 @@ from sandbox.launcher import Launcher
 from sandbox.plan import LayerReport, Plan, Refused, SessionUser, make_plan
 from sandbox.spill import OutputRoom
 from sandbox.users import choose_user
-from transfers.media import MediaTypes
+from transfers.media import Look, MediaTypes
 from transfers.part import Discarded
 from transfers.settings import TransferSettings
 
@@ -94,10 +94,15 @@ def build_host(
     launcher: Launcher,
     supervisor: Supervisor[Belongings],
     layers: tuple[LayerReport, ...],
+    look: Look,
     on_discard: Callable[[str, str, Discarded], None],
     on_job_end: Callable[[Job], None],
 ) -> Host:
-    """What the tools work with. Looks at the machine's programs and at what the path patterns stand for now."""
+    """What the tools work with. Looks at the machine's programs and at what the path patterns stand for now.
+
+    Args:
+        look: who tells types by content, outside this process.
+    """
     server, policy, user = config.server, config.policy, foundation.user
     paths = without_own_files(PathRules.of(policy, user.home), tuple(foundation.trusted.closed()))
     programs = resolve_programs(policy)
@@ -119,7 +124,7 @@ def build_host(
         launcher=launcher,
         supervisor=supervisor,
         facts=FactSource(),
-        media=MediaTypes(limiter=trio.CapacityLimiter(MEDIA_THREADS)),
+        media=MediaTypes(look=look, limiter=trio.CapacityLimiter(MEDIA_THREADS)),
         desk=_transfer_desk(server),
         on_discard=on_discard,
         on_job_end=on_job_end,

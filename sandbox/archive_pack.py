@@ -104,7 +104,7 @@ class _Packer:
             status, path = os.fstat(pinned), real_path(pinned)
             if kind_of(pinned, status) != "file" or not self.rules.permit(path):
                 self._leave_out(found, "it was replaced meanwhile")
-            elif not self._links.are_innocent(status, path):
+            elif not self._links.are_innocent(pinned):
                 self._leave_out(found, "one of its other names (hard links) is closed or unknown")
             else:
                 self._open_and_copy(found, pinned)

@@ -201,27 +201,37 @@ def start_spare(flags: int, *, internet: bool = False, patterns: Sequence[str] =
     Raises:
         BirthFailed: the interpreter cannot be started.
     """
+    child = start_interpreter(BOOTSTRAP.format(parent=PACKAGE_PARENT, broker_pid=os.getpid()), flags)
+    if flags:
+        with contextlib.suppress(OSError):  # it ended at once; whoever takes it learns that
+            wire.send(child.sock, {"op": "ahead", "flags": flags, "internet": internet, "patterns": tuple(patterns)})
+    return child
+
+
+def start_interpreter(code: str, flags: int = 0) -> Child:
+    """Start an interpreter without environment, site packages or other descriptors than its socket; it runs *code*.
+
+    Raises:
+        BirthFailed: it cannot be started.
+    """
     with contextlib.ExitStack() as undo:
         try:
             ours, theirs = map(undo.enter_context, wire.pair())
-            pid, pidfd = _spawn_held(theirs)
+            pid, pidfd = _spawn_held(theirs, code)
         except OSError as error:
             raise BirthFailed("start", f"{sys.executable}: {error.strerror}") from error
         theirs.close()
         undo.pop_all()
     ours.setblocking(False)
-    if flags:
-        with contextlib.suppress(OSError):  # it ended at once; whoever takes it learns that
-            wire.send(ours, {"op": "ahead", "flags": flags, "internet": internet, "patterns": tuple(patterns)})
     return Child(pid, ours, pidfd, flags)
 
 
-def _spawn_held(theirs: socket.socket) -> tuple[int, int]:
+def _spawn_held(theirs: socket.socket, code: str) -> tuple[int, int]:
     """Start the interpreter; return its number and a pidfd. Raises OSError, and then there is none."""
     # Out of the way of the numbers that the file actions write to.
     high = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 10)
     try:
-        pid = _spawn(high)
+        pid = _spawn(high, code)
     finally:
         os.close(high)
     try:
@@ -232,8 +242,7 @@ def _spawn_held(theirs: socket.socket) -> tuple[int, int]:
         raise
 
 
-def _spawn(socket_fd: int) -> int:
-    code = BOOTSTRAP.format(parent=PACKAGE_PARENT, broker_pid=os.getpid())
+def _spawn(socket_fd: int, code: str) -> int:
     return os.posix_spawn(
         sys.executable,
         [sys.executable, "-I", "-S", "-X", "utf8", "-c", code],

@@ -147,7 +147,7 @@ class Copier:
                 self._pass_over(entry, "it was replaced meanwhile")
             elif not self._strict and not self._rules.permit_file(f"{self._top}/{entry}"):
                 self._pass_over(entry, "files with its extension must not be written")
-            elif not self._links.are_innocent(status, path):
+            elif not self._links.are_innocent(pinned.fd):
                 self._pass_over(entry, "one of its other names (hard links) is closed or unknown")
             else:
                 self._copy_pinned(pinned.fd, target, name, status)

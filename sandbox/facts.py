@@ -85,6 +85,13 @@ class ProcessFacts:
     started_at_s: float
 
 
+def _platform() -> str:
+    """Return what `platform.platform` says; that one starts a `uname` by PATH, which may hold what a session wrote."""
+    kernel, (library, version) = os.uname(), platform.libc_ver()
+    name = f"{kernel.sysname}-{kernel.release}-{kernel.machine}"
+    return f"{name}-with-{library}{version}" if library else name
+
+
 class FactSource:
     """Answers what the machine does now. One for the whole broker; any number of tasks may ask."""
 
@@ -114,7 +121,7 @@ class FactSource:
         memory = psutil.virtual_memory()
         return SystemFacts(
             hostname=socket.gethostname(),
-            platform=platform.platform(),
+            platform=_platform(),
             cpu=CpuFacts(usage_percent=self._cpu.percent(), count=os.cpu_count() or 1),
             memory=MemoryFacts(total_bytes=memory.total, available_bytes=memory.available, used_percent=memory.percent),
             disks=tuple(_disks()),

@@ -76,6 +76,7 @@ class Files:
         self.archives = Archives(exchange, nursery)
         self.names = NameWork(exchange, disk)
         self.trees = TreeWork(exchange)
+        self.links = TreeWork(exchange)  # of its own: a file is not kept waiting by searches
 
     async def resolve(self, path: str, *, read: bool = False) -> Resolved:
         """Follow *path* to its end and pin what is there; with *read*, open it for reading as well.

@@ -148,8 +148,8 @@ def _memfds(*, plain: bool) -> Iterator[Rule]:
         yield Rule("memfd_create", refuse(errno.ENOSYS), Condition(1, 0, mask=MFD_NOEXEC_SEAL))
 
 
-def assemble(machine: str, table: Sequence[Rule]) -> bytes:
-    """Return the BPF program of *table* for *machine*."""
+def assemble(machine: str, table: Sequence[Rule], *, otherwise: int = ALLOW) -> bytes:
+    """Return the BPF program of *table* for *machine*. *otherwise*: what becomes of calls that no rule matches."""
     numbers = syscalls.numbers(machine)
     code: list[Instruction] = [
         (LOAD, 0, 0, AT_ARCH),
@@ -161,7 +161,7 @@ def assemble(machine: str, table: Sequence[Rule]) -> bytes:
     ]
     for rule in table:
         code += _rule(rule, numbers)
-    code.append((RETURN, 0, 0, ALLOW))
+    code.append((RETURN, 0, 0, otherwise))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 

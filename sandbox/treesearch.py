@@ -81,7 +81,7 @@ class _Searcher:
                 path = real_path(pinned.fd)
                 if not self.rules.permit(path):
                     self._job.count("blocked")
-                elif not self._links.are_innocent(status, path):
+                elif not self._links.are_innocent(pinned.fd):
                     self._job.count("linked")
                 else:
                     with Held(reopen(pinned.fd, os.O_RDONLY)) as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from types import MappingProxyType
 
-from sandbox import archive_pack, archive_unpack, treechange, treelook, treesearch, wire
+from sandbox import archive_pack, archive_unpack, links, treechange, treelook, treesearch, wire
 from sandbox.job import Job, Stop, limit_worker
 from sandbox.openat import Refused
 from sandbox.room import ReserveReached
@@ -28,6 +28,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "copy_file": treechange.copy_file,
         "copy_tree": treechange.copy_tree,
         "sweep": treelook.sweep,
+        "judge_names": links.judge,
         "pack": archive_pack.pack,
         "unpack": archive_unpack.unpack,
     }

@@ -25,7 +25,7 @@ MAY_IMPORT = {
 PURE_STDLIB_AND_ATTRS = {"policy"}
 PROTOCOL_PACKAGES = {"mcp", "mcp_types", "starlette", "hypercorn", "sse_starlette"}
 PROTOCOL_ROOMS = {"endpoint", "listener", "connections", "outputdesk", "stdio"}
-CHILD_ENTRIES = ("sandbox.init", "sandbox.opener")
+CHILD_ENTRIES = ("sandbox.init", "sandbox.opener", "sandbox.sniffer")  # the last loads python-magic by name, later
 BROAD_CATCHES = {
     ("session", "_perform"),  # hands an error to the caller it belongs to
     ("supervisor", "_supervise"),  # the wall between sessions
