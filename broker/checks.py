@@ -161,6 +161,12 @@ CHECKS = (
         needs=("named",),
         fences=(MOUNTS,),
     ),
+    Check(
+        title="make a program that runs as the session's user (set-user-ID)",
+        attack="set_user_id",
+        needs=("lock",),
+        fences=(SECCOMP,),
+    ),
     Check(title="make a user namespace", attack="namespace", fences=(SECCOMP,)),
     Check(title="set up io_uring", attack="ring", fences=(SECCOMP,)),
     Check(title="keep a key in the kernel", attack="key", fences=(SECCOMP,)),

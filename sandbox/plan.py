@@ -219,7 +219,10 @@ def _rlimits(cgroup: LayerReport) -> LayerReport:
 def _seccomp(capabilities: Capabilities) -> LayerReport:
     if not capabilities.seccomp.present:
         return LayerReport(name="seccomp", state="unavailable", detail=capabilities.seccomp.detail)
-    detail = "refuses tracing, mounts, namespaces, kernel modules, io_uring, raw sockets, executable memory files, ..."
+    detail = (
+        "refuses tracing, mounts, namespaces, kernel modules, io_uring, raw sockets, executable memory files, "
+        "set-user-ID and set-group-ID bits, ..."
+    )
     return LayerReport(name="seccomp", state="enforced", detail=detail)
 
 
