@@ -13,7 +13,7 @@ import itertools
 import os
 import signal
 
-from sandbox import hiding, landlock, mounts, namespaces, prctl, rlimits, seccomp, syscalls, trees
+from sandbox import accounts, hiding, landlock, mounts, namespaces, prctl, rlimits, seccomp, syscalls, trees
 from sandbox.stages import StageFailed, stage
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
@@ -109,6 +109,11 @@ def _mounts(birth: Birth) -> None:
     birth.search = search
 
 
+def _accounts(birth: Birth) -> None:
+    if birth.outcome is not None:
+        accounts.place(accounts.Account(**birth.spec["account"]), birth.outcome.masked)
+
+
 def _memory_files(birth: Birth) -> None:
     if birth.ahead.flags:
         birth.plain_memfds = namespaces.forbid_memfd_execution()
@@ -175,6 +180,7 @@ STAGES: tuple[tuple[str, Callable[[Birth], None]], ...] = (
     ("rlimits", _rlimits),
     ("cgroup_namespace", _cgroup_namespace),
     ("mount_namespace", _mounts),
+    ("accounts", _accounts),
     ("memory_files", _memory_files),
     ("nesting", _nesting),
     ("user", _user),

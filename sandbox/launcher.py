@@ -214,6 +214,7 @@ def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Messa
         "gid": user.gid,
         "groups": user.groups,
         "user_name": user.name,
+        "account": {"name": user.name, "uid": user.uid, "gid": user.gid, "home": walls.home},
         "dedicated": user.dedicated,
         "grants": (*grants_for(walls, readable_paths()), *terminals),
         "real_grants": real_grants_for(walls, private_paths(plan, walls)),
