@@ -80,8 +80,11 @@ def _process_tree(_birth: Birth) -> None:
 
 def _rlimits(birth: Birth) -> None:
     rlimits.no_core_dumps()
-    present = trees.threads_of_user(birth.spec["uid"])
-    birth.tasks_room = rlimits.room(present, dedicated=birth.spec["dedicated"])
+    if birth.spec["own_task_count"]:
+        birth.tasks_room = rlimits.ROOM_COUNTED
+    else:
+        present = trees.threads_of_user(birth.spec["uid"])
+        birth.tasks_room = rlimits.room(present, dedicated=birth.spec["dedicated"])
 
 
 def _cgroup_namespace(birth: Birth) -> None:

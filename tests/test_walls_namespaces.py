@@ -377,7 +377,8 @@ def run_trial(flags: int, before: str = "pass") -> Any:
 
 @as_each
 def test_a_trial_says_that_all_is_well(who: str) -> None:
-    assert run_trial(EVERYTHING | (namespaces.USER if who == "user" else 0)) == {}
+    with_user = namespaces.USER if who == "user" else 0
+    assert run_trial(EVERYTHING | with_user) == {"own_task_count": who == "user"}
 
 
 @needs_root
