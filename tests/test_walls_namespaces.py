@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 EVERYTHING = namespaces.MOUNT | namespaces.PID | namespaces.IPC | namespaces.UTS | namespaces.CGROUP | namespaces.NET
 SYSTEM = READ_ONLY | NO_SUID | NO_DEV
 WORKSPACE = NO_SUID | NO_DEV
-SYSTEM_PATHS = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/opt", "/sys")
+SYSTEM_PATHS = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/sys")
 
 
 def why_no_user_namespace() -> str:
