@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import attrs
 
-from sandbox.plan import LayerReport
+from sandbox.plan import TASKS_TOGETHER, LayerReport
 
 State = Literal["pass", "FAIL", "not fenced", "skipped"]
 MIB = 1024 * 1024
@@ -28,12 +28,16 @@ class Fence:
 
     layer: str
     partial: bool = False
+    says: str = ""
+    """What the layer must say of itself to claim this."""
 
     def holds(self, reports: Mapping[str, LayerReport], *, as_root: bool) -> bool:
         """Whether it claims to hold in this session."""
         if self.layer == "user" and not as_root:  # a plain user's broker and its sessions are the same user
             return False
         state = reports[self.layer].state
+        if self.says and self.says not in reports[self.layer].detail:
+            return False
         return state == "enforced" or (self.partial and state == "partial")
 
 
@@ -124,7 +128,7 @@ CHECKS = (
         attack="threads",
         given={"count": TASKS},
         limited=True,
-        fences=(CGROUP,),
+        fences=(CGROUP, Fence("rlimits", partial=True, says=TASKS_TOGETHER)),
     ),
     Check(
         title="use more memory than a command may, in one process",
@@ -160,6 +164,12 @@ CHECKS = (
         given={"family": "AF_UNIX"},
         needs=("named",),
         fences=(MOUNTS,),
+    ),
+    Check(
+        title="make a program that runs as the session's user (set-user-ID)",
+        attack="set_user_id",
+        needs=("lock",),
+        fences=(SECCOMP,),
     ),
     Check(title="make a user namespace", attack="namespace", fences=(SECCOMP,)),
     Check(title="set up io_uring", attack="ring", fences=(SECCOMP,)),

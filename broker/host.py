@@ -19,10 +19,12 @@ from broker.supervisor import Supervisor
 from policy.environment import User
 from policy.path import PathRules
 from policy.rules import Policy
+from sandbox.beneath import is_beneath_any
 from sandbox.facts import FactSource
 from sandbox.launcher import Launcher
 from sandbox.limits import Limits
 from sandbox.plan import Hidden, LayerReport, SessionUser, Walls
+from sandbox.system import packages_of
 from transfers.media import MediaTypes
 from transfers.part import Discarded
 
@@ -90,7 +92,7 @@ class Host:
             user=self.user,
             home=self.user.home,
             working_dir=working_dir,
-            read_paths=(),
+            read_paths=self._packages(),
             write_paths=self.grants.write_paths,
             exec_paths=self.grants.exec_paths,
             limits=self.limits,
@@ -98,6 +100,11 @@ class Host:
             private_home=self.grants.private_home,
             hidden=self.grants.hidden,
         )
+
+    def _packages(self) -> tuple[str, ...]:
+        """What the policy's programs in /opt came with, where the policy does not allow more of it."""
+        found = packages_of((*self.grants.exec_paths, *self.grants.named_programs))
+        return tuple(path for path in found if not is_beneath_any(path, self.grants.write_paths))
 
 
 @attrs.frozen(kw_only=True)

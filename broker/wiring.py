@@ -74,7 +74,8 @@ def lay_foundation(config: Config, claims: Claims) -> Foundation:
     """
     capabilities, sandbox, limit_files = probe(), config.server.sandbox, _limit_files(config.policy)
     cgroup = look(sandbox, limit_files)
-    plan = make_plan(capabilities, sandbox, cgroup=cgroup.report, network=network_use(config.policy))
+    network = network_use(config.policy, resolve_programs(config.policy))
+    plan = make_plan(capabilities, sandbox, cgroup=cgroup.report, network=network)
     user = choose_user(sandbox, config.base_dir / "data", capabilities, claims)
     trusted = find_trusted(config, user)
     refuse_untenable(config, trusted, user, module_folder())

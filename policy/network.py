@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from policy.known import known_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from policy.rules import CommandRule, Policy
 
@@ -27,9 +27,15 @@ def may_use_network(policy: Policy, rule: CommandRule, words: Sequence[str]) -> 
     return known is not None and any(_begins(tuple(words[1:]), entry.split()) for entry in known.network)
 
 
-def network_use(policy: Policy) -> NetworkUse:
-    """Tell which of all command lines that the policy allows may use the network."""
-    uses = [_rule_use(policy, rule) for rule in policy.allowed_commands.values()]
+def network_use(policy: Policy, programs: Container[str]) -> NetworkUse:
+    """Tell which of all command lines that can be run may use the network.
+
+    Args:
+        policy: whose rules are asked.
+        programs: the executables that there are; the rule of another one opens nothing.
+    """
+    there = (rule for rule in policy.allowed_commands.values() if rule.executable in programs)
+    uses = [_rule_use(policy, rule) for rule in there]
     if all(use == "none" for use in uses):
         return "none"
     return "all" if all(use == "all" for use in uses) else "some"
@@ -42,6 +48,8 @@ def _rule_use(policy: Policy, rule: CommandRule) -> NetworkUse:
     known = known_of(rule)
     entries = [entry.split() for entry in known.network] if known else []
     prefixes = [prefix.split() for prefix in rule.allowed_prefixes] or [[]]
+    if all(any(_begins(prefix, entry) for entry in entries) for prefix in prefixes):
+        return "all"
     reachable = any(_begins(prefix, entry) or _begins(entry, prefix) for prefix in prefixes for entry in entries)
     return "some" if reachable else "none"
 

@@ -13,7 +13,7 @@ import itertools
 import os
 import signal
 
-from sandbox import hiding, landlock, mounts, namespaces, prctl, rlimits, seccomp, syscalls, trees
+from sandbox import accounts, hiding, landlock, mounts, namespaces, prctl, rlimits, seccomp, syscalls, trees
 from sandbox.stages import StageFailed, stage
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
@@ -80,8 +80,11 @@ def _process_tree(_birth: Birth) -> None:
 
 def _rlimits(birth: Birth) -> None:
     rlimits.no_core_dumps()
-    present = trees.threads_of_user(birth.spec["uid"])
-    birth.tasks_room = rlimits.room(present, dedicated=birth.spec["dedicated"])
+    if birth.spec["own_task_count"]:
+        birth.tasks_room = rlimits.ROOM_COUNTED
+    else:
+        present = trees.threads_of_user(birth.spec["uid"])
+        birth.tasks_room = rlimits.room(present, dedicated=birth.spec["dedicated"])
 
 
 def _cgroup_namespace(birth: Birth) -> None:
@@ -107,6 +110,11 @@ def _mounts(birth: Birth) -> None:
         )
     )
     birth.search = search
+
+
+def _accounts(birth: Birth) -> None:
+    if birth.outcome is not None:
+        accounts.place(accounts.Account(**birth.spec["account"]), birth.outcome.masked)
 
 
 def _memory_files(birth: Birth) -> None:
@@ -175,6 +183,7 @@ STAGES: tuple[tuple[str, Callable[[Birth], None]], ...] = (
     ("rlimits", _rlimits),
     ("cgroup_namespace", _cgroup_namespace),
     ("mount_namespace", _mounts),
+    ("accounts", _accounts),
     ("memory_files", _memory_files),
     ("nesting", _nesting),
     ("user", _user),

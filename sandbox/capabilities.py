@@ -48,13 +48,15 @@ class Capabilities:
     seccomp: Feature
     namespaces: Feature
     network_namespace: Feature
+    own_task_count: bool
+    """The kernel counts the tasks of a user namespace by themselves, where sessions have one."""
 
 
 def probe() -> Capabilities:
     """Look at the running kernel and at the rights of this process."""
     abi, why_not = landlock.abi()
     is_root = os.geteuid() == 0
-    spaces, network = _namespaces(is_root=is_root)
+    spaces, network, counted = _namespaces(is_root=is_root)
     return Capabilities(
         landlock_abi=abi,
         landlock_detail=f"ABI {abi}" if abi else why_not,
@@ -63,6 +65,7 @@ def probe() -> Capabilities:
         seccomp=_seccomp(),
         namespaces=spaces,
         network_namespace=network,
+        own_task_count=counted,
     )
 
 
@@ -88,21 +91,27 @@ def _seccomp() -> Feature:
     return Feature(present=False, detail="this kernel has no seccomp filters")
 
 
-def _namespaces(*, is_root: bool) -> tuple[Feature, Feature]:
+def _namespaces(*, is_root: bool) -> tuple[Feature, Feature, bool]:
     """Try them: the many settings that forbid them only serve to explain a failure."""
     flags = namespaces.MOUNT | namespaces.PID | namespaces.IPC | namespaces.UTS
     flags |= 0 if is_root else namespaces.USER
-    why_not = _attempt(flags | namespaces.NET)
+    tried = Feature(present=True, detail="tried")
+    why_not, counted = _attempt(flags | namespaces.NET)
     if not why_not:
-        return Feature(present=True, detail="tried"), Feature(present=True, detail="tried")
+        return tried, tried, counted
     without_network = Feature(present=False, detail=why_not + _hint(is_root=is_root))
-    if not (why := _attempt(flags)):
-        return Feature(present=True, detail="tried"), without_network
-    return Feature(present=False, detail=why + _hint(is_root=is_root)), without_network
+    why, counted = _attempt(flags)
+    if not why:
+        return tried, without_network, counted
+    return Feature(present=False, detail=why + _hint(is_root=is_root)), without_network, False
 
 
-def _attempt(flags: int) -> str:
-    """Try *flags* in a process of its own; return why that failed, or nothing."""
+def _attempt(flags: int) -> tuple[str, bool]:
+    """Try *flags* in a process of its own.
+
+    Returns:
+        Why that failed, or nothing; and whether the kernel counts the tasks in there by themselves.
+    """
     try:
         tried = subprocess.run(
             [sys.executable, "-I", "-S", "-c", TRIAL.format(parent=PACKAGE_PARENT, flags=flags)],
@@ -113,12 +122,12 @@ def _attempt(flags: int) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"the trial of namespaces did not end within {TRIAL_S:g} s"
+        return f"the trial of namespaces did not end within {TRIAL_S:g} s", False
     try:
         verdict = json.loads(tried.stdout)
     except ValueError:
-        return f"the trial of namespaces ended without a word (status {tried.returncode})"
-    return f"{verdict['stage']}: {verdict['why']}" if verdict else ""
+        return f"the trial of namespaces ended without a word (status {tried.returncode})", False
+    return (f"{verdict['stage']}: {verdict['why']}", False) if "stage" in verdict else ("", verdict["own_task_count"])
 
 
 def _hint(*, is_root: bool) -> str:

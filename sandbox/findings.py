@@ -83,7 +83,10 @@ def _landlock(birth: Birth) -> Layer:
         )
     if birth.missing:
         limits.append("not there or not reachable, so not granted: " + _some(birth.missing))
-    detail = f"ABI {spec['abi']}; programs that may not be executed cannot be read either, outside /usr/lib and /opt"
+    detail = (
+        f"ABI {spec['abi']}; of the system's programs in bin, sbin, games and libexec those that may not be executed "
+        "cannot be read either"
+    )
     return _layer("landlock", "enforced" if spec["abi"] >= 3 else "partial", "; ".join([detail, *limits]))
 
 

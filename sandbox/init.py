@@ -17,7 +17,7 @@ import os
 import signal
 import socket
 
-from sandbox import findings, keeper, opener, prctl, trees, wire
+from sandbox import findings, keeper, opener, prctl, seccomp, trees, wire
 from sandbox.ahead import Ahead
 from sandbox.birth import Birth
 from sandbox.stages import StageFailed, stage
@@ -64,6 +64,9 @@ def _be_born(sock: socket.socket) -> Birth:
     gc.freeze()  # keeps the collector of whatever is forked from here on from writing into pages that all share
     with stage("opener"):  # after the report: what we touch after a fork is there twice
         birth.opener_pid = _fork_opener(fds[0])
+    if message["seccomp"]:
+        with stage("seccomp"):
+            seccomp.forbid_openat2()
     _say_born(sock, birth, layers)
     return birth
 

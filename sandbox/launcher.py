@@ -131,7 +131,16 @@ class Launcher:
                 leaves = await self._settle(group, walls.limits)
                 mixed = self._plan.network == "some" and self._plan.seccomp
                 spawns = _spawn_limits(walls.limits, grouped=group is not None) is not None
-                init = Init(child, files_socket, layers, walls.limits, leaves, mixed_network=mixed, spawns=spawns)
+                init = Init(
+                    child,
+                    files_socket,
+                    layers,
+                    walls.limits,
+                    leaves,
+                    mixed_network=mixed,
+                    spawns=spawns,
+                    own_task_count=self._plan.own_task_count,
+                )
                 yield init
             finally:
                 with trio.move_on_after(SHUT_S, shield=True):
@@ -214,7 +223,9 @@ def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Messa
         "gid": user.gid,
         "groups": user.groups,
         "user_name": user.name,
+        "account": {"name": user.name, "uid": user.uid, "gid": user.gid, "home": walls.home},
         "dedicated": user.dedicated,
+        "own_task_count": plan.own_task_count,
         "grants": (*grants_for(walls, readable_paths()), *terminals),
         "real_grants": real_grants_for(walls, private_paths(plan, walls)),
         "terminals": bool(terminals),

@@ -105,6 +105,7 @@ def _hand_over(
         theirs = streams.theirs if plan.stdin_fd is None else {0: plan.stdin_fd, **streams.theirs}
         internet = plan.network or not init.mixed_network
         spec = _spec(plan, limits, list(theirs), grouped=slot.leaf is not None, internet=internet)
+        spec["room"] = init.room_of(limits)
         wire.send(slot.launch, spec, list(theirs.values()))
         streams.close_theirs()
         launch, slot.launch = slot.launch, None

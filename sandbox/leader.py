@@ -85,7 +85,7 @@ def _become(sock: socket.socket, spec: wire.Message, fds: list[int], *, abi: int
             stage = "terminal"
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         stage = "rlimits"
-        rlimits.apply(spec["limits"], tasks_room)
+        rlimits.apply(spec["limits"], tasks_room if spec["room"] is None else rlimits.room_beside(*spec["room"]))
         stage = "exec_paths"
         narrow(spec["exec_paths"], abi)
         if not spec["internet"]:

@@ -34,6 +34,9 @@ _DEVICE_LINKS = (
 )
 _CGROUP = "/sys/fs/cgroup"
 _LINKS_MAX = 40  # as the kernel
+# An empty file takes the kernel about a KiB that counts as nobody's bytes: so many bytes there must be for each.
+BYTES_PER_FILE = 8192
+_FILES_MIN = 64
 
 
 class RootPlan:
@@ -45,7 +48,7 @@ class RootPlan:
         real: those of them whose paths have no symbolic links, so that one with a link is not what was meant: it is
             missing, but its name works where the link leads into another bind.
         private: directories that the session gets empty and for itself, open to all like /tmp.
-        private_bytes: how much each of them holds.
+        private_bytes: how much each of them holds, in a file for each BYTES_PER_FILE of them at most.
         masks: paths where a session finds an empty thing that it can neither read nor change; asked for one by
             one when everything else stands.
         holds: says of a mask which directories above it are held in their places.
@@ -159,7 +162,8 @@ class NewRoot:
         elif os.path.isdir(_CGROUP):
             self._make(_CGROUP, "tmpfs", READ_ONLY | NO_SUID | NO_DEV | NO_EXEC, size="4k", mode="755")
         for path, rights in plan.private.items():
-            self._make(path, "tmpfs", rights, size=str(plan.private_bytes), mode="1777")
+            files = max(_FILES_MIN, plan.private_bytes // BYTES_PER_FILE)
+            self._make(path, "tmpfs", rights, size=str(plan.private_bytes), nr_inodes=str(files), mode="1777")
         for path, rights in needed(real_binds, self._mounts):
             if path not in self._mounts:
                 self._mounts[path] = mounting.clone(path, rights)

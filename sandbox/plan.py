@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
+from sandbox import namespaces
 from sandbox.limits import Limits
 from sandbox.spaces import NAMESPACES_REMEDY, NETWORK_REMEDY, SIGNAL_SCOPE_ABI, choose_spaces
 
@@ -32,6 +33,8 @@ LAYERS = (
     "cgroup",
 )
 State = Literal["enforced", "partial", "unavailable"]
+TASKS_TOGETHER = "processes of a session's commands together"
+"""What the rlimits layer says where a command is held to its limit of processes without a cgroup."""
 
 
 class Refused(Exception):
@@ -137,6 +140,7 @@ class Plan:
     seccomp: bool
     spaces: int  # see `Spaces.ahead`
     internet: bool  # the session's filter lets internet sockets through
+    own_task_count: bool  # RLIMIT_NPROC counts the tasks of a session by themselves
     network: NetworkUse
     private_tmp: bool
     private_tmp_bytes: int
@@ -146,7 +150,7 @@ class Plan:
 
     def with_cgroup(self, report: LayerReport) -> Plan:
         """Return this plan with what became of the cgroup layer, and what that leaves to the rlimits."""
-        found = {"cgroup": report, "rlimits": _rlimits(report)}
+        found = {"cgroup": report, "rlimits": _rlimits(report, counted=self.own_task_count)}
         return attrs.evolve(self, layers=tuple(found.get(layer.name, layer) for layer in self.layers))
 
 
@@ -171,7 +175,8 @@ def make_plan(
     spaces = choose_spaces(
         capabilities, enabled=settings.enable_namespaces, private_tmp=settings.private_tmp, network=network
     )
-    expected = {report.name: report for report in _expected(capabilities, cgroup, spaces)}
+    counted = capabilities.own_task_count and bool(spaces.ahead & namespaces.USER)
+    expected = {report.name: report for report in _expected(capabilities, cgroup, spaces, counted=counted)}
     for name in settings.require:
         check_enforced(expected[name])
     return Plan(
@@ -181,6 +186,7 @@ def make_plan(
         seccomp=capabilities.seccomp.present,
         spaces=spaces.ahead,
         internet=spaces.internet,
+        own_task_count=counted,
         network=network,
         private_tmp=settings.private_tmp,
         private_tmp_bytes=settings.private_tmp_bytes,
@@ -196,20 +202,24 @@ def check_enforced(required: LayerReport) -> None:
         raise Refused(layer=required.name, why=why, remedy=_remedy(required.name))
 
 
-def _expected(capabilities: Capabilities, cgroup: LayerReport, spaces: Spaces) -> tuple[LayerReport, ...]:
+def _expected(
+    capabilities: Capabilities, cgroup: LayerReport, spaces: Spaces, *, counted: bool
+) -> tuple[LayerReport, ...]:
     return (
         _user(capabilities),
         LayerReport(name="no_new_privs", state="enforced", detail="set-user-ID programs gain nothing"),
         _landlock(capabilities),
-        _rlimits(cgroup),
+        _rlimits(cgroup, counted=counted),
         _seccomp(capabilities),
         *(LayerReport(name=name, state=state, detail=detail) for name, (state, detail) in spaces.layers),
         cgroup,
     )
 
 
-def _rlimits(cgroup: LayerReport) -> LayerReport:
-    if cgroup.state == "unavailable":
+def _rlimits(cgroup: LayerReport, *, counted: bool) -> LayerReport:
+    if cgroup.state == "unavailable" and counted:
+        detail = f"memory and file size count per process, and {TASKS_TOGETHER}; sums of memory need a cgroup"
+    elif cgroup.state == "unavailable":
         detail = "memory and file size count per process and processes per user; sums need a cgroup"
     else:
         detail = "file size and open files count per process; memory and processes are the cgroup's"
@@ -219,7 +229,10 @@ def _rlimits(cgroup: LayerReport) -> LayerReport:
 def _seccomp(capabilities: Capabilities) -> LayerReport:
     if not capabilities.seccomp.present:
         return LayerReport(name="seccomp", state="unavailable", detail=capabilities.seccomp.detail)
-    detail = "refuses tracing, mounts, namespaces, kernel modules, io_uring, raw sockets, executable memory files, ..."
+    detail = (
+        "refuses tracing, mounts, namespaces, kernel modules, io_uring, raw sockets, executable memory files, "
+        "set-user-ID and set-group-ID bits, ..."
+    )
     return LayerReport(name="seccomp", state="enforced", detail=detail)
 
 

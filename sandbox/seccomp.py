@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import socket
+import stat
 import struct
 
 from sandbox import syscalls
@@ -32,6 +34,8 @@ CLONE_NEW_ANY = 0x7E020000  # mount, cgroup, uts, ipc, user, pid, network
 CLONE_NEWTIME = 0x80  # of unshare only: in clone's flags these bits are the exit signal
 MFD_NOEXEC_SEAL = 0x8
 MFD_EXEC = 0x10
+SET_ID = stat.S_ISUID | stat.S_ISGID
+MAKES_A_FILE = os.O_CREAT | 0o20000000  # the kernel's own __O_TMPFILE: without them open(2) does not look at a mode
 TIOCSTI = 0x5412  # types into a terminal
 TIOCLINUX = 0x541C  # pastes into a console
 TIOCSETD = 0x5423  # loads a line discipline, an often attacked corner
@@ -125,9 +129,22 @@ def rules(options: Options) -> tuple[Rule, ...]:
         Rule("prlimit64", perm, Condition(0, 0, equal=False)),
         Rule("open_by_handle_at name_to_handle_at", perm),  # reach a file around every directory above it
         *(Rule("ioctl", perm, Condition(1, request)) for request in (TIOCSTI, TIOCLINUX, TIOCSETD)),
+        *_set_ids(),
         *_sockets(internet=options.internet),
         *_memfds(plain=options.plain_memfds),
     )
+
+
+def _set_ids() -> Iterator[Rule]:
+    """Let nobody make a program that runs as the session's user or group, whoever of the machine starts it.
+
+    mkdir drops these bits itself, and a directory inherits its group's without a call. openat2: `forbid_openat2`.
+    """
+    perm = refuse(errno.EPERM)
+    yield Rule("chmod fchmod creat mknod", perm, has_any(1, SET_ID))
+    yield Rule("fchmodat fchmodat2 mknodat", perm, has_any(2, SET_ID))
+    yield Rule("open", perm, has_any(1, MAKES_A_FILE), has_any(2, SET_ID))
+    yield Rule("openat", perm, has_any(2, MAKES_A_FILE), has_any(3, SET_ID))
 
 
 def _sockets(*, internet: bool) -> Iterator[Rule]:
@@ -217,6 +234,17 @@ def forbid_internet() -> None:
     install(assemble(syscalls.this_machine(), table))
 
 
+def forbid_openat2() -> None:
+    """Put a small filter on top of the session's: no openat2 here and below, as before Linux 5.6.
+
+    The mode of what it makes lies in memory, out of a filter's sight; programs fall back to openat. Our opener, which
+    needs it to step around magic links, is forked before. Raises OSError where it cannot be had or does not hold.
+    """
+    install(assemble(syscalls.this_machine(), (Rule("openat2", refuse(errno.ENOSYS)),)))
+    if _error_of("openat2", (-1, 0, 0, 0)) != errno.ENOSYS:  # EINVAL: the kernel looked at the arguments
+        raise OSError(errno.EINVAL, "openat2 is still there")
+
+
 # Calls that do nothing whatever the filter says, and the error that only the filter gives them: without it the
 # kernel finds fault with the arguments before it looks at anybody's rights.
 _PROBES = (
@@ -237,6 +265,13 @@ _PROBES = (
     ("socket", (socket.AF_PACKET, socket.SOCK_RAW, 0), errno.EAFNOSUPPORT),
     ("memfd_create", (0, MFD_EXEC), errno.EACCES),
     ("prlimit64", (-1, -1, 0, 0), errno.EPERM),
+    ("fchmod", (-1, stat.S_ISUID), errno.EPERM),
+    ("fchmod", (-1, stat.S_ISGID | 1 << 32), errno.EPERM),
+    ("fchmodat", (-1, 0, stat.S_ISUID), errno.EPERM),
+    ("fchmodat2", (-1, 0, stat.S_ISUID, 0), errno.EPERM),
+    ("openat", (-1, 0, os.O_CREAT, stat.S_ISUID), errno.EPERM),
+    ("openat", (-1, 0, os.O_TMPFILE | os.O_RDWR, stat.S_ISUID), errno.EPERM),
+    ("mknodat", (-1, 0, stat.S_IFREG | stat.S_ISUID, 0), errno.EPERM),
 )
 _TRACING_PROBES = (("ptrace", (2, 0, 0, 0), errno.EPERM), ("process_vm_readv", (0, 0, 0, 0, 0, 0), errno.EPERM))
 

@@ -15,6 +15,7 @@ import trio
 from sandbox import trees
 from sandbox.faults import ProcessNotFound
 from sandbox.keepers import Keepers
+from sandbox.rlimits import of_ours
 from sandbox.slots import SlotPool
 
 if TYPE_CHECKING:
@@ -42,11 +43,12 @@ class Init:
         *,
         mixed_network: bool,
         spawns: bool,
+        own_task_count: bool,
     ) -> None:
         """Have the use of *child* and *leaves*; `open_init` owns them.
 
         *mixed_network*: each command is told whether it has one. *spawns*: commands that need nothing of their own are
-        spawned.
+        spawned. *own_task_count*: see `Plan`.
         """
         self.pid = child.pid
         self.files_socket = files_socket
@@ -58,6 +60,8 @@ class Init:
         self.forking = SlotPool(keepers, leaves)
         self.spawning = SlotPool(keepers, spawns=True) if spawns else None
         self._child = child
+        self._keepers = keepers
+        self._own_task_count = own_task_count
 
     def get_ready(self) -> None:
         """Have what the first command needs on its way, for whoever has nothing more to wait for himself."""
@@ -70,6 +74,16 @@ class Init:
         own = self.limits.overridden(plan.limits)
         same = own.of_process(grouped=False) == self.limits.of_process(grouped=False)
         return self.spawning if same else self.forking
+
+    def room_of(self, limits: Limits) -> tuple[int, int | None] | None:
+        """Return what a command with *limits* is told of the tasks beside its own; None: nothing of use is known.
+
+        See `rlimits.room_beside` for the two.
+        """
+        if not self._own_task_count or limits.pids_max is None:
+            return None
+        session = self.limits.pids_max
+        return of_ours(self._keepers.in_use), None if session is None else max(session - limits.pids_max, 0)
 
     @property
     def _pools(self) -> tuple[SlotPool, ...]:

@@ -17,6 +17,8 @@ import os
 import resource
 import signal
 import socket
+import stat
+import struct
 from types import MappingProxyType
 
 from sandbox import prctl, syscalls
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 PTRACE_SEIZE = 0x4206  # unlike an attach, it does not stop who is traced
 NEW_USER = 0x10000000
+AT_FDCWD = -100
 FIRST_FD = 3
 STACK_BYTES = 64 * 1024
 PAGE = mmap.PAGESIZE
@@ -160,6 +163,18 @@ def _idle(_target: Target) -> str:
     return "over"
 
 
+def _set_user_id(target: Target) -> str:
+    """Make the file one that runs as its owner, whoever starts it; or make another one, by the call without a limit."""
+    mode = stat.S_ISUID | 0o700
+    try:
+        os.chmod(target["path"], mode)
+    except OSError:
+        name = f"{target['path']}-set-user-id"
+        how = struct.pack("=QQQ", os.O_CREAT | os.O_WRONLY, mode, 0)
+        os.close(syscalls.call("openat2", AT_FDCWD, os.fsencode(name), ctypes.c_char_p(how), len(how)))
+    return "a set-user-ID program was made"
+
+
 def _threads(target: Target) -> str:
     """Start tasks until the kernel refuses or there are enough; they end with this process."""
     _thread.stack_size(STACK_BYTES)
@@ -269,6 +284,7 @@ ATTACKS = MappingProxyType(
         "read_file": _read_file,
         "ring": _ring,
         "see": _see,
+        "set_user_id": _set_user_id,
         "signal": _signal,
         "threads": _threads,
         "trace": _trace,

@@ -53,7 +53,7 @@ def choose_spaces(capabilities: Capabilities, *, enabled: bool, private_tmp: boo
     layers = (
         ("pid_namespace", _pid(flags, why_not)),
         ("mount_namespace", _mount(flags, why_not, private_tmp=private_tmp)),
-        ("network", _network(capabilities, flags, network)),
+        ("network", _network(capabilities, flags, why_not, network)),
         ("blocked_paths", _blocked(flags)),
         ("process_tree", _process_tree(capabilities, flags)),
     )
@@ -71,8 +71,9 @@ def _mount(flags: int, why_not: str, *, private_tmp: bool) -> Words:
     if not flags:
         return "unavailable", f"{why_not}; /tmp is the machine's own, and {_SOCKETS}"
     root = (
-        "a root of its own that holds the system read-only and what the policy allows, without set-user-ID programs "
-        "and devices, and without execution where the policy names no program; /tmp is"
+        "a root of its own that holds the system read-only and what the policy allows, without set-user-ID programs, "
+        "without devices but those that every program knows, and without execution where the policy names no program; "
+        "/tmp is"
     )
     if private_tmp:
         return "enforced", f"{root} the session's own"
@@ -80,15 +81,21 @@ def _mount(flags: int, why_not: str, *, private_tmp: bool) -> Words:
     return "partial", f"{root} {where}, and then {_SOCKETS} if they appear after the birth"
 
 
-def _network(capabilities: Capabilities, flags: int, network: NetworkUse) -> Words:
+def _network(capabilities: Capabilities, flags: int, why_not: str, network: NetworkUse) -> Words:
     if network == "all":
         return "unavailable", "the policy allows the network to every command"
     if flags & namespaces.NET:
         return "enforced", "a network of its own: loopback, and nobody else"
     if not capabilities.seccomp.present:
-        return "unavailable", f"{capabilities.network_namespace.detail}, and {capabilities.seccomp.detail}"
-    who = "all commands" if network == "none" else "commands that the policy does not allow the network"
-    words = f"{who} get no internet sockets, not even for loopback"
+        why = capabilities.network_namespace.detail if flags else why_not
+        why = why if network == "none" else "the policy allows the network to some command lines"
+        return "unavailable", f"{why}, and {capabilities.seccomp.detail}"
+    words = "all commands get no internet sockets, not even for loopback"
+    if network == "some":
+        words = (
+            "the policy allows the network to some command lines; the others get no internet sockets, not even for "
+            "loopback, and can only have one of those do it for them"
+        )
     limits = []
     if not flags:
         limits.append("sockets of the machine that have a path (a resolver, a proxy) are in reach without namespaces")
@@ -115,5 +122,5 @@ def _process_tree(capabilities: Capabilities, flags: int) -> Words:
     others = "the session's" if flags else "the user's"
     return "partial", (
         f"trees are ended in rounds and commands can signal {others} other processes; "
-        f"Landlock ABI {SIGNAL_SCOPE_ABI} (Linux 6.12) closes this, here is {capabilities.landlock_detail}"
+        f"Landlock ABI {SIGNAL_SCOPE_ABI} (Linux 6.12) closes this; here: {capabilities.landlock_detail}"
     )

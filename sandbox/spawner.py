@@ -20,7 +20,7 @@ import errno
 import os
 import signal
 
-from sandbox import landlock, seccomp, wire
+from sandbox import landlock, rlimits, seccomp, wire
 from sandbox.leader import EXIT_NOT_STARTED, NO_ROOM, narrow, report
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
@@ -136,6 +136,9 @@ class Spawn:
                 os.close(fd)
 
     def _become(self, spec: wire.Message, fds: list[int]) -> None:
+        if spec["room"] is not None:  # the keeper's limits are for all that ever may be, these are for now
+            self._stage = "rlimits"
+            rlimits.apply(spec["limits"], spec["room"][0])
         self._stage = "exec_paths"
         narrow(spec["exec_paths"], self._abi)
         if not spec["internet"]:

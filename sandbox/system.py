@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # What programs read wherever they run. Not /dev/shm and not /tmp: those are everybody's, and a policy that wants
 # them names them. /etc/resolv.conf often points to one of the two files; beside them are sockets of the resolver,
-# which would look up names for a session that has no network.
+# which would look up names for a session that has no network. Not /opt: what is there is somebody's own, with
+# its secrets; of a program there that the policy names, what it came with can be read (`packages_of`).
 SYSTEM_PATHS = (
     "/usr",
     "/bin",
@@ -22,7 +27,6 @@ SYSTEM_PATHS = (
     "/lib64",
     "/libx32",
     "/etc",
-    "/opt",
     "/proc",
     "/sys",
     "/run/systemd/resolve/stub-resolv.conf",
@@ -34,6 +38,7 @@ LISTED = ("/usr", "/bin", "/sbin")
 _BOUND_SOCKETS = "/proc/net/unix"
 _COLUMNS = 7  # of numbers, before the name
 _SPLIT = ("/usr", "/usr/local")
+ADDED = "/opt"
 
 
 def readable_paths() -> tuple[str, ...]:
@@ -42,15 +47,24 @@ def readable_paths() -> tuple[str, ...]:
     return (*whole, *(path for folder in _SPLIT for path in _beside_programs(folder)))
 
 
+def packages_of(programs: Iterable[str]) -> tuple[str, ...]:
+    """Return the folders /opt/NAME that hold *programs* which may be executed: what they read lies beside them.
+
+    A program in /opt itself has nothing beside it. Of /opt/VENDOR/NAME it is all that the vendor has there.
+    """
+    parts = [path.split("/") for path in programs if path.startswith(f"{ADDED}/")]
+    return tuple(dict.fromkeys("/".join(words[:3]) for words in parts if len(words) > 3))
+
+
 def sockets() -> tuple[str, ...]:
-    """Return the sockets in SYSTEM_PATHS that have been bound: one can be connected to on a read-only mount, too.
+    """Return the sockets in SYSTEM_PATHS and /opt that have been bound: on a read-only mount they answer, too.
 
     Known by the names that their services bound them by. What lies outside is not there for a session at all.
     """
     with open(_BOUND_SOCKETS, "rb") as table:
         rows = [line.rstrip(b"\n").split(None, _COLUMNS) for line in table]
     names = {os.fsdecode(row[_COLUMNS]) for row in rows if len(row) > _COLUMNS}
-    inside = tuple(f"{path}/" for path in SYSTEM_PATHS)
+    inside = tuple(f"{path}/" for path in (*SYSTEM_PATHS, ADDED))
     return tuple(sorted(name for name in names if name.startswith(inside) and _is_socket(name)))
 
 

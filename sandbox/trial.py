@@ -2,13 +2,14 @@
 
 Whether a host allows them is decided in many places (sysctls, AppArmor, the filter of a container, masks over
 /proc), and the last of them may only show when the new root is built. Child side, stdlib only; run by an
-interpreter of its own, it prints one line of JSON: nothing, or the stage that failed and why.
+interpreter of its own, it prints one line of JSON: the stage that failed and why, or what else was found out.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 
 from sandbox import mounts, namespaces
 from sandbox.mounting import NO_DEV, NO_SUID, READ_ONLY
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # Of the machine's tree and of private directories: what is tried is the way, not the place.
 ENOUGH = (("/usr", READ_ONLY),)
+_IN_HERE = 3  # tasks
 PRIVATE = (("/private", NO_SUID | NO_DEV),)
 
 
@@ -37,7 +39,24 @@ def main(flags: int, uid: int, gid: int) -> NoReturn:
             stage()
         except OSError as error:
             _say({"stage": name, "why": error.strerror or str(error)})
-    _say({})
+    _say({"own_task_count": bool(flags & namespaces.USER) and _counts_by_itself()})
+
+
+def _counts_by_itself() -> bool:
+    """Tell whether RLIMIT_NPROC counts the tasks of our user namespace alone: our parent, ourselves, our child.
+
+    The user has one more on the machine, the broker. Root would not be refused either way.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (_IN_HERE, hard))
+    try:
+        pid = os.fork()
+    except BlockingIOError:
+        return False
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return True
 
 
 def _unshare(flags: int, uid: int, gid: int) -> None:
@@ -48,6 +67,6 @@ def _unshare(flags: int, uid: int, gid: int) -> None:
     namespaces.unshare(flags)
 
 
-def _say(verdict: dict[str, str]) -> NoReturn:
+def _say(verdict: dict[str, str | bool]) -> NoReturn:
     os.write(1, json.dumps(verdict).encode("ascii") + b"\n")
     os._exit(0)

@@ -67,16 +67,25 @@ def test_nobody_has_it_where_nobody_says_anything() -> None:
         ({"git": attrs.evolve(GIT, allowed_prefixes=())}, None, "some"),
         ({"ls": attrs.evolve(LS, network="allow"), "git": GIT}, "deny", "some"),
         ({"ls": attrs.evolve(LS, network="allow")}, "deny", "all"),
+        ({"git": attrs.evolve(GIT, allowed_prefixes=("fetch", "remote show"))}, None, "all"),
+        ({"ls": LS, "git": attrs.evolve(GIT, allowed_prefixes=("fetch",))}, None, "some"),
     ],
 )
 def test_a_session_gets_a_network_of_its_own_only_if_no_command_needs_another(
     commands: dict[str, CommandRule], said: str | None, use: str
 ) -> None:
-    assert network_use(policy_of(commands, network=said)) == use
+    assert network_use(policy_of(commands, network=said), {LS.executable, GIT.executable}) == use
+
+
+def test_a_program_that_is_not_there_needs_no_network() -> None:
+    policy = policy_of({"ls": LS, "git": GIT})
+    assert network_use(policy, {LS.executable, GIT.executable}) == "some"
+    assert network_use(policy, {LS.executable}) == "none"
+    assert network_use(policy_of({"git": GIT}, network="allow"), set()) == "none"
 
 
 def test_the_shipped_policy_gives_it_to_what_lives_on_it() -> None:
-    assert network_use(SHIPPED) == "some"
+    assert network_use(SHIPPED, {rule.executable for rule in SHIPPED.allowed_commands.values()}) == "some"
     for argv in (("git", "fetch"), ("git", "clone", "https://x/y"), ("pip", "list"), ("npm", "ci")):
         assert allowed(SHIPPED, *argv)
     for argv in (("git", "status"), ("python3", "x.py"), ("pytest",), ("make",), ("ls",)):

@@ -46,7 +46,7 @@ ours, theirs = wire.pair()
 spawn = Spawn(theirs, {ABI}, lambda: os.write(poke, b"!"))
 def launch(program="/bin/sleep", argv=("sleep", "900"), cwd="/"):
     spec = {{"program": program, "argv": argv, "env": {{}}, "cwd": cwd, "exec_paths": None, "internet": True}}
-    wire.send(ours, {{**spec, "fds": []}})
+    wire.send(ours, {{**spec, "fds": [], "room": None}})
 def answer():
     received = wire.receive(ours)
     return received and [received[0], len(received[1])]

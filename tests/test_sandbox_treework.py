@@ -226,6 +226,19 @@ async def test_a_copy_never_replaces_unless_told(tmp_path: Path) -> None:
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "a", "b": "b"}
 
 
+async def test_a_copy_of_a_set_user_id_program_is_a_plain_program(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "program").write_bytes(b"x")
+    for path in (source, source / "program"):
+        path.chmod(0o6755)
+    async with open_door() as door:
+        await copy_tree(door, source, tmp_path / "tree")
+        await copy_file(door, source / "program", tmp_path / "file")
+    copies = (tmp_path / "tree", tmp_path / "tree/program", tmp_path / "file")
+    assert [path.stat().st_mode & 0o7777 for path in copies] == [0o755] * 3
+
+
 async def test_a_copy_onto_a_full_disk_says_how_much_there_is_and_leaves_nothing(
     full: Path,  # noqa: F811
     tmp_path: Path,

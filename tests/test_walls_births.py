@@ -44,6 +44,7 @@ from sandbox.facts import FactSource
 from sandbox.faults import ProcessNotFound, SpawnFailed
 from sandbox.files import open_files
 from sandbox.launcher import open_launcher
+from sandbox.mounts import BYTES_PER_FILE
 from sandbox.plan import Hidden, Refused, make_plan
 from sandbox.programs import resolve_program
 from sandbox.terminal import Size
@@ -253,6 +254,20 @@ async def test_without_a_word_about_it_tmp_and_shared_memory_are_the_sessions_ow
             assert (await one.run("/bin/sh", "-c", f"echo x > {path} && cat {path}")).stdout.data == b"x\n"
             assert (await other.run("/bin/cat", path)).how != Exited(0)
             assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize("place", ["/tmp", "/dev/shm"])
+async def test_a_private_directory_holds_a_file_for_so_many_bytes(place: str) -> None:
+    """Empty files have no bytes, and are kernel memory all the same."""
+    wanted = 1000
+    script = f"for n in range({wanted}): open(f'{place}/{{n}}', 'x').close()"
+    few, enough = wanted * BYTES_PER_FILE // 2, 2 * wanted * BYTES_PER_FILE
+    async with open_world(plan=plan_for(private_tmp_bytes=few)) as world:
+        assert b"No space left" in (await world.run(PYTHON, "-I", "-c", script)).stderr.data
+        made = (await world.run("/bin/ls", place)).stdout.data.split()
+        assert wanted // 4 < len(made) < wanted
+    async with open_world(plan=plan_for(private_tmp_bytes=enough)) as world:
+        assert (await world.run(PYTHON, "-I", "-c", script)).how == Exited(0)
 
 
 async def test_a_private_directory_holds_what_it_may() -> None:

@@ -16,6 +16,7 @@ import os
 import pty
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -281,6 +282,108 @@ def test_programs_can_still_list_interfaces_but_have_no_other_netlink() -> None:
 
     assert without_and_with(netlink(socket.NETLINK_ROUTE)) == ("done", "done")
     assert without_and_with(netlink(15)) == ("done", "EAFNOSUPPORT")  # NETLINK_KOBJECT_UEVENT
+
+
+MAKE = os.O_CREAT | os.O_RDWR
+
+
+def ways_to_a_mode(mode: int) -> dict[str, Callable[[str], object]]:
+    """Every call that gives a file, of the name it is told, a mode."""
+    how = struct.pack("=QQQ", MAKE, mode, 0)
+    regular = mode | stat.S_IFREG
+
+    def on(number: str, *arguments: object) -> Callable[[str], object]:
+        def change(name: str) -> None:
+            os.close(os.open(name, MAKE, 0o600))
+            here = () if number == "chmod" else (AT_FDCWD,)
+            syscalls.call(number, *here, name.encode(), mode, *arguments)
+
+        return change
+
+    def nameless(name: str) -> None:
+        fd = os.open(".", os.O_TMPFILE | os.O_RDWR, mode)
+        os.link(f"/proc/self/fd/{fd}", name, src_dir_fd=fd, follow_symlinks=True)  # it follows for a src_dir_fd alone
+
+    ways: dict[str, Callable[[str], object]] = {
+        "fchmod": lambda name: os.fchmod(os.open(name, MAKE, 0o600), mode),
+        "fchmodat": on("fchmodat"),
+        "fchmodat2": on("fchmodat2", 0),
+        "openat": lambda name: os.open(name, MAKE, mode),
+        "openat, O_TMPFILE": nameless,
+        "openat2": lambda name: syscalls.call("openat2", AT_FDCWD, name.encode(), how, len(how)),
+        "mknodat": lambda name: syscalls.call("mknodat", AT_FDCWD, name.encode(), regular, 0),
+    }
+    if os.uname().machine == "x86_64":
+        ways |= {
+            "chmod": on("chmod"),
+            "open": lambda name: syscalls.call("open", name.encode(), MAKE, mode),
+            "creat": lambda name: syscalls.call("creat", name.encode(), mode),
+            "mknod": lambda name: syscalls.call("mknod", name.encode(), regular, 0),
+        }
+    return ways
+
+
+def calls_that_set(bit: int, *, fenced: bool) -> set[str]:
+    """Return the calls that make a file that has *bit*."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        if AS_ROOT:
+            os.chown(folder, PLAIN_UID, PLAIN_UID)
+        os.chdir(folder)
+        become_plain()
+        os.umask(0)
+        if fenced:
+            fence()
+            seccomp.forbid_openat2()
+        made = set()
+        for number, (name, attack) in enumerate(ways_to_a_mode(0o755 | bit).items()):
+            with contextlib.suppress(OSError):
+                attack(str(number))
+            if os.path.exists(str(number)) and os.stat(str(number)).st_mode & bit:
+                made.add(name)
+        return made
+
+
+@pytest.mark.parametrize("bit", [stat.S_ISUID, stat.S_ISGID], ids=["user", "group"])
+def test_nobody_makes_a_program_that_runs_as_the_sessions_user(bit: int) -> None:
+    control = set(in_child(lambda: sorted(calls_that_set(bit, fenced=False))))
+    newer_than_some_kernels = {"fchmodat2"}
+    assert control | newer_than_some_kernels == set(ways_to_a_mode(0))
+    assert in_child(lambda: sorted(calls_that_set(bit, fenced=True))) == []
+
+
+def test_other_modes_are_everybodys_to_set() -> None:
+    control = in_child(lambda: sorted(calls_that_set(stat.S_IWOTH, fenced=False)))
+    assert set(control) - set(in_child(lambda: sorted(calls_that_set(stat.S_IWOTH, fenced=True)))) == {"openat2"}
+
+
+def test_a_file_that_is_there_opens_whatever_stands_where_a_mode_would() -> None:
+    """Without O_CREAT the kernel does not look at the mode, and a caller may leave anything in its place."""
+    opens = call("openat", AT_FDCWD, b"/dev/null", os.O_RDONLY, 0o6777)
+    assert without_and_with(opens) == ("done", "done")
+
+
+def test_directories_inherit_their_group_as_ever() -> None:
+    def work() -> bool:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+            os.chmod(folder, 0o2700)
+            fence()
+            os.mkdir(f"{folder}/below", 0o2755)
+            return bool(os.stat(f"{folder}/below").st_mode & stat.S_ISGID)
+
+    assert in_child(work)
+
+
+def test_openat2_is_as_absent_for_commands_and_there_for_our_opener() -> None:
+    opened = call("openat2", AT_FDCWD, b"/dev/null", struct.pack("=QQQ", os.O_RDONLY, 0, 0), 24)
+
+    def behind(*, forbidden: bool) -> str:
+        fence()
+        if forbidden:
+            seccomp.forbid_openat2()
+        return outcome(opened)
+
+    assert in_child(lambda: behind(forbidden=False)) == "done"
+    assert in_child(lambda: behind(forbidden=True)) == "ENOSYS"
 
 
 def execute_memfd(flags: int) -> str:

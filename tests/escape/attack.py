@@ -5,7 +5,8 @@ The rows are in `catalogue/*.yaml`, one file per vector, loaded strictly. Nothin
 A fence is a layer of the broker's isolation report, or one of these three, which always stand: `policy` (the decision
 refuses the call), `environment` (built from nothing), `file_tools` (they refuse by their own rules). A number behind
 `landlock` is the ABI from which it has what stops the attack; `partial` behind a layer says that the part of it which
-is meant holds even where the layer as a whole is reported as partial.
+is meant holds even where the layer as a whole is reported as partial; and what follows a colon is what it must say of
+itself to claim the attack.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ class Fence:
     layer: str
     abi: int = 1
     partial: bool = False
+    says: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Fence:
+        text, _, says = text.partition(": ")
         layer, _, more = text.partition(" ")
         if more == "partial":
-            return cls(layer=layer, partial=True)
-        return cls(layer=layer, abi=int(more or 1))
+            return cls(layer=layer, partial=True, says=says)
+        return cls(layer=layer, abi=int(more or 1), says=says)
 
     def __str__(self) -> str:
         return f"{self.layer} (ABI {self.abi})" if self.abi > 1 else self.layer

@@ -28,6 +28,8 @@ NUMBERS = {
     "io_uring_setup": (425, 425),
     "open_tree": (428, 428),
     "fsopen": (430, 430),
+    "openat2": (437, 437),
+    "fchmodat2": (452, 452),
     "pidfd_getfd": (438, 438),
     "clone": (56, 220),
     "setns": (308, 268),

@@ -48,6 +48,8 @@ class Layers:
         if fence.layer in ALWAYS:
             return True
         state, detail = self.states[fence.layer]
+        if fence.says not in detail:
+            return False
         if fence.layer == "landlock":
             found = re.match(r"ABI (\d+)", detail)
             return state != "unavailable" and found is not None and int(found[1]) >= fence.abi
