@@ -30,7 +30,7 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from broker.bodysocket import BodySocket
-from broker.exchange import ABORT_KEY, BODY_SOCKET_KEY
+from broker.exchange import ABORT_KEY, BODY_SOCKET_KEY, Reply, refusal
 from broker.library_logs import describe_without_text
 
 log = logging.getLogger(__name__)
@@ -169,9 +169,36 @@ class _Http1(H11Protocol):
         """Do not look for HTTP/2: its preface reaches the guard as a request of version 2.0, and is refused."""
 
     async def _create_stream(self, request: h11.Request) -> None:
+        if (fault := _framing_fault(request)) is not None:
+            await self._refuse(refusal(400, fault))
+            return
         headers = [header for header in request.headers if header[0] != b"upgrade"]
         if len(headers) < len(request.headers):
             request = h11.Request(
                 method=request.method, target=request.target, headers=headers, http_version=request.http_version
             )
         await super()._create_stream(request)
+
+    async def _refuse(self, reply: Reply) -> None:
+        """Answer at once and close: where this request ends, and the next one begins, nobody can say."""
+        length = (b"content-length", b"%d" % len(reply.body))
+        headers = [(b"content-type", b"application/json"), length, (b"connection", b"close")]
+        await self._send_h11_event(h11.Response(status_code=reply.status, headers=headers))
+        await self._send_h11_event(h11.Data(data=reply.body))
+        await self._send_h11_event(h11.EndOfMessage())
+        await self.send(Closed())
+
+
+def _framing_fault(request: h11.Request) -> str | None:
+    """Say why the end of a request is in doubt, if it is: what a proxy reads otherwise than we do smuggles requests.
+
+    h11 has refused lengths that differ, are no number, or are combined with other codings than chunked (RFC 9112, 6).
+    """
+    names = {name for name, _ in request.headers}
+    if b"transfer-encoding" not in names:
+        return None
+    if b"content-length" in names:
+        return "a request has Content-Length or Transfer-Encoding, not both"
+    if request.http_version != b"1.1":
+        return "Transfer-Encoding needs HTTP/1.1"
+    return None
