@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
+from sandbox import namespaces
 from sandbox.limits import Limits
 from sandbox.spaces import NAMESPACES_REMEDY, NETWORK_REMEDY, SIGNAL_SCOPE_ABI, choose_spaces
 
@@ -143,6 +144,11 @@ class Plan:
     require: tuple[str, ...]
     layers: tuple[LayerReport, ...]  # what is expected; an Init carries what was found
     besieged: bool = False  # the doctor's: inits have attacks on their own walls at hand
+
+    @property
+    def shares_network(self) -> bool:
+        """Whether a command of some session may reach what listens on this machine, the broker's own port included."""
+        return not self.spaces & namespaces.NET and (self.internet or not self.seccomp)
 
     def with_cgroup(self, report: LayerReport) -> Plan:
         """Return this plan with what became of the cgroup layer, and what that leaves to the rlimits."""
