@@ -22,6 +22,7 @@ from broker.contract import TOOLS
 from broker.endpoint import McpServer, build_server
 from broker.gateway import Gateway
 from broker.listener import serve_http
+from broker.peerwatch import PeerWatch, open_watch
 from broker.rawtransfers import TransferDesk
 from broker.records import Records
 from broker.sockets import ListenFailed
@@ -31,9 +32,9 @@ from broker.transferdoor import TransferDoor
 from broker.wiring import Foundation, audit_settings, build_host, http_settings
 from config.load import Config
 from sandbox.cgroup_layer import open_groups
-from sandbox.launcher import open_launcher
+from sandbox.launcher import Launcher, open_launcher
 from sandbox.plan import Refused
-from sandbox.sniffing import open_sniffing
+from sandbox.trees import is_below
 
 log = logging.getLogger("broker")
 
@@ -63,14 +64,24 @@ async def run_http(config: Config, foundation: Foundation, announce: Callable[[s
         announce: told each URL when it answers.
     """
     async with open_broker(config, foundation) as broker, trio.open_nursery() as nursery:
+        watch = broker.watch(foundation)
 
         async def serve(*, task_status: trio.TaskStatus[tuple[str, ...]]) -> None:
             settings = http_settings(config.server)
             server = build_mcp(broker)
             door = TransferDoor(broker.desk, broker.audit)
-            await serve_http(
-                settings, server, stop=broker.stop, end_work=broker.end_work, door=door, task_status=task_status
-            )
+            try:
+                await serve_http(
+                    settings,
+                    server,
+                    stop=broker.stop,
+                    end_work=broker.end_work,
+                    door=door,
+                    watch=watch,
+                    task_status=task_status,
+                )
+            finally:
+                watch.settle()
             nursery.cancel_scope.cancel(reason="the server has stopped")
 
         nursery.start_soon(_mind_signals, broker, nursery.cancel_scope)
@@ -102,6 +113,7 @@ class Broker:
     audit: Audit
     gateway: Gateway
     supervisor: Supervisor[Belongings]
+    launcher: Launcher
     desk: TransferDesk
     drain_s: float
     stop: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -111,6 +123,14 @@ class Broker:
         left = await self.supervisor.drain(self.drain_s)
         if left:
             log.warning("%d sessions were still ending after %g s", left, self.drain_s)
+
+    def watch(self, foundation: Foundation) -> PeerWatch:
+        """Who keeps the sessions' own processes from the port. Raises: Refused, if that cannot be had."""
+        return open_watch(foundation.plan, foundation.user, self.launcher, self.session_of, self.audit)
+
+    def session_of(self, pid: int) -> str | None:
+        """The id of the session whose process this is."""
+        return next((s.id for s in self.supervisor.living if is_below(pid, (s.own.init.pid,))), None)
 
     def note(self, event_type: EventType, **details: object) -> None:
         """Record something of the broker itself."""
@@ -154,6 +174,7 @@ async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[B
                 audit=audit,
                 gateway=Gateway(host, audit),
                 supervisor=supervisor,
+                launcher=launcher,
                 desk=host.desk,
                 drain_s=server.drain_s,
             )

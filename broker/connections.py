@@ -30,13 +30,16 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from broker.bodysocket import BodySocket
-from broker.exchange import ABORT_KEY, BODY_SOCKET_KEY
+from broker.exchange import ABORT_KEY, BODY_SOCKET_KEY, Reply, refusal
 from broker.library_logs import describe_without_text
+from broker.peerwatch import PeerWatch
 
 log = logging.getLogger(__name__)
 
 READ_BYTES = 64 * 1024
 BULK_READ_BYTES = 256 * 1024
+TURN_AWAY_S = 1.0
+"""Seconds that who is refused has to take the answer; it holds a place meanwhile."""
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 """struct linger: what is not sent yet is dropped, and the client sees a reset."""
 
@@ -48,15 +51,16 @@ async def serve_connections(
     *,
     max_connections: int,
     until: Callable[[], Awaitable[None]],
+    watch: PeerWatch | None = None,
 ) -> None:
     """Serve the ASGI *app* on listening *sockets*; when *until* returns, stop accepting and let go.
 
-    Connections above *max_connections* are closed as they come. At the end idle ones are closed, and busy ones
-    have `config.graceful_timeout` seconds to finish.
+    A connection that *watch* says no to is refused before a byte of it is read; those above *max_connections* are
+    closed as they come. At the end idle ones are closed; busy ones have `config.graceful_timeout` seconds to finish.
 
     Ownership: the sockets are closed on the way out.
     """
-    house = _House(app, config, max_connections)
+    house = _House(app, config, max_connections, watch)
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
@@ -74,6 +78,7 @@ class _House:
     _app: Any
     _config: Config
     _max_connections: int
+    _watch: PeerWatch | None
     context: WorkerContext = attrs.field(init=False, factory=lambda: WorkerContext(None))
     _open: int = attrs.field(init=False, default=0)
 
@@ -85,12 +90,30 @@ class _House:
             return
         self._open += 1
         try:
-            await _Connection(self._app, self._config, self.context, stream).run()
+            refused = self._watch and await self._watch.refuses(stream.socket)
+            if refused:
+                await _turn_away(stream, refused, linger=self._open <= self._max_connections // 2)
+            else:
+                await _Connection(self._app, self._config, self.context, stream).run()
         except Exception as exc:  # noqa: BLE001 - the wall: one client must not end the others
             log.warning("a connection ended by an error: %s", describe_without_text(exc))
         finally:
             self._open -= 1
             await trio.aclose_forcefully(stream)
+
+
+async def _turn_away(stream: trio.SocketStream, why: str, *, linger: bool) -> None:
+    """Answer whatever would be asked; *linger* until it is taken, for a socket closed with unread data is reset."""
+    body = refusal(403, why).body
+    head = (
+        "HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    with trio.move_on_after(TURN_AWAY_S), suppress(trio.BrokenResourceError):
+        await stream.send_all(head.encode() + body)
+        await stream.send_eof()
+        while linger and await stream.receive_some(READ_BYTES):
+            pass
 
 
 class _Connection(TCPServer):
@@ -169,9 +192,36 @@ class _Http1(H11Protocol):
         """Do not look for HTTP/2: its preface reaches the guard as a request of version 2.0, and is refused."""
 
     async def _create_stream(self, request: h11.Request) -> None:
+        if (fault := _framing_fault(request)) is not None:
+            await self._refuse(refusal(400, fault))
+            return
         headers = [header for header in request.headers if header[0] != b"upgrade"]
         if len(headers) < len(request.headers):
             request = h11.Request(
                 method=request.method, target=request.target, headers=headers, http_version=request.http_version
             )
         await super()._create_stream(request)
+
+    async def _refuse(self, reply: Reply) -> None:
+        """Answer at once and close: where this request ends, and the next one begins, nobody can say."""
+        length = (b"content-length", b"%d" % len(reply.body))
+        headers = [(b"content-type", b"application/json"), length, (b"connection", b"close")]
+        await self._send_h11_event(h11.Response(status_code=reply.status, headers=headers))
+        await self._send_h11_event(h11.Data(data=reply.body))
+        await self._send_h11_event(h11.EndOfMessage())
+        await self.send(Closed())
+
+
+def _framing_fault(request: h11.Request) -> str | None:
+    """Say why the end of a request is in doubt, if it is: what a proxy reads otherwise than we do smuggles requests.
+
+    h11 has refused lengths that differ, are no number, or are combined with other codings than chunked (RFC 9112, 6).
+    """
+    names = {name for name, _ in request.headers}
+    if b"transfer-encoding" not in names:
+        return None
+    if b"content-length" in names:
+        return "a request has Content-Length or Transfer-Encoding, not both"
+    if request.http_version != b"1.1":
+        return "Transfer-Encoding needs HTTP/1.1"
+    return None

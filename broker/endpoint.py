@@ -107,6 +107,8 @@ class _Adapter:
                 incident_id = secrets.token_hex(8)
                 log.exception("incident %s: the gateway raised on %.64r", incident_id, params.name)
                 answer = Answer(structured=failure_of(exc, incident_id).to_structured(), is_error=True)
+        if self._desk is not None and not answer.is_error:
+            self._desk.learn(context, call.arguments.get("session_id"), answer.structured.get("session_id"))
         tool = self._tools.get(params.name)
         if tool is None and answer.is_error:
             raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:CLIENT_CHARS]!r}", answer.structured)

@@ -24,9 +24,18 @@ MAX_WAIT_S = 3600
 MAX_PID = 2**22
 """PID_MAX_LIMIT of the kernel."""
 
+SESSION_ID_PATTERN = r"^(\.{0,2}[A-Za-z0-9_-]|\.{3})[A-Za-z0-9._-]*$"
+"""Never `.` or `..`, which are steps to another place wherever an id becomes a part of a path or a URL. Without
+look-ahead, which not every client's regular expressions know."""
+
 SessionId: TypeAlias = Annotated[
     str,
-    About(description="The session_id that create_session returned.", pattern="^[A-Za-z0-9._-]{1,64}$"),
+    About(
+        description="The session_id that create_session returned.",
+        pattern=SESSION_ID_PATTERN,
+        min_length=1,
+        max_length=64,
+    ),
 ]
 CommandId: TypeAlias = Annotated[
     str, About(description="The command_id that execute_command or list_commands returned.", pattern="^c[0-9]{1,18}$")

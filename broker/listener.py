@@ -22,6 +22,7 @@ from broker.connections import serve_connections
 from broker.guard import MCP_PATH, Guard, GuardLimits
 from broker.library_logs import quiet_libraries
 from broker.origins import HostRules, host_rules
+from broker.peerwatch import PeerWatch
 from broker.sockets import host_and_port, open_listeners
 from broker.transferdoor import TransferDoor
 
@@ -62,12 +63,14 @@ async def serve_http(
     stop: trio.Event,
     end_work: Callable[[], Awaitable[None]],
     door: TransferDoor | None = None,
+    watch: PeerWatch | None = None,
     task_status: trio.TaskStatus[tuple[str, ...]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve MCP over HTTP until *stop* is set; `started` gives the URLs.
 
     After *stop* nothing new is taken; *end_work* is called once and ends the sessions, so that calls in flight
-    answer; these answers still go out. Without a *door* there is nothing beneath /transfers/.
+    answer; these answers still go out. Without a *door* there is nothing beneath /transfers/, without a *watch* every
+    connection is served.
 
     Raises:
         ListenFailed: the address cannot be had.
@@ -94,6 +97,7 @@ async def serve_http(
                 sockets,
                 max_connections=settings.max_connections,
                 until=drained,
+                watch=watch,
             )
 
 

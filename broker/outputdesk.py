@@ -21,11 +21,16 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.subscriptions import SUBSCRIPTION_ID_META_KEY
 
 from broker.calls import Call, Handler, Outputs
+from broker.outputuri import parse_uri
 from broker.resources import ResourceNotFound, Resources
 from broker.tasks import SINCE, TASKS, TaskNotFound, Tasks
 
 MAX_FOLLOWED = 32
 """Resources that one connection or stream may follow."""
+NAMED = "broker.named"
+"""Under which a connection keeps the sessions that its client made or named."""
+MAX_NAMED = 256
+"""Of them; the one named longest ago is not listed any more."""
 MAX_STREAMS = 16
 """Streams of all clients together: each holds a call's place."""
 NAME_HEADER = "mcp-name"
@@ -80,9 +85,25 @@ class OutputDesk:
 
     # --- resources
 
+    def learn(self, context: Context, *session_ids: object) -> None:
+        """Remember sessions that this connection's client made, or named in a call that was answered."""
+        named = _named_by(context)
+        for session_id in session_ids:
+            if isinstance(session_id, str):
+                named.pop(session_id, None)
+                named[session_id] = None
+        while len(named) > MAX_NAMED:
+            del named[next(iter(named))]
+
     async def _list(self, context: Context, _params: types.PaginatedRequestParams) -> dict[str, Any]:
+        """List what this client knows of already: with a session's id comes the session.
+
+        On stdio all sessions are the one client's. Over HTTP a request of 2026-07-28 belongs to no connection, so it
+        has named nothing, and gets nothing.
+        """
         await trio.lowlevel.checkpoint()
-        return self._resources.listed(self._call_of(context).principal)
+        principal = self._call_of(context).principal
+        return self._resources.listed(principal, None if context.request is None else frozenset(_named_by(context)))
 
     async def _list_templates(self, _context: Context, _params: types.PaginatedRequestParams) -> dict[str, Any]:
         await trio.lowlevel.checkpoint()
@@ -90,9 +111,11 @@ class OutputDesk:
 
     async def _read(self, context: Context, params: types.ReadResourceRequestParams) -> dict[str, Any]:
         try:
-            return await self._resources.read(self._call_of(context), params.uri)
+            answer = await self._resources.read(self._call_of(context), params.uri)
         except ResourceNotFound as error:
             raise MCPError(types.INVALID_PARAMS, str(error), {"uri": params.uri}) from error
+        self.learn(context, parse_uri(params.uri).session_id)
+        return answer
 
     async def _subscribe(self, context: Context, params: types.SubscribeRequestParams) -> dict[str, Any]:
         """Follow a resource until the connection ends (handshake era)."""
@@ -174,6 +197,13 @@ class OutputDesk:
                     return self.tasks.update(call.principal, params.task_id)
         except TaskNotFound as error:
             raise MCPError(types.INVALID_PARAMS, str(error)) from error
+
+
+def _named_by(context: Context) -> dict[str, None]:
+    """The sessions that the client of this connection made or named, the latest last."""
+    connection = context.session._connection  # noqa: SLF001  the SDK has no other way to a connection's state
+    named: dict[str, None] = connection.state.setdefault(NAMED, {})
+    return named
 
 
 def declares_tasks(context: Context) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import attrs
 
 from broker.belongings import Belongings
 from broker.calls import OutputFace
+from broker.redact import redact_arguments
 from broker.session import Session
 from sandbox.transcript import View
 
@@ -39,11 +40,17 @@ def parse_uri(uri: str) -> OutputName:
     return OutputName(found["session"], found["command"], found["view"])  # type: ignore[arg-type]  # the pattern names the views
 
 
+def _shown(argv: Sequence[str]) -> str:
+    """The command line as the audit would show it, without secrets."""
+    words = redact_arguments({"argv": list(argv)}).shown["argv"]
+    return " ".join(map(str, words))[:SHOWN_CHARACTERS] if isinstance(words, list) else ""
+
+
 def faces_of(session: Session[Belongings]) -> Iterator[OutputFace]:
     """The outputs of every command that the session remembers."""
     for job in session.own.jobs.all():
         views: tuple[View, ...] = ("stdout",) if job.has_terminal else ("stdout", "stderr", "both")
-        command = " ".join(job.argv)[:SHOWN_CHARACTERS]
+        command = _shown(job.argv)
         for view in views:
             yield OutputFace(
                 uri=f"command://{session.id}/{job.id}/{view}",

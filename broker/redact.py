@@ -21,11 +21,14 @@ import attrs
 
 from broker.requests import Request
 from broker.schema import hints_of
+from broker.secretwords import hidden_in, is_secret_name, without_secrets
 from broker.wire import safe_text
 
 REDACTED = "[redacted]"
 VALUE_CHARACTERS = 512
 """Of one value in a record; then it is cut, and the record says how many bytes there were."""
+LOOKED_AT = 16
+"""Times as much is looked at as is shown, because a pattern may reach past the cut."""
 SHOWN_ITEMS = 64
 """Of an argument list, of the environment, of the arguments themselves."""
 DIGEST_BYTES = 65_536
@@ -60,20 +63,9 @@ SHOWN_LISTS = frozenset({"include", "exclude"})
 DIGESTED_ARGUMENTS = frozenset({"content"})
 """Not stdin_input: a digest of a short password is as good as the password."""
 
-_SECRET_PARTS = frozenset(
-    {"auth", "cookie", "cookies", "cred", "creds", "dsn", "jwt", "otp", "pass", "pat", "pin", "pwd"}
-)
-_SECRET_WORDS = re.compile(
-    r"password|passwd|passphrase|(?:pg|db|user|admin|root|ssh|smtp)pass|secret|token|credential|authorization|bearer"
-    r"|(?:api|access|private|signing)key"
-)
-_KEY = re.compile(r"(?:^|[_.-])keys?$")
-_WORKING_DIRS = frozenset({"pwd", "oldpwd"})
-
-_NAMED_VALUE = re.compile(
-    r"""(?<![\w.-])(?P<name>[\w.-]+)(?P<sep>["']?\s{0,3}[=:]\s{0,3})"""
-    r"""(?:(?:bearer|basic|digest|token)\s+)?(?:"[^"]*(?:"|\Z)|'[^']*(?:'|\Z)|[^\s"'&,;]+)""",
-    re.IGNORECASE,
+_NAME = re.compile(r"""(?<![\w.-])(?P<name>[\w.-]+)["']?\s{0,3}[=:]\s{0,3}""")
+_VALUE = re.compile(
+    r"""(?:(?:bearer|basic|digest|token)\s+)?(?:"[^"]*(?:"|\Z)|'[^']*(?:'|\Z)|[^\s"'&,;]+)""", re.IGNORECASE
 )
 _URL_PASSWORD = re.compile(r"(?<![A-Za-z0-9])([A-Za-z][A-Za-z0-9+.-]{0,15}://[^\s/:@]*):[^\s/@]+@")
 _URL_TOKEN = re.compile(r"(?<![A-Za-z0-9])(https?://)[^\s/:@]+@", re.IGNORECASE)
@@ -134,22 +126,30 @@ def _argument(name: str, value: object, secrets: list[str]) -> object:
 
 
 def _argv(argv: list[object], secrets: list[str]) -> Iterator[object]:
-    """Each argument; the one after a secret-looking option, and what such an option is set to, are hidden."""
-    hide_next = False
-    for argument in argv[:SHOWN_ITEMS]:
+    """Each argument without what must be hidden in it; one with spaces may be a command line itself."""
+    shown = argv[:SHOWN_ITEMS]
+    hidden_words = hidden_in([argument if isinstance(argument, str) else "" for argument in shown])
+    for argument, hidden in zip(shown, hidden_words, strict=True):
         if not isinstance(argument, str):
             secrets += _leaves(argument)
             yield _sized(argument, digest=False)
-            continue
-        option, equals, value = argument.partition("=")
-        if hide_next or (equals and is_secret_name(option.lstrip("-"))):
-            secrets += _worth_scrubbing(argument if hide_next else value)
-            yield REDACTED if hide_next else f"{redact_text(option)}={REDACTED}"
+        elif hidden is not None:
+            secrets += _worth_scrubbing(hidden.secret)
+            yield f"{redact_text(hidden.shown)}{REDACTED}"
+        elif " " in argument:
+            yield _script(argument, secrets)
         else:
             yield redact_text(argument)
-        hide_next = not equals and argument.startswith("-") and is_secret_name(argument.lstrip("-"))
     if len(argv) > SHOWN_ITEMS:
         yield f"... {len(argv) - SHOWN_ITEMS} more"
+
+
+def _script(argument: str, secrets: list[str]) -> str:
+    looked_at = LOOKED_AT * VALUE_CHARACTERS
+    text, found = without_secrets(argument[:looked_at], REDACTED)
+    for secret in found[:SCRUBBED_VALUES]:
+        secrets += _worth_scrubbing(secret)
+    return redact_text(text + argument[looked_at:])
 
 
 def _environment(environment: Mapping[object, object], secrets: list[str]) -> Iterator[tuple[str, object]]:
@@ -164,20 +164,9 @@ def _environment(environment: Mapping[object, object], secrets: list[str]) -> It
         yield "...", f"{len(environment) - SHOWN_ITEMS} more"
 
 
-def is_secret_name(name: str) -> bool:
-    """Whether the value of a variable or option of this name is probably a secret."""
-    low = name.lower()
-    if low in _WORKING_DIRS:
-        return False
-    parts = re.split(r"[_.-]", low)
-    squeezed = "".join(parts)
-    return not _SECRET_PARTS.isdisjoint(parts) or bool(_SECRET_WORDS.search(squeezed) or _KEY.search(low))
-
-
 def redact_text(text: str, characters: int = VALUE_CHARACTERS) -> str:
     """*text* without what looks like a secret in it, cut to *characters* with its size."""
-    # What is looked at is longer than what is shown, because a pattern may reach past the cut.
-    hidden = hide_secrets(text[: 16 * characters])
+    hidden = hide_secrets(text[: LOOKED_AT * characters])
     if len(text) <= characters and len(hidden) <= 2 * characters:
         return hidden
     return f"{hidden[:characters]}... [{len(text.encode(errors='surrogatepass'))} bytes]"
@@ -194,15 +183,24 @@ def hide_secrets(text: str) -> str:
         (_TOKEN, REDACTED),
     ):
         text = pattern.sub(replacement, text)
-    return safe_text(_NAMED_VALUE.sub(_hide_named, text))
+    return safe_text("".join(_without_named(text)))
 
 
-def _hide_named(match: re.Match[str]) -> str:
-    name = match["name"].strip("-.")
+def _without_named(text: str) -> Iterator[str]:
+    """The pieces of *text* without the values of secret names. A value that is shown may have names in it again."""
+    position = 0
+    while (name := _NAME.search(text, position)) is not None:
+        yield text[position : name.end()]
+        position = name.end()
+        if _hides(name["name"].strip("-.")) and (value := _VALUE.match(text, position)) is not None:
+            yield REDACTED
+            position = value.end()
+    yield text[position:]
+
+
+def _hides(name: str) -> bool:
     # A bare "key:" is in every message about a setting; a bare variable KEY is hidden by its own name.
-    if not is_secret_name(name) or name.lower() in {"key", "keys"}:
-        return match[0]
-    return f"{match['name']}{match['sep']}{REDACTED}"
+    return is_secret_name(name) and name.lower() not in {"key", "keys"}
 
 
 def _sized(value: object, *, digest: bool) -> dict[str, object]:

@@ -6,7 +6,7 @@ protocol's words for resources, no SDK.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -35,9 +35,13 @@ class Resources:
     _handler: Handler
     _outputs: Outputs
 
-    def listed(self, principal: str) -> dict[str, Any]:
-        """Every output there is."""
-        faces = self._outputs.outputs(principal)
+    def listed(self, principal: str, session_ids: Collection[str] | None) -> dict[str, Any]:
+        """Every output of these sessions; None: of all that *principal* has."""
+        faces = [
+            face
+            for face in self._outputs.outputs(principal)
+            if session_ids is None or parse_uri(face.uri).session_id in session_ids
+        ]
         return {
             **COMPLETE,
             "resources": [

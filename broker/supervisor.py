@@ -156,6 +156,11 @@ class Supervisor(Generic[R]):
         """The live sessions of this principal."""
         return tuple(s for key, s in self._live.items() if key[0] == principal and s.entered and not s.closed)
 
+    @property
+    def living(self) -> tuple[Session[R], ...]:
+        """The live sessions of all principals."""
+        return tuple(session for session in self._live.values() if session.entered and not session.closed)
+
     async def drain(self, bound_s: float) -> int:
         """Refuse new sessions, end all, wait at most `bound_s` seconds; return how many are still ending."""
         self.draining = True

@@ -66,8 +66,14 @@ class Launcher:
         self._plan = plan
         self._spare: Child | None = None
         self._closed = False
+        self._alive = 0
         self._wanted = trio.Event()
         self._patterns: tuple[str, ...] = ()  # of blocked paths, in the last birth: they follow from the policy
+
+    @property
+    def has_sessions(self) -> bool:
+        """Whether a process of any session may be alive: one that did not end is counted for ever."""
+        return self._alive > 0
 
     def warm_up_soon(self) -> None:
         """Have a spare started if there is none: after AFTER_S, so as not to take the time of an answer under way."""
@@ -124,6 +130,7 @@ class Launcher:
     async def _open_init(self, walls: Walls, group: SessionGroup | None) -> AsyncIterator[Init]:
         child = await self._take_spare()
         init: Init | None = None
+        self._alive += 1
         with contextlib.ExitStack() as ends:
             try:
                 files_socket, openers = map(ends.enter_context, _pair())
@@ -143,8 +150,10 @@ class Launcher:
                 )
                 yield init
             finally:
+                gone = False
                 with trio.move_on_after(SHUT_S, shield=True):
-                    await (child.end() if init is None else init.end())
+                    gone = await (child.end() if init is None else init.end())
+                self._alive -= gone
 
     async def _take_spare(self) -> Child:
         spare, self._spare = self._spare, None

@@ -148,6 +148,11 @@ class Plan:
     layers: tuple[LayerReport, ...]  # what is expected; an Init carries what was found
     besieged: bool = False  # the doctor's: inits have attacks on their own walls at hand
 
+    @property
+    def shares_network(self) -> bool:
+        """Whether a command of some session may reach what listens on this machine, the broker's own port included."""
+        return not self.spaces & namespaces.NET and (self.internet or not self.seccomp)
+
     def with_cgroup(self, report: LayerReport) -> Plan:
         """Return this plan with what became of the cgroup layer, and what that leaves to the rlimits."""
         found = {"cgroup": report, "rlimits": _rlimits(report, counted=self.own_task_count)}

@@ -26,6 +26,7 @@ NAMESPACES_REMEDY = (
 NETWORK_REMEDY = "let the policy allow the network to no command, or allow namespaces: " + NAMESPACES_REMEDY
 
 _SOCKETS = "sockets in it that the session's user may write to (tmux, ssh-agent, X11) can be connected to"
+_OWN_PORT = "the broker's own port refuses them all, but not a proxy outside that they ask"
 _SWITCHED_OFF = "switched off (sandbox.enable_namespaces)"
 _ALWAYS = namespaces.PID | namespaces.IPC | namespaces.UTS
 
@@ -83,25 +84,20 @@ def _mount(flags: int, why_not: str, *, private_tmp: bool) -> Words:
 
 def _network(capabilities: Capabilities, flags: int, why_not: str, network: NetworkUse) -> Words:
     if network == "all":
-        return "unavailable", "the policy allows the network to every command"
+        return "unavailable", f"the policy allows the network to every command; {_OWN_PORT}"
     if flags & namespaces.NET:
         return "enforced", "a network of its own: loopback, and nobody else"
     if not capabilities.seccomp.present:
-        why = capabilities.network_namespace.detail if flags else why_not
-        why = why if network == "none" else "the policy allows the network to some command lines"
-        return "unavailable", f"{why}, and {capabilities.seccomp.detail}"
-    words = "all commands get no internet sockets, not even for loopback"
-    if network == "some":
-        words = (
-            "the policy allows the network to some command lines; the others get no internet sockets, not even for "
-            "loopback, and can only have one of those do it for them"
-        )
-    limits = []
+        return "unavailable", f"{capabilities.network_namespace.detail}, and {capabilities.seccomp.detail}"
+    who = "all commands" if network == "none" else "commands that the policy does not allow the network"
+    words = f"{who} get no internet sockets, not even for loopback"
+    limits = [] if network == "none" else [_OWN_PORT]
+    partial = not flags or capabilities.landlock_abi < SIGNAL_SCOPE_ABI
     if not flags:
         limits.append("sockets of the machine that have a path (a resolver, a proxy) are in reach without namespaces")
     if capabilities.landlock_abi < SIGNAL_SCOPE_ABI:
         limits.append("abstract unix sockets of the machine are in reach before Landlock ABI 6")
-    return "partial" if limits else "enforced", "; ".join([words, *limits])
+    return "partial" if partial else "enforced", "; ".join([words, *limits])
 
 
 def _blocked(flags: int) -> Words:

@@ -258,9 +258,15 @@ def test_a_timeout_is_a_positive_finite_number(value: object) -> None:
     }
 
 
-@pytest.mark.parametrize("value", ["", "a/b", "../x", "a b", "a\n", "\u00e9", "x" * 65, 7, None])
+@pytest.mark.parametrize("value", ["", ".", "..", "a/b", "../x", "a b", "a\n", "\u00e9", "x" * 65, 7, None])
 def test_a_session_id_is_of_its_pattern(value: object) -> None:
     assert set(faults("kill_session", {"session_id": value})) == {"session_id"}
+    assert value is None or set(faults("create_session", {"id": value})) == {"id"}
+
+
+@pytest.mark.parametrize("value", ["a", "_", "-", "...", "....", ".a", "..a", "a.", "a..", "1.2.3", "x" * 64, "." * 64])
+def test_a_session_id_may_have_dots(value: str) -> None:
+    assert TOOLS["create_session"].decode({"id": value}) == requests.CreateSession(id=value)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +352,7 @@ def near_text(schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
     if "enum" in schema:
         return st.sampled_from([*schema["enum"], "", "Overwrite"])
     if "pattern" in schema:
-        return st.from_regex("^[A-Za-z0-9._-]{1,65}$") | st.text(max_size=66)
+        return st.from_regex("^[A-Za-z0-9._-]{1,65}$") | st.text(".a", max_size=4) | st.text(max_size=66)
     if "contentEncoding" in schema:
         return st.binary().map(lambda data: base64.b64encode(data).decode()) | st.text(max_size=9)
     return st.text(max_size=9) | st.sampled_from(["", "x" * 64, "x" * 65, "x" * 4095, "x" * 4096, "é" * 2048])

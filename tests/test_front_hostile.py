@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 
@@ -21,6 +22,11 @@ RUDE = {
     "the preface of HTTP/2": PREFACE + b"\0\0\0\4\0\0\0\0\0\0\0\4\x08" + bytes(9),
     "an endless length": b"POST /mcp HTTP/1.1\r\n" + HEAD + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n",
     "two lengths": b"POST /mcp HTTP/1.1\r\n" + HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
+    "a length and chunks": b"POST /mcp HTTP/1.1\r\n"
+    + HEAD
+    + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\n"
+    + HEAD
+    + b"\r\n",
     "a broken chunk": b"POST /mcp HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\nabc",
     "a body that stops": b"POST /mcp HTTP/1.1\r\n" + HEAD + b"Content-Length: 50\r\n\r\nabc",
     "no Host": b"GET /healthz HTTP/1.0\r\n\r\n",
@@ -103,3 +109,48 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
             await conn.send_head("POST", "/mcp", {**headers, "content-length": str(len(body))})
             await conn.send_body(body)
             await until_descriptors(before + 1)  # only our end is left
+
+
+CHUNKED, FIVE = b"Transfer-Encoding: chunked\r\n", b"Content-Length: 5\r\n"
+SMUGGLED = b"0\r\n\r\nGET /healthz HTTP/1.1\r\n" + HEAD + b"\r\n"
+IN_DOUBT = {
+    "length, then chunks": (b"HTTP/1.1", FIVE + CHUNKED),
+    "chunks, then length": (b"HTTP/1.1", CHUNKED + FIVE),
+    "in other letters": (b"HTTP/1.1", b"content-LENGTH: 5\r\ntransfer-ENCODING: Chunked\r\n"),
+    "two lengths": (b"HTTP/1.1", FIVE + b"Content-Length: 6\r\n"),
+    "two lengths in a line": (b"HTTP/1.1", b"Content-Length: 5, 6\r\n"),
+    "a signed length": (b"HTTP/1.1", b"Content-Length: +5\r\n"),
+    "a space before the colon": (b"HTTP/1.1", FIVE + b"Transfer-Encoding : chunked\r\n"),
+    "a folded line": (b"HTTP/1.1", FIVE + b"Transfer-Encoding:\r\n chunked\r\n"),
+    "chunks before they were known": (b"HTTP/1.0", CHUNKED),
+}
+
+
+async def statuses(house: House, data: bytes) -> tuple[list[bytes], bytes]:
+    """Send *data*; return the status of every answer until the connection ends, and all that was heard."""
+    async with await trio.open_tcp_stream("127.0.0.1", house.port) as stream:
+        await stream.send_all(data)
+        heard = b""
+        while part := await stream.receive_some():
+            heard += part
+    return re.findall(rb"HTTP/1\.1 (\d+) ", heard), heard
+
+
+@pytest.mark.parametrize("earlier", [b"", b"GET /healthz HTTP/1.1\r\n" + HEAD + b"\r\n"], ids=["first", "second"])
+@pytest.mark.parametrize(("version", "framing"), IN_DOUBT.values(), ids=IN_DOUBT.keys())
+async def test_a_request_whose_end_is_in_doubt_is_refused_with_what_follows(
+    version: bytes, framing: bytes, earlier: bytes
+) -> None:
+    async with serving() as house:
+        data = earlier + b"POST /mcp " + version + b"\r\n" + HEAD + framing + b"\r\n" + SMUGGLED
+        answers, heard = await statuses(house, data)
+        assert answers == ([b"200", b"400"] if earlier else [b"400"])
+        assert b"connection: close" in heard.lower()
+
+
+@pytest.mark.parametrize("framing", [CHUNKED, FIVE], ids=["chunks", "length"])
+async def test_a_request_whose_end_is_clear_is_followed_by_another(framing: bytes) -> None:
+    body = b"5\r\nhello\r\n0\r\n\r\n" if framing == CHUNKED else b"hello"
+    async with serving(keep_alive_s=0.2) as house:
+        data = b"POST /healthz HTTP/1.1\r\n" + HEAD + framing + b"\r\n" + body + SMUGGLED.removeprefix(b"0\r\n\r\n")
+        assert (await statuses(house, data))[0] == [b"405", b"200"]

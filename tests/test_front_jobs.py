@@ -346,8 +346,11 @@ async def test_output_is_a_resource(era: str, tmp_path: Path) -> None:
         await ok(mcp, "execute_command", session_id=session_id, argv=["python3", "-c", "print('hällo')"])
         listed = (await mcp.list_resources()).resources
         base = f"command://{session_id}/c1"
-        assert [str(resource.uri) for resource in listed] == [f"{base}/stdout", f"{base}/stderr", f"{base}/both"]
-        assert (listed[0].size, listed[0].mime_type) == (7, "text/plain")
+        if era == LEGACY:
+            assert [str(resource.uri) for resource in listed] == [f"{base}/stdout", f"{base}/stderr", f"{base}/both"]
+            assert (listed[0].size, listed[0].mime_type) == (7, "text/plain")
+        else:  # a request of 2026 belongs to no connection: whose sessions these are is not to be known
+            assert listed == []
         (template,) = (await mcp.list_resource_templates()).resource_templates
         assert template.uri_template == "command://{session_id}/{command_id}/{stream}"
         (contents,) = (await mcp.read_resource(f"{base}/both")).contents
@@ -359,6 +362,41 @@ async def test_output_is_a_resource(era: str, tmp_path: Path) -> None:
             assert caught.value.error.code == -32602
         reads = [r for r in house.whole.records() if r.get("tool_name") == "read_output"]
         assert reads, "reading a resource is audited"
+
+
+async def listed_ids(mcp: Client) -> set[str]:
+    return {urlsplit(str(resource.uri)).netloc for resource in (await mcp.list_resources()).resources}
+
+
+async def test_outputs_are_listed_to_who_made_or_named_their_session(tmp_path: Path) -> None:
+    async with front(tmp_path) as house, client(house, LEGACY) as maker, client(house, LEGACY) as other:
+        session_ids = [await session_of(maker), (await ok(maker, "create_session", id="chosen"))["session_id"]]
+        for session_id in session_ids:
+            await ok(maker, "execute_command", session_id=session_id, argv=["true"])
+        assert await listed_ids(maker) == set(session_ids)
+        assert await listed_ids(other) == set()
+        refused = await other.call_tool("list_commands", {"session_id": "not-there"})
+        assert refused.is_error
+        with pytest.raises(MCPError):
+            await other.read_resource(f"command://{session_ids[0]}/c9/stdout")
+        assert await listed_ids(other) == set(), "a wrong name tells nothing"
+        await other.read_resource(f"command://{session_ids[0]}/c1/stdout")
+        assert await listed_ids(other) == {session_ids[0]}
+        await ok(other, "list_commands", session_id="chosen")
+        assert await listed_ids(other) == set(session_ids)
+        async with client(house, LEGACY) as third, client(house, MODERN) as fourth:
+            assert await listed_ids(third) == set()
+            assert await listed_ids(fourth) == set()
+
+
+async def test_what_is_listed_shows_no_secret(tmp_path: Path) -> None:
+    async with front(tmp_path) as house, client(house, LEGACY) as mcp:
+        session_id = await session_of(mcp)
+        argv = ["python3", "-c", "pass", "--password", "hunter22", "--token=hunter23"]
+        await ok(mcp, "execute_command", session_id=session_id, argv=argv)
+        descriptions = [resource.description for resource in (await mcp.list_resources()).resources]
+        assert descriptions[0] == "stdout of: python3 -c pass --password [redacted] --token=[redacted]"
+        assert "hunter2" not in str(descriptions)
 
 
 SAY = "import sys\nfor line in sys.stdin: print(line, end='', flush=True)"
