@@ -34,6 +34,7 @@ from config.load import Config
 from sandbox.cgroup_layer import open_groups
 from sandbox.launcher import Launcher, open_launcher
 from sandbox.plan import Refused
+from sandbox.sniffing import open_sniffing
 from sandbox.trees import is_below
 
 log = logging.getLogger("broker")

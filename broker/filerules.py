@@ -87,7 +87,7 @@ def require_existing(entry: EntryPlace, purpose: str) -> FileFacts:
 
 def require_not_own(scope: Scope, path: str) -> None:
     """Refuse to take the ground from under the session: its home, its working directory, what they are in."""
-    for own in (scope.host.user.home, scope.own.working_dir):
+    for own in (scope.host.user.home, scope.host.user.own_home, scope.own.working_dir):
         if is_beneath_any(own, (path,)):
             reason = f"{shown(path)} holds the session's own directory {shown(own)}: choose what is in it instead."
             raise Denied(ErrorCode.POLICY_PATH_VIOLATION, Deny(rule="path", reason=reason))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from types import MappingProxyType
 
@@ -16,14 +16,13 @@ import attrs
 
 from broker.host import Grants
 from policy.command import executables
-from policy.decision import Allow, Deny
+from policy.decision import Allow
 from policy.known import may_run_of
 from policy.path import PathRules, Pattern, Root, decide_beneath, decide_path, kernel_roots
 from policy.pattern import ANY_DEPTH, components, is_glob
 from policy.rules import CommandRule, Policy, ResourceLimits, ResourceOverride
-from policy.treefilter import tree_filter
 from sandbox.limits import Limits
-from sandbox.plan import Hidden, SessionUser
+from sandbox.plan import Closed, Names, SessionUser
 from sandbox.programs import Program, resolve_program
 
 BENEATH = "/**"
@@ -37,8 +36,13 @@ def resolve_programs(policy: Policy) -> Mapping[str, Program]:
     return MappingProxyType({path: program for path, program in found.items() if not program.problem})
 
 
-def find_grants(policy: Policy, rules: PathRules, programs: Mapping[str, Program], user: SessionUser) -> Grants:
-    """What a session of *user* may write, what it and each of its commands may execute, what it must not see."""
+def find_grants(
+    policy: Policy, rules: PathRules, programs: Mapping[str, Program], user: SessionUser, links: tuple[str, ...] = ()
+) -> Grants:
+    """What a session of *user* may write, what it and each of its commands may execute, what it must not see or change.
+
+    *links*: symbolic links that must not be replaced, wherever they lead.
+    """
     rule_paths = {name: tuple(_exec_paths(rule, programs)) for name, rule in policy.allowed_commands.items()}
     everything = dict.fromkeys(path for paths in rule_paths.values() for path in paths)
     narrowed = {
@@ -49,32 +53,74 @@ def find_grants(policy: Policy, rules: PathRules, programs: Mapping[str, Program
         exec_paths=tuple(everything),
         of_command=MappingProxyType(narrowed),
         named_programs=tuple(entry.removesuffix(BENEATH) for entry in executables(policy)),
-        hidden=hidden_by(rules),
-        private_home=not user.dedicated and isinstance(decide_path(rules, user.home, "enter"), Deny),
+        closed=closed_by(rules, (os.path.realpath(user.own_home),), links),
     )
 
 
-def hidden_by(rules: PathRules) -> Hidden:
-    """What to cover in a session's own root: the blocked patterns, and where those begin that say it."""
-    expressions = tree_filter(rules)
-    beginnings = (takewhile(lambda part: not is_glob(part), pattern.parts) for pattern in rules.blocked)
+def closed_by(rules: PathRules, opened: tuple[str, ...] = (), links: tuple[str, ...] = ()) -> Closed:
+    """What the kernel closes to commands: the blocked and the guarded patterns, and where those begin that say it.
+
+    A pattern without wildcards closes a name that is not there yet as well, and one with wildcards in its last name
+    closes such names in a directory: those take no new ones. Not so for the pack of secrets: what a session itself puts
+    where a secret would lie is nobody's.
+    """
+    expressions = rules.tree
+    patterns = (pattern for pattern in (*rules.blocked, *rules.guarded) if pattern.pack != "secrets")
+    stems = dict.fromkeys(_stem(pattern.parts) for pattern in patterns)
+    return Closed(
+        blocked=Names(from_root=expressions.blocked_from_root, anywhere=expressions.blocked_anywhere),
+        guarded=Names(from_root=expressions.guarded_from_root, anywhere=expressions.guarded_anywhere),
+        last_names=expressions.last_names,
+        places=_beginnings(rules.blocked),
+        guarded_places=_beginnings(rules.guarded),
+        names=(*("/" + "/".join(stem) for stem in stems if stem and not any(map(is_glob, stem))), *links),
+        folders=tuple(dict.fromkeys(folder for stem in stems for folder in _folders(stem))),
+        opened=opened,
+    )
+
+
+def _beginnings(patterns: Iterable[Pattern]) -> tuple[str, ...]:
+    beginnings = (takewhile(lambda part: not is_glob(part), pattern.parts) for pattern in patterns)
     places = dict.fromkeys("/" + "/".join(parts) for parts in beginnings)
-    return Hidden(
-        from_root=expressions.blocked_from_root,
-        anywhere=expressions.blocked_anywhere,
-        places=tuple(place for place in places if place != "/"),
-    )
+    return tuple(place for place in places if place != "/")
 
 
-def without_own_files(rules: PathRules, own_files: tuple[str, ...]) -> PathRules:
-    """The rules with the broker's own files blocked, by their names and by where they really are.
+def _stem(parts: tuple[str, ...]) -> tuple[str, ...]:
+    while parts and parts[-1] == ANY_DEPTH:
+        parts = parts[:-1]
+    return parts
+
+
+def _folders(stem: tuple[str, ...]) -> Iterator[str]:
+    """The directories there are in which a pattern closes names: `/home/*` for `/home/*/.*`; none for `**/.env`."""
+    if ANY_DEPTH in stem or not is_glob(stem[-1]):
+        return
+    above = "/" + "/".join(stem[:-1])
+    yield from (os.path.realpath(path) for path in glob.glob(above, include_hidden=True) if os.path.isdir(path))
+
+
+def without_own_files(
+    rules: PathRules, hidden: Iterable[str], sealed: Iterable[str] = (), own_home: str = ""
+) -> PathRules:
+    """The rules with what is the broker's own closed, by its names and by where it really is.
 
     Args:
-        own_files: absolute paths; a `*` in a component is a wildcard.
+        hidden: absolute paths that no session may see; a `*` in a component is a wildcard.
+        sealed: those that none may change.
+        own_home: what commands have as their home, which stays open wherever it lies; empty: there is none.
     """
-    texts = dict.fromkeys(path for own in own_files for path in (own, os.path.realpath(own)))
-    blocked = (Pattern(text=text, parts=(*components(text), ANY_DEPTH)) for text in texts)
-    return attrs.evolve(rules, blocked=(*rules.blocked, *blocked))
+    homes = _named(filter(None, (own_home,)))
+    return attrs.evolve(
+        rules,
+        blocked=(*rules.blocked, *_named(hidden, ANY_DEPTH, why="the broker's own")),
+        guarded=(*rules.guarded, *_named(sealed, ANY_DEPTH, why="part of the broker's program")),
+        opened=(*rules.opened, *homes),
+    )
+
+
+def _named(paths: Iterable[str], *end: str, why: str = "") -> Iterator[Pattern]:
+    texts = dict.fromkeys(name for path in paths for name in (path, os.path.realpath(path)))
+    return (Pattern(text=text, parts=(*components(text), *end), why=why) for text in texts)
 
 
 def _single_programs(rule: CommandRule) -> Iterator[str]:

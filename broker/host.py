@@ -23,7 +23,7 @@ from sandbox.beneath import is_beneath_any
 from sandbox.facts import FactSource
 from sandbox.launcher import Launcher
 from sandbox.limits import Limits
-from sandbox.plan import Hidden, LayerReport, SessionUser, Walls
+from sandbox.plan import Closed, LayerReport, SessionUser, Walls
 from sandbox.system import packages_of
 from transfers.media import MediaTypes
 from transfers.part import Discarded
@@ -53,10 +53,8 @@ class Grants:
     """The narrower list of a command whose rule says what it may run, by the rule's name."""
     named_programs: tuple[str, ...]
     """The paths by which the policy names all of these; they may be links to somewhere else."""
-    hidden: Hidden
+    closed: Closed
     """What stays closed inside `write_paths`, and elsewhere."""
-    private_home: bool
-    """The home is the user's own and the policy does not allow it: a session gets an empty one where it can."""
 
 
 @attrs.frozen(kw_only=True)
@@ -84,21 +82,20 @@ class Host:
     @property
     def account(self) -> User:
         """The session user, as the policy's environment knows it."""
-        return User(name=self.user.name, home=self.user.home)
+        return User(name=self.user.name, home=self.user.own_home)
 
     def walls(self, working_dir: str) -> Walls:
         """What a session that begins in *working_dir* may reach."""
         return Walls(
             user=self.user,
-            home=self.user.home,
+            home=self.user.own_home,
             working_dir=working_dir,
             read_paths=self._packages(),
             write_paths=self.grants.write_paths,
             exec_paths=self.grants.exec_paths,
             limits=self.limits,
             named_programs=self.grants.named_programs,
-            private_home=self.grants.private_home,
-            hidden=self.grants.hidden,
+            closed=self.grants.closed,
         )
 
     def _packages(self) -> tuple[str, ...]:

@@ -6,19 +6,22 @@ interpreter, the environment and /proc/self/maps. Knows nothing of configuration
 
 from __future__ import annotations
 
+import json
 import os
 import site
 import sys
 import sysconfig
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import broker
 import config
 import policy
 import sandbox
 import transfers
-from config.places import is_checkout
+from config.places import PROJECT, is_checkout
 
 PACKAGES = (broker, config, policy, sandbox, transfers)
 PREFIXES = ("prefix", "exec_prefix", "base_prefix", "base_exec_prefix")
@@ -41,8 +44,6 @@ NAMED_BY_ENVIRONMENT = (
 )
 """Variables whose value is a path, or several, of something that is loaded into the broker."""
 MAGIC_FILES = (
-    "~/.magic",
-    "~/.magic.mgc",
     "/etc/magic",
     "/etc/magic.mgc",
     "/usr/share/misc/magic",
@@ -51,7 +52,7 @@ MAGIC_FILES = (
     "/usr/lib/file",
     "/usr/local/share/misc/magic.mgc",
 )
-"""Where libmagic looks for its database."""
+"""Where libmagic has its database; in a home it is not looked for."""
 BESIDE_INTERPRETER = ("pyvenv.cfg", "pybuilddir.txt", "../pyvenv.cfg")
 """Files by which an interpreter learns at its start where its modules are, from its own folder."""
 
@@ -80,9 +81,21 @@ def checkout() -> str | None:
     return str(folder) if is_checkout(folder) else None
 
 
+def installed_from() -> str | None:
+    """The local folder that pip built us from, which the next start by the README's command builds from again."""
+    try:
+        told = json.loads(distribution(PROJECT).read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return None
+    url = urlsplit(told.get("url", ""))
+    return unquote(url.path) if url.scheme == "file" and "dir_info" in told else None
+
+
 def _packages() -> Iterator[tuple[str, str]]:
     if folder := checkout():
         yield folder, "the checkout that the broker runs from"
+    if folder := installed_from():
+        yield folder, "the folder that the broker was installed from, and will be again"
     for folder in own_folders():
         yield folder, "a package of the broker"
 

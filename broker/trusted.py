@@ -6,6 +6,7 @@ gets at them is the work of the walls.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -60,17 +61,18 @@ class TrustedPlaces:
     origins: tuple[Origin, ...]
     """Every name of every place, also those that lie beneath another one, and why each is here."""
 
-    def closed(self) -> Iterator[str]:
-        """The hidden places as paths that hold no hole, for those who cannot say "all but".
 
-        Beside a hole that is what exists now and what the broker will make; nobody else makes anything there.
-        """
-        around = (path for place in self.hidden for path in _around(place, self.holes))
-        known = (origin.path for origin in self.origins if origin.kind != "program")
-        yield from _outermost(path for path in (*around, *known) if not self._meets_a_hole(path))
+def take_names(user: SessionUser) -> None:
+    """Make the folders of ours that are looked for in a home and are not there, so that no session can make them.
 
-    def _meets_a_hole(self, path: str) -> bool:
-        return is_in(path, self.holes) or any(is_in(hole, (path,)) for hole in self.holes)
+    Where one cannot be made, the walls keep its name away instead: then the folder around it takes no new names at all.
+    """
+    if user.dedicated:  # whose home is another one than that of who starts the broker
+        return
+    for folder in (*(place.config_dir for place in searched_places()), state_dir()):
+        with contextlib.suppress(OSError):
+            if is_in(str(folder), (user.home,)):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def find_trusted(config: Config, user: SessionUser) -> TrustedPlaces:
@@ -88,8 +90,8 @@ def find_trusted(config: Config, user: SessionUser) -> TrustedPlaces:
     sealed = _outermost(origin.path for origin in origins if origin.kind == "program")
     hidden = _outermost(origin.path for origin in origins if origin.kind != "program")
     homes = {os.path.realpath(home) for home in (config.base_dir / "data" / "home", FALLBACK_HOME)}
-    home = os.path.realpath(user.home)
-    holes = (user.home, home) if home in homes and is_in(home, (*sealed, *hidden)) else ()
+    home = os.path.realpath(user.own_home)
+    holes = (user.own_home, home) if home in homes and is_in(home, (*sealed, *hidden)) else ()
     return TrustedPlaces(
         sealed=sealed,
         hidden=hidden,
@@ -192,17 +194,3 @@ def _outermost(places: Iterable[str]) -> tuple[str, ...]:
 def is_in(path: str, places: Iterable[str]) -> bool:
     """Whether a path is one of the places or beneath one."""
     return any(path == place or path.startswith(f"{place}/") for place in places)
-
-
-def _around(place: str, holes: tuple[str, ...]) -> Iterator[str]:
-    if place in holes:
-        return
-    if not any(is_in(hole, (place,)) for hole in holes):
-        yield place
-        return
-    try:
-        names = os.listdir(place)
-    except OSError:  # not there: neither is anything in it
-        return
-    for name in sorted(names):
-        yield from _around(f"{place}/{name}", holes)

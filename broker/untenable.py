@@ -8,35 +8,57 @@ from __future__ import annotations
 import os
 import sys
 
+import attrs
+
 from broker.trusted import Origin, TrustedPlaces, holds_only, is_in
 from config.load import Config
 from policy.decision import Allow, PathDecision
 from policy.path import PathRules, decide_beneath, kernel_roots
-from sandbox.plan import SessionUser
+from sandbox.plan import Plan, SessionUser
+from sandbox.spaces import NAMESPACES_REMEDY
+
+TRUNCATION_ABI = 3  # before it, Landlock lets files be emptied that may only be read
 
 
 class Untenable(Exception):
     """The broker must not start with this policy from here; the text is for the operator."""
 
 
-def refuse_untenable(config: Config, trusted: TrustedPlaces, user: SessionUser, started_in: str | None) -> None:
+def refuse_untenable(
+    config: Config, trusted: TrustedPlaces, user: SessionUser, plan: Plan, started_in: str | None
+) -> None:
     """Let the start go on only where the trusted places can be kept and leave sessions something to do.
 
     Args:
         config: of the operator.
         trusted: the places.
         user: of the sessions.
+        plan: of the walls.
         started_in: the folder from which modules were taken because of how the broker was started; see `module_folder`.
 
     Raises:
         Untenable: it cannot go on.
     """
     rules = PathRules.of(config.policy, user.home)
+    if not (user.dedicated or plan.spaces or plan.landlock_abi >= TRUNCATION_ABI):
+        _refuse_unfenced(rules, trusted)
     _refuse_lost_home(rules, trusted, user)
     _refuse_lost_roots(rules, trusted)
     _refuse_shared_log_folder(config, rules, trusted)
     if started_in is not None:
         _refuse_module_folder(rules, trusted, started_in)
+
+
+def _refuse_unfenced(rules: PathRules, trusted: TrustedPlaces) -> None:
+    granted = attrs.evolve(rules, blocked=(), guarded=())  # what the kernel would be told
+    for origin in trusted.origins:
+        if allowed := _allowed(granted, origin.path):
+            raise Untenable(
+                f"{origin.path} is {origin.reason}, and sessions, which run as the same user, may write there "
+                f"({allowed}): this machine has neither namespaces for them nor Landlock ABI {TRUNCATION_ABI} (Linux "
+                f"6.2), so nothing would keep them from it. Do one of these: {NAMESPACES_REMEDY}; start the broker as "
+                "root, which gives sessions another user; or allow less in allowed_paths"
+            )
 
 
 def module_folder() -> str | None:

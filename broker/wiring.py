@@ -19,7 +19,7 @@ from broker.listener import HttpSettings
 from broker.ownership import NotOurs, check_owners
 from broker.rawtransfers import TransferDesk
 from broker.supervisor import Supervisor
-from broker.trusted import TrustedPlaces, find_trusted
+from broker.trusted import TrustedPlaces, find_trusted, take_names
 from broker.untenable import Untenable, module_folder, refuse_untenable
 from config.load import Config
 from config.settings import ServerSettings
@@ -77,8 +77,9 @@ def lay_foundation(config: Config, claims: Claims) -> Foundation:
     network = network_use(config.policy, resolve_programs(config.policy))
     plan = make_plan(capabilities, sandbox, cgroup=cgroup.report, network=network)
     user = choose_user(sandbox, config.base_dir / "data", capabilities, claims)
+    take_names(user)
     trusted = find_trusted(config, user)
-    refuse_untenable(config, trusted, user, module_folder())
+    refuse_untenable(config, trusted, user, plan, module_folder())
     warnings = check_owners(trusted, user)
     return Foundation(plan=plan, user=user, cgroup=cgroup, limit_files=limit_files, trusted=trusted, warnings=warnings)
 
@@ -105,14 +106,17 @@ def build_host(
         look: who tells types by content, outside this process.
     """
     server, policy, user = config.server, config.policy, foundation.user
-    paths = without_own_files(PathRules.of(policy, user.home), tuple(foundation.trusted.closed()))
+    trusted = foundation.trusted
+    paths = without_own_files(PathRules.of(policy, user.home), trusted.hidden, trusted.sealed, user.own_home)
     programs = resolve_programs(policy)
+    grants = find_grants(policy, paths, programs, user, trusted.links)
+    launcher.look_ahead(grants.closed)
     return Host(
         policy=policy,
         paths=paths,
         real_paths={path: program.real_path for path, program in programs.items()},
         user=user,
-        grants=find_grants(policy, paths, programs, user),
+        grants=grants,
         limits=limits_of(policy.resource_limits),
         commands=CommandLimits(
             default_s=server.timeouts.command_default,

@@ -37,6 +37,9 @@ class TreeFilter:
 
     Where `opened` matches the beginning of a path, the expressions `_from_root` do not count, and those `_anywhere`
     are searched for only from the end of that match on.
+
+    Beneath a path that nothing closes, only names are closed that `last_names` matches, with a slash in front: a walk
+    that comes from above need not ask the others.
     """
 
     allowed: str
@@ -45,6 +48,7 @@ class TreeFilter:
     guarded_from_root: str
     guarded_anywhere: str
     opened: str
+    last_names: str
     blocked_extensions: tuple[str, ...]
 
 
@@ -58,6 +62,7 @@ def tree_filter(rules: PathRules) -> TreeFilter:
         guarded_from_root=_from_root(rules.guarded),
         guarded_anywhere=_anywhere(rules.guarded),
         opened=_beginning(opened),  # the innermost first
+        last_names=_beginning(_stem(pattern.parts)[-1:] for pattern in (*rules.blocked, *rules.guarded)),
         blocked_extensions=tuple(sorted(rules.blocked_extensions)),
     )
 

@@ -13,7 +13,20 @@ import itertools
 import os
 import signal
 
-from sandbox import accounts, hiding, landlock, mounts, namespaces, prctl, rlimits, seccomp, syscalls, trees
+from sandbox import (
+    accounts,
+    beside,
+    hiding,
+    landlock,
+    masks,
+    mounts,
+    namespaces,
+    prctl,
+    rlimits,
+    seccomp,
+    syscalls,
+    trees,
+)
 from sandbox.stages import StageFailed, stage
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
@@ -21,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sandbox.ahead import Ahead
+    from sandbox.landlock import Grant
     from sandbox.wire import Message
 
 CANARY = "/"  # listing it is granted by no rule of ours, and every user may do it outside
@@ -33,7 +47,8 @@ class Birth:
         tasks_room: how many tasks the user may have beside a command's own.
         missing: granted paths that are not there.
         outcome: of the new root; None without one.
-        search: for blocked paths; None without a new root.
+        search: for what stays closed; None where nothing was restricted.
+        closed: what became of that.
         plain_memfds: whether the kernel keeps memory files from being executed without the filter's help.
         canary_sings: whether the canary could be listed before Landlock.
         opener_pid: of the opener that was forked after the last stage and the report.
@@ -42,6 +57,7 @@ class Birth:
     __slots__ = (
         "ahead",
         "canary_sings",
+        "closed",
         "missing",
         "opener_pid",
         "outcome",
@@ -58,6 +74,7 @@ class Birth:
         self.missing: tuple[str, ...] = ()
         self.outcome: mounts.Outcome | None = None
         self.search: hiding.Search | None = None
+        self.closed = masks.Outcome()
         self.plain_memfds = False
         self.canary_sings = False
         self.opener_pid = 0
@@ -97,24 +114,35 @@ def _mounts(birth: Birth) -> None:
         return
     namespaces.unshare(namespaces.MOUNT)  # not ahead: what the machine mounts meanwhile belongs to the session
     root = birth.spec["root"]
-    search = hiding.Search(birth.spec["hide"])
     birth.outcome = mounts.build(
         mounts.RootPlan(
             binds=root["binds"],
             real=root["real"],
             private=root["private"],
             private_bytes=root["private_bytes"],
-            masks=itertools.chain(birth.spec["sockets"], search.found()),
-            holds=search.holds,
+            close=lambda: _close(birth),
             cgroup=birth.spec["cgroup"],
         )
     )
-    birth.search = search
+
+
+def _close(birth: Birth) -> masks.Outcome:
+    """Cover and guard in the new root what stays closed."""
+    search = birth.search = hiding.Search(birth.spec["close"])
+    sockets = ((path, False) for path in birth.spec["sockets"])
+    birth.closed = masks.close(
+        itertools.chain(sockets, search.found()),
+        holds=search.holds,
+        frames=search.frames(),
+        stays_closed=search.stays_closed,
+        holes=birth.spec["close"]["holes"],
+    )
+    return birth.closed
 
 
 def _accounts(birth: Birth) -> None:
     if birth.outcome is not None:
-        accounts.place(accounts.Account(**birth.spec["account"]), birth.outcome.masked)
+        accounts.place(accounts.Account(**birth.spec["account"]), birth.closed.masked)
 
 
 def _memory_files(birth: Birth) -> None:
@@ -160,13 +188,38 @@ def _death_signal(birth: Birth) -> None:
 def _landlock(birth: Birth) -> None:
     spec = birth.spec
     birth.canary_sings = can_list(CANARY)  # the control: before the walls this works
+    grants, real_grants = spec["grants"], spec["real_grants"]
+    if spec["abi"] and not birth.ahead.flags:  # no mounts cover what stays closed
+        grants, real_grants = _grants_beside(birth)
     birth.missing = landlock.enforce(
         spec["abi"],
         handled=landlock.handled_rights(spec["abi"]),
-        grants=spec["grants"],
-        real_grants=spec["real_grants"],
+        grants=grants,
+        real_grants=real_grants,
         scoped=landlock.SCOPE_SIGNAL | landlock.SCOPE_ABSTRACT_UNIX,
     )
+
+
+def _grants_beside(birth: Birth) -> tuple[list[Grant], list[Grant]]:
+    """Take what stays closed out of what is granted.
+
+    Not what is only guarded wherever it lies, such as the configuration of a repository: the directories above it would
+    take no new names, and there would be no work in a project.
+    """
+    search = birth.search = hiding.Search(birth.spec["close"])
+    named = list(search.named())
+    found = [*named, *search.found()]
+    closed = birth.closed
+    closed.masked = [path for path, only_guarded in found if not only_guarded]
+    closed.guarded = [path for path, only_guarded in named if only_guarded]
+    closed.left = len(found) - len(closed.masked) - len(closed.guarded)
+    between = beside.Beside(closed.masked, closed.guarded, search.frames())
+    try:
+        pieces = [list(between.pieces(birth.spec[kind])) for kind in ("grants", "real_grants")]
+    except beside.TooMany as too_many:
+        raise StageFailed("blocked_paths", str(too_many)) from too_many
+    closed.framed = sorted(between.frames & {path for path, _ in pieces[1]})
+    return pieces[0], pieces[1]
 
 
 def _seccomp(birth: Birth) -> None:

@@ -125,6 +125,13 @@ _REASONS: Mapping[type[FileError], tuple[int, ...]] = MappingProxyType(
     }
 )
 _BY_ERRNO = MappingProxyType({number: kind for kind, numbers in _REASONS.items() for number in numbers})
+_HINTS = MappingProxyType(
+    {
+        # Where a session has mounts of its own this is nearly always a frame or a guard (`masks.py`).
+        errno.EROFS: ", or a directory that takes no new names, since some in it must stay closed (blocked_paths; "
+        "layer blocked_paths in `isolation` names it): work in a folder beneath it",
+    }
+)
 _BY_REFUSAL = MappingProxyType(
     {
         "wrong_kind": WrongKind,
@@ -141,7 +148,8 @@ _BY_REFUSAL = MappingProxyType(
 def from_errno(path: str, number: int) -> FileError:
     """Return the error for a failed system call on *path*."""
     kind = _BY_ERRNO.get(number, WriteFailed)
-    return kind(path, f"{shown(path)}: {os.strerror(number)}", errno.errorcode.get(number, str(number)))
+    sentence = f"{shown(path)}: {os.strerror(number)}{_HINTS.get(number, '')}"
+    return kind(path, sentence, errno.errorcode.get(number, str(number)))
 
 
 def from_refusal(path: str, refusal: str, number: int, why: str) -> FileError:

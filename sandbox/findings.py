@@ -141,13 +141,18 @@ def _network(birth: Birth) -> Layer:
 
 
 def _blocked_paths(birth: Birth) -> Layer:
-    if birth.search is None or birth.outcome is None:
+    if birth.search is None:
         return _as_expected(birth, "blocked_paths")
-    covered = len(birth.outcome.masked)
+    closed = birth.closed
     state, detail = birth.spec["expected"]["blocked_paths"]
+    counts = [f"{len(closed.masked)} covered", f"{len(closed.guarded)} kept from changes"]
+    if closed.left:
+        counts.append(f"{closed.left} kept from changes by file tools alone")
+    if closed.framed:
+        counts.append(f"{len(closed.framed)} directories take no new names: {_some(tuple(closed.framed))}")
     if missed := birth.search.missed:
         detail += (
             f"; NOT ALL: there are more than {hiding.MAX_NAMES} names, and commands can reach what is blocked in "
             f"{len(missed)} directories that were not looked at, with all beneath: {_some(missed)}"
         )
-    return _layer("blocked_paths", state, f"{covered} covered; {detail}")
+    return _layer("blocked_paths", state, "; ".join([*counts, detail]))

@@ -53,10 +53,12 @@ def writable_paths(walls: Walls, private: Collection[str] = ()) -> tuple[str, ..
     """Return the topmost paths that a session may write: its home, what the policy allows, where it begins.
 
     What lies beneath another is left out, because a session could put something else in its place there; not so
-    beneath *private* ones, where it finds only what is put there for it.
+    beneath *private* ones, where it finds only what is put there for it, nor what is opened in closed ones, where no
+    session changes a name.
     """
     paths = dict.fromkeys((walls.home, *walls.write_paths, walls.working_dir))
-    return tuple(path for path in paths if _nearest_above(path, {*paths, *private}) in {None, *private})
+    apart = {*private, *walls.closed.opened}
+    return tuple(path for path in paths if path in apart or _nearest_above(path, {*paths, *apart}) in {None, *apart})
 
 
 def _nearest_above(path: str, roots: Collection[str]) -> str | None:

@@ -1,20 +1,23 @@
-"""Find what the policy blocks in the trees that a session sees, so that it can be covered. Child side, stdlib only.
+"""Find what stays closed in the trees that a session sees, to cover or guard it there. Child side, stdlib only.
 
-Runs at a birth, in the new root, before anything of the session does, and looks at nothing that the session will not
-see. Other sessions that live meanwhile share the trees: what one of them moves while this looks may be missed.
+Runs at a birth, before anything of the session does, and looks at nothing that the session will not see. Other
+sessions that live meanwhile share the trees: what one of them moves while this looks may be missed.
 
 First what the rules name without wildcards, the broker's own files with it, by asking for it. Then the rest by
 looking, nearest names first. That is bounded, and sessions can make names: what is not looked at is not found, and
-`missed` says so, because there are large homes. Nobody needs so many blocked names that covering them takes seconds:
+`missed` says so, because there are large homes. Nobody needs so many closed names that covering them takes seconds:
 there the birth fails. A tree is looked at under each of its names, as often as it is mounted.
+
+A name that must not come to be, since a rule names it without wildcards or names others like it in one directory, is
+kept away by its directory: `frames` says which take no new names.
 
 In the machine's own /tmp the sockets of services are found as well, since whoever sees a socket can connect to it.
 
-No link is followed, but what a blocked link leads to is blocked with it: a `.netrc` may be kept elsewhere. Not so if
+No link is followed, but what a closed link leads to is closed with it: a `.netrc` may be kept elsewhere. Not so if
 that holds a root or is no part of one: whoever may make a link could close the system with it.
 
-The name is what is blocked. So that no session takes it away from what the next one must not see, `holds` says which
-directories above are to be held in their places.
+The name is what is closed. So that no session takes it away from what the next one must not see or change, `holds`
+says which directories above are to be held in their places.
 """
 
 from __future__ import annotations
@@ -34,41 +37,94 @@ if TYPE_CHECKING:
 
 MAX_NAMES = 200_000  # some tenths of a second
 MAX_FOUND = 20_000  # each one is a mount: about a second
+_OTHERS_WRITE = 0o022  # the mask of an access list stands in the group's bits
+_STEPS_MAX = 400  # names on the way of one path, those behind its links with them
 _STRANGE = "/\0\0"  # a name that no rule means
 _ELSEWHERE = (_STRANGE, 9 * _STRANGE)  # where in a root something could be moved to: near, and far down
+
+
+class Closed:
+    """One set of names: those that two expressions match, but for what lies in trees that stay open."""
+
+    def __init__(self, expressions: tuple[str, str], opened: tuple[str, ...]) -> None:
+        from_root, anywhere = expressions
+        self._from_root = re.compile(from_root).match
+        self._anywhere = re.compile(anywhere).search
+        self._opened = opened
+
+    def hold(self, path: str) -> bool:
+        """Tell whether *path* is closed. In an open tree only what is closed wherever it lies is."""
+        for tree in self._opened:
+            if path.startswith(tree) and path[len(tree) : len(tree) + 1] in ("", "/"):
+                return bool(self._anywhere(path[len(tree) :]))
+        return path != "/" and bool(self._anywhere(path) or self._from_root(path))
 
 
 class Search:
     """One search. When `found` is used up, `missed` has the directories that were not looked at, or not to the end."""
 
     def __init__(self, spec: dict[str, Any], *, max_names: int = MAX_NAMES, max_found: int = MAX_FOUND) -> None:
-        """Look for what *spec* names: `roots`, `places`, `from_root`, `anywhere` (see the policy's TreeFilter).
+        """Look for what *spec* names: see `new_root.close_for`.
 
         `sockets_in` and `sockets_of`: directories in which sockets are found too, and those in them where they are not.
         """
         self._roots: list[str] = [os.path.realpath(root) for root in spec["roots"]]
+        self._writable: list[str] = [os.path.realpath(root) for root in spec["writable"]]
+        self._uid: int = spec["uid"]
         self._places: list[str] = spec["places"]
-        self._from_root = re.compile(spec["from_root"]).match
-        self._anywhere = re.compile(spec["anywhere"]).search
+        self._names: list[str] = spec["names"]
+        self._folders: list[str] = spec["folders"]
+        opened = tuple(spec["opened"])
+        self._blocked = Closed(spec["blocked"], opened)
+        self._guarded = Closed(spec["guarded"], opened)
+        self._may_be_closed = re.compile(spec["last_names"]).match  # a fraction of the time of the others
+        self._system: list[str] = spec["system"]
         self._sockets_in: list[str] = spec["sockets_in"]
         self._sockets_of: list[str] = spec["sockets_of"]
         self._left = max_names
         self._max_found = max_found
-        self._taken: set[str] = set()
+        self._taken: set[tuple[str, bool]] = set()
         # Where a pattern with wildcards begins is looked at before the trees around it.
-        begins = [place for place in self._places if os.path.realpath(place) == place]
-        self._starts = dict.fromkeys(path for path in (*begins, *self._roots) if not self._blocks(path))
+        begins = [p for p in self._places if os.path.realpath(p) == p and not self._guarded.hold(p)]
+        self._starts = dict.fromkeys(path for path in (*begins, *self._roots) if not self._blocked.hold(path))
         self.missed: tuple[str, ...] = ()
 
-    def found(self) -> Iterator[str]:
-        """Yield every blocked path, without what lies beneath one.
+    def frames(self) -> list[str]:
+        """List the directories, without links in their paths, that must take no new names and could take some."""
+        found = [os.path.realpath(folder) for folder in self._folders if os.path.isdir(folder)]
+        for name in self._names:
+            found += _turnings(name)
+        return [path for path in dict.fromkeys(found) if not self.stays_closed(path) and self._may_write(path)]
+
+    def _may_write(self, directory: str) -> bool:
+        """Tell whether the session could make names in it: granted, and its own or open to others (by ACLs, too)."""
+        if not is_beneath_any(directory, self._writable):
+            return False
+        try:
+            status = os.stat(directory)
+        except OSError:  # gone, or not to be seen
+            return False
+        return status.st_uid == self._uid or bool(status.st_mode & _OTHERS_WRITE)
+
+    def named(self) -> Iterator[tuple[str, bool]]:
+        """Yield what is there of all that can be found by asking for it: a path, and whether it is only guarded."""
+        for path in self._system:
+            yield from self._take(path, guarded=False)
+        for path in (*self._places, *self._roots):
+            if not os.path.lexists(path):
+                continue
+            if self._blocked.hold(path):
+                yield from self._take(path, guarded=False)
+            elif self._guarded.hold(path):
+                yield from self._take(path, guarded=True)
+
+    def found(self) -> Iterator[tuple[str, bool]]:
+        """Yield every closed path, and whether it is only guarded, without what lies beneath a blocked one.
 
         Raises:
             StageFailed: there are more than can be covered, and what is to be done.
         """
-        for path in (*self._places, *self._roots):
-            if self._blocks(path) and os.path.lexists(path):
-                yield from self._take(path)
+        yield from self.named()
         level = list(self._starts)
         while level and not self.missed:
             below: list[str] = []
@@ -79,16 +135,20 @@ class Search:
                     break
             level = below
 
-    def _take(self, path: str) -> Iterator[str]:
+    def stays_closed(self, path: str) -> bool:
+        """Tell whether a path must not be written."""
+        return self._blocked.hold(path) or self._guarded.hold(path)
+
+    def _take(self, path: str, *, guarded: bool) -> Iterator[tuple[str, bool]]:
         real = os.path.realpath(path)
-        if path not in self._taken and (real == path or self._may_cover(real)):
-            self._taken.add(path)
+        if (path, guarded) not in self._taken and (real == path or self._may_cover(real)):
+            self._taken.add((path, guarded))
             if len(self._taken) > self._max_found:
                 why = f"there are more than {self._max_found}, {path} among them; remove those that nobody needs"
                 raise StageFailed("blocked_paths", why)
-            yield path
+            yield path, guarded
 
-    def _look(self, directory: str, below: list[str]) -> Iterator[str]:
+    def _look(self, directory: str, below: list[str]) -> Iterator[tuple[str, bool]]:
         prefix = "" if directory == "/" else directory
         sockets = is_beneath_any(directory, self._sockets_in) and not is_beneath_any(directory, self._sockets_of)
         try:
@@ -98,18 +158,22 @@ class Search:
                         return
                     self._left -= 1
                     path = f"{prefix}/{entry.name}"
-                    if self._blocks(path):
-                        yield from self._take(path)
-                    elif entry.is_dir(follow_symlinks=False):
+                    if self._may_be_closed(f"/{entry.name}"):
+                        if self._blocked.hold(path):
+                            yield from self._take(path, guarded=False)
+                            continue
+                        if self._guarded.hold(path) and not self._guarded.hold(directory):
+                            yield from self._take(path, guarded=True)
+                    if entry.is_dir(follow_symlinks=False):
                         if path not in self._starts:
                             below.append(path)
                     elif sockets and _is_service(entry):
-                        yield from self._take(path)
+                        yield from self._take(path, guarded=False)
         except OSError:  # gone, no directory, or closed to us; to the session too, which has less rights
             return
 
     def holds(self, path: str) -> list[str]:
-        """List the directories above a blocked *path*, topmost first, whose renaming or moving would unblock it.
+        """List the directories above a closed *path*, topmost first, whose renaming or moving would open it.
 
         Above what a link leads to these are all there are: from elsewhere, the link would not lead there.
         """
@@ -128,14 +192,34 @@ class Search:
         return root.rstrip("/"), [f"{root.rstrip('/')}/{'/'.join(names[: at + 1])}" for at in range(len(names))]
 
     def _stays_blocked(self, root: str, rest: str) -> bool:
-        return all(self._blocks(f"{root}{elsewhere}{rest}") for elsewhere in _ELSEWHERE)
+        return all(self.stays_closed(f"{root}{elsewhere}{rest}") for elsewhere in _ELSEWHERE)
 
     def _may_cover(self, target: str) -> bool:
         holds_a_root = any(is_beneath_any(root, (target,)) for root in self._roots)
         return is_beneath_any(target, self._roots) and not holds_a_root
 
-    def _blocks(self, path: str) -> bool:
-        return path != "/" and bool(self._anywhere(path) or self._from_root(path))
+
+def _turnings(path: str) -> list[str]:
+    """List the directories that hold a link on the way of *path*, or the first name of it that is missing."""
+    found: list[str] = []
+    real, rest = "/", [part for part in path.split("/") if part]
+    for _ in range(_STEPS_MAX):
+        if not rest:
+            break
+        here = os.path.join(real, rest[0])
+        try:
+            target = os.readlink(here)
+        except FileNotFoundError:
+            return [*found, real]
+        except NotADirectoryError:  # a file that a session could replace by a directory
+            return [*found, os.path.dirname(real)]
+        except OSError:  # no link, or not for us to see
+            real, rest = here, rest[1:]
+            continue
+        found.append(real)
+        rest = [part for part in os.path.normpath(os.path.join(real, target)).split("/") if part] + rest[1:]
+        real = "/"
+    return found
 
 
 def _is_service(entry: os.DirEntry[str]) -> bool:

@@ -9,6 +9,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import trio
 
 from sandbox import wire
@@ -18,16 +19,18 @@ from sandbox.child import Child, start_spare
 from sandbox.faults import BirthFailed
 from sandbox.grants import grants_everything, grants_for, real_grants_for, terminal_grants
 from sandbox.limits import Limits
-from sandbox.new_root import hide_for, private_paths, root_for
+from sandbox.new_root import close_for, private_paths, root_for
 from sandbox.plan import LAYERS, LayerReport, Plan, Walls
 from sandbox.session_init import Init
 from sandbox.system import readable_paths, sockets
+from sandbox.system_search import SystemSearch
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator
 
     from sandbox.cgroup_tree import SessionGroup, Tree
+    from sandbox.plan import Closed
 
 BIRTH_S = 10.0  # it takes about 10 ms from a warm spare and 50 ms from a cold one
 AFTER_S = 0.005  # the answer to create_session is on its way by then
@@ -45,9 +48,9 @@ async def open_launcher(plan: Plan, groups: Tree | None = None) -> AsyncIterator
     Raises:
         BirthFailed: no interpreter can be started.
     """
-    launcher = Launcher(plan, groups)
-    launcher.warm_up()
     async with trio.open_nursery() as nursery:
+        launcher = Launcher(plan, groups, nursery)
+        launcher.warm_up()
         nursery.start_soon(launcher.keep_warm)
         try:
             yield launcher
@@ -60,14 +63,16 @@ async def open_launcher(plan: Plan, groups: Tree | None = None) -> AsyncIterator
 class Launcher:
     """Gives birth to inits. The thread that runs it must outlive it (see `sandbox.child`)."""
 
-    def __init__(self, plan: Plan, groups: Tree | None = None) -> None:
+    def __init__(self, plan: Plan, groups: Tree | None, nursery: trio.Nursery) -> None:
         """Start nothing yet."""
+        self._nursery = nursery
         self._groups = groups
         self._plan = plan
         self._spare: Child | None = None
         self._closed = False
         self._alive = 0
         self._wanted = trio.Event()
+        self._system = SystemSearch()
         self._patterns: tuple[str, ...] = ()  # of blocked paths, in the last birth: they follow from the policy
 
     @property
@@ -111,8 +116,14 @@ class Launcher:
         Raises:
             BirthFailed: a stage failed, or a layer that the operator requires is not enforced inside.
         """
+        system = await self._system.found(walls.closed.blocked, walls.closed.last_names)
+        walls = attrs.evolve(walls, closed=attrs.evolve(walls.closed, system=system))
         async with self._open_group(walls.limits) as group, self._open_init(walls, group) as init:
             yield init
+
+    def look_ahead(self, closed: Closed) -> None:
+        """Start to find out what births will want to know of the system's directories: the first one need not wait."""
+        self._nursery.start_soon(self._system.found, closed.blocked, closed.last_names)
 
     @contextlib.asynccontextmanager
     async def _open_group(self, limits: Limits) -> AsyncIterator[SessionGroup | None]:
@@ -184,7 +195,7 @@ class Launcher:
                 if group is not None:
                     await group.join(child.pid)
                 spec = birth_spec(self._plan, walls, grouped=group is not None)
-                self._patterns = (spec["hide"]["from_root"], spec["hide"]["anywhere"])
+                self._patterns = (*spec["close"]["blocked"], *spec["close"]["guarded"], spec["close"]["last_names"])
                 wire.send(child.sock, spec, [openers.fileno()])
                 openers.close()  # or we would not see the opener's end
                 answer, makers = await child.hear()
@@ -240,7 +251,7 @@ def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Messa
         "terminals": bool(terminals),
         "canary_granted": grants_everything(walls),
         "root": root_for(plan, walls),
-        "hide": hide_for(plan, walls),
+        "close": close_for(plan, walls),
         "sockets": sockets() if plan.spaces else (),
         "expected": {layer.name: (layer.state, layer.detail) for layer in plan.layers},
         "cgroup": grouped,

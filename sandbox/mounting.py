@@ -17,6 +17,8 @@ TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    Bind = tuple[str, int]  # an absolute path, and the rights that nobody has beneath it
+
 READ_ONLY = 0x1  # the MOUNT_ATTR_ bits
 NO_SUID = 0x2
 NO_DEV = 0x4
@@ -25,6 +27,7 @@ NO_EXEC = 0x8
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 _CLONE = 0x1
+_CLONE_FLAGS = _CLONE | os.O_CLOEXEC | _AT_RECURSIVE
 _MOVE_FROM_FD = 0x4
 _SET_STRING = 1
 _CREATE = 6
@@ -61,6 +64,12 @@ def make(kind: str, rights: int, settings: Mapping[str, str]) -> int:
             os.close(context)
 
 
+def pin(path: str) -> int:
+    """Open *path*, which has no symbolic links, without touching it: as a handle on what is there now."""
+    with explained(path):
+        return syscalls.pin(path)
+
+
 def clone(path: str, rights: int) -> int:
     """Return a copy, attached nowhere yet, of what is mounted at *path* and below, all of it without *rights*.
 
@@ -69,15 +78,31 @@ def clone(path: str, rights: int) -> int:
     with explained(path):
         pinned = syscalls.pin(path)
         try:
-            flags = _CLONE | os.O_CLOEXEC | _AT_RECURSIVE | _AT_EMPTY_PATH
-            fd = syscalls.call("open_tree", pinned, b"", flags)
+            return clone_pinned(pinned, rights)
         finally:
             os.close(pinned)
-        try:
-            _set_attributes(fd, rights, recursive=True)
-        except OSError:
-            os.close(fd)
-            raise
+
+
+def clone_pinned(pinned: int, rights: int) -> int:
+    """Return such a copy of what a descriptor of `pin` stands for, whatever is mounted on top of it since."""
+    return _without(syscalls.call("open_tree", pinned, b"", _CLONE_FLAGS | _AT_EMPTY_PATH), rights)
+
+
+def clone_beneath(pinned: int, name: str) -> int:
+    """Return such a copy, with the rights it has, of a directory that is no link, by its *name* in *pinned*."""
+    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=pinned)
+    try:
+        return clone_pinned(fd, 0)
+    finally:
+        os.close(fd)
+
+
+def _without(fd: int, rights: int) -> int:
+    try:
+        _set_attributes(fd, rights, recursive=True)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 

@@ -22,7 +22,7 @@ TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
-    Bind = tuple[str, int]  # an absolute path, and the rights that nobody has beneath it
+    from sandbox.mounting import Bind
 
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = (
@@ -49,13 +49,11 @@ class RootPlan:
             missing, but its name works where the link leads into another bind.
         private: directories that the session gets empty and for itself, open to all like /tmp.
         private_bytes: how much each of them holds, in a file for each BYTES_PER_FILE of them at most.
-        masks: paths where a session finds an empty thing that it can neither read nor change; asked for one by
-            one when everything else stands.
-        holds: says of a mask which directories above it are held in their places.
+        close: closes what stays closed in all that; called when everything else stands.
         cgroup: show the cgroup in which the cgroup namespace was made, instead of none.
     """
 
-    __slots__ = ("binds", "cgroup", "holds", "masks", "private", "private_bytes", "real")
+    __slots__ = ("binds", "cgroup", "close", "private", "private_bytes", "real")
 
     def __init__(
         self,
@@ -64,27 +62,25 @@ class RootPlan:
         real: Iterable[str] = (),
         private: Iterable[Bind] = (),
         private_bytes: int = 1 << 30,
-        masks: Iterable[str] = (),
-        holds: Callable[[str], Iterable[str]] = lambda _: (),
+        close: Callable[[], masks.Outcome] = masks.Outcome,
         cgroup: bool = False,
     ) -> None:
         self.binds = dict(binds)
         self.real = frozenset(real)
         self.private = dict(private)
         self.private_bytes = private_bytes
-        self.masks = masks
-        self.holds = holds
+        self.close = close
         self.cgroup = cgroup
 
 
 class Outcome:
-    """What became of a plan: the binds that are not there, and the masks that found something to cover."""
+    """What became of a plan: the binds that are not there, and what was closed."""
 
-    __slots__ = ("masked", "missing")
+    __slots__ = ("closed", "missing")
 
-    def __init__(self, missing: Iterable[str], masked: Iterable[str]) -> None:
+    def __init__(self, missing: Iterable[str], closed: masks.Outcome) -> None:
         self.missing = tuple(missing)
-        self.masked = tuple(masked)
+        self.closed = closed
 
 
 def build(plan: RootPlan) -> Outcome:
@@ -93,10 +89,10 @@ def build(plan: RootPlan) -> Outcome:
     mounting.make_private()
     missing = root.gather(plan)
     missing += root.switch()
-    masked = masks.cover(plan.masks, plan.holds)
+    closed = plan.close()
     for path in root.own & {"/", "/dev"}:
         mounting.forbid(path, READ_ONLY)
-    return Outcome(missing, masked)
+    return Outcome(missing, closed)
 
 
 def trace(path: str) -> tuple[str, list[tuple[str, str]]]:

@@ -1,4 +1,4 @@
-"""What the file system of a session is made of: pure, from walls to what `mounts.py` and `hiding.py` are told.
+"""What the file system of a session is made of: pure, from walls to what `mounts.py` and `closing.py` are told.
 
 The system's directories read-only, what the policy allows at its own place, private directories, nothing else.
 Nothing here needs the machine: what is not there is left out at the birth.
@@ -34,18 +34,17 @@ def private_paths(plan: Plan, walls: Walls) -> tuple[str, ...]:
     if not plan.spaces:
         return ()
     machines = not plan.private_tmp and is_beneath_any(TMP, (*writable_paths(walls), *walls.read_paths))
-    return (*(() if machines else (TMP,)), SHARED_MEMORY, *((walls.home,) if walls.private_home else ()))
+    return (*(() if machines else (TMP,)), SHARED_MEMORY)
 
 
 def root_for(plan: Plan, walls: Walls) -> Message:
     """Compose the new root; later binds win, and the nearest one above a path is what the session sees there."""
     private = private_paths(plan, walls)
     writable = [path for path in writable_paths(walls, private) if path not in private]
-    programs = (*walls.exec_paths, *walls.named_programs)
     binds = {path: _SYSTEM for path in SYSTEM_PATHS if path not in _MADE_NEW and not is_beneath_any(path, writable)}
     binds |= dict.fromkeys(walls.read_paths, _SYSTEM)
     binds |= {path: _SYSTEM for path in walls.exec_paths if not is_beneath_any(path, (*writable, *binds))}
-    binds |= {path: _OURS | (0 if _touches(path, programs) else NO_EXEC) for path in writable}
+    binds |= {path: _own_rights(path, walls) for path in writable}
     return {
         "binds": list(binds.items()),
         "real": [*writable, *walls.exec_paths],
@@ -54,20 +53,36 @@ def root_for(plan: Plan, walls: Walls) -> Message:
     }
 
 
-def hide_for(plan: Plan, walls: Walls) -> Message:
-    """Compose the search for what is to be covered: in all that is allowed, and at the places that are named."""
+def close_for(plan: Plan, walls: Walls) -> Message:
+    """Compose what is to be closed: where to look for it, by which names, and what stays open in it."""
+    closed = walls.closed
     private = private_paths(plan, walls)
     roots = [path for path in (*writable_paths(walls, private), *walls.read_paths) if path not in private]
     return {
-        "places": walls.hidden.places,
-        "roots": [*roots, *(place for place in walls.hidden.places if not is_beneath_any(place, roots))],
+        "places": (*closed.places, *(place for place in closed.guarded_places if is_beneath_any(place, roots))),
+        "roots": [*roots, *(place for place in closed.places if not is_beneath_any(place, roots))],
+        "writable": roots,
+        "uid": walls.user.uid,
         "sockets_in": [] if TMP in private else [TMP],
         "sockets_of": [
             path for path in (walls.home, walls.working_dir, *walls.write_paths) if not is_beneath_any(TMP, (path,))
         ],
-        "from_root": walls.hidden.from_root,
-        "anywhere": walls.hidden.anywhere,
+        "blocked": [closed.blocked.from_root, closed.blocked.anywhere],
+        "guarded": [closed.guarded.from_root, closed.guarded.anywhere],
+        "last_names": closed.last_names,
+        "names": [name for name in closed.names if is_beneath_any(name, roots)],
+        "folders": closed.folders,
+        "opened": closed.opened,
+        "system": closed.system,
+        "holes": [
+            *((path, _own_rights(path, walls)) for path in closed.opened),
+            *((path, _SYSTEM) for path in walls.exec_paths),
+        ],
     }
+
+
+def _own_rights(path: str, walls: Walls) -> int:
+    return _OURS | (0 if _touches(path, (*walls.exec_paths, *walls.named_programs)) else NO_EXEC)
 
 
 def _touches(root: str, programs: Collection[str]) -> bool:

@@ -75,7 +75,14 @@ class SandboxSettings:
 
 @attrs.frozen(kw_only=True)
 class SessionUser:
-    """Who the session's processes are. `dedicated`: root chose this user for the broker alone."""
+    """Who the session's processes are.
+
+    Attributes:
+        home: of the account; what `~` means in paths, and where a session begins.
+        kept_home: a directory that the broker keeps for commands instead, so that they leave nothing in a person's home
+            that the person's programs obey; empty where `home` is such a directory itself.
+        dedicated: root chose this user for the broker alone.
+    """
 
     uid: int
     gid: int
@@ -83,18 +90,51 @@ class SessionUser:
     name: str
     home: str
     dedicated: bool
+    kept_home: str = ""
+
+    @property
+    def own_home(self) -> str:
+        """What HOME says in commands."""
+        return self.kept_home or self.home
+
+
+NEVER = "(?!)"
+"""An expression that matches no path."""
 
 
 @attrs.frozen(kw_only=True)
-class Hidden:
-    """What is covered where a session has a root of its own.
+class Names:
+    """Names that stay closed, as two expressions over absolute paths, as the policy's TreeFilter has them."""
 
-    Two expressions, as the policy's TreeFilter has them, and `places` to look at beside the allowed trees.
+    from_root: str = NEVER
+    anywhere: str = NEVER
+
+
+@attrs.frozen(kw_only=True)
+class Closed:
+    """What stays closed in the trees that a session sees.
+
+    Attributes:
+        blocked: neither read nor changed, with all beneath.
+        guarded: read, but neither changed nor made nor moved, with all beneath.
+        last_names: what a name must match, with a slash in front, to be closed in a directory that is not.
+        places: literal paths where what is blocked may begin: looked at first, and outside the allowed trees too.
+        guarded_places: the same of what is guarded; outside, nothing can be changed anyway.
+        names: literal paths that stay closed though nothing is there yet.
+        folders: directories in which some names are closed, whatever is there yet.
+        opened: trees of the session's own, whose places in closed ones are left open.
+        system: what is blocked in the system's own directories, found once for all sessions.
     """
 
-    from_root: str
-    anywhere: str
-    places: tuple[str, ...]
+    blocked: Names = Names()
+    guarded: Names = Names()
+    last_names: str = ""
+    places: tuple[str, ...] = ()
+    guarded_places: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    opened: tuple[str, ...] = ()
+    system: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -103,7 +143,7 @@ class Walls:
 
     The system's own directories are readable beside `read_paths`; `home` and `working_dir` are writable beside
     `write_paths`. `exec_paths` are real files (the program, its interpreters, its loader) or directories;
-    `named_programs` are the names that lead to them. `private_home`: the session's own where that can be had.
+    `named_programs` are the names that lead to them. `home` is what HOME says, not the home of the user's account.
     """
 
     user: SessionUser
@@ -114,8 +154,7 @@ class Walls:
     exec_paths: tuple[str, ...] = attrs.field(validator=_absolute)
     limits: Limits
     named_programs: tuple[str, ...] = ()
-    private_home: bool = False
-    hidden: Hidden = Hidden(from_root="(?!)", anywhere="(?!)", places=())
+    closed: Closed = Closed()
 
 
 @attrs.frozen(kw_only=True)

@@ -55,7 +55,7 @@ def choose_spaces(capabilities: Capabilities, *, enabled: bool, private_tmp: boo
         ("pid_namespace", _pid(flags, why_not)),
         ("mount_namespace", _mount(flags, why_not, private_tmp=private_tmp)),
         ("network", _network(capabilities, flags, why_not, network)),
-        ("blocked_paths", _blocked(flags)),
+        ("blocked_paths", _blocked(flags, capabilities.landlock_abi)),
         ("process_tree", _process_tree(capabilities, flags)),
     )
     filtered = network == "none" and not flags & namespaces.NET
@@ -88,9 +88,15 @@ def _network(capabilities: Capabilities, flags: int, why_not: str, network: Netw
     if flags & namespaces.NET:
         return "enforced", "a network of its own: loopback, and nobody else"
     if not capabilities.seccomp.present:
-        return "unavailable", f"{capabilities.network_namespace.detail}, and {capabilities.seccomp.detail}"
-    who = "all commands" if network == "none" else "commands that the policy does not allow the network"
-    words = f"{who} get no internet sockets, not even for loopback"
+        why = capabilities.network_namespace.detail if flags else why_not
+        why = why if network == "none" else "the policy allows the network to some command lines"
+        return "unavailable", f"{why}, and {capabilities.seccomp.detail}"
+    words = "all commands get no internet sockets, not even for loopback"
+    if network == "some":
+        words = (
+            "the policy allows the network to some command lines; the others get no internet sockets, not even for "
+            "loopback, and can only have one of those do it for them"
+        )
     limits = [] if network == "none" else [_OWN_PORT]
     partial = not flags or capabilities.landlock_abi < SIGNAL_SCOPE_ABI
     if not flags:
@@ -100,15 +106,23 @@ def _network(capabilities: Capabilities, flags: int, why_not: str, network: Netw
     return "partial" if partial else "enforced", "; ".join([words, *limits])
 
 
-def _blocked(flags: int) -> Words:
-    if not flags:
+def _blocked(flags: int, landlock_abi: int) -> Words:
+    if flags:
         return "partial", (
-            "enforced for the file tools; commands can reach them inside an allowed root, "
-            "which only a mount namespace could prevent"
+            "enforced for the file tools; from commands those are closed that were there when the session began, and "
+            "names that the rules give without wildcards, there or not; one that appears in an open directory later is "
+            "not closed to them before the next session"
+        )
+    if not landlock_abi:
+        return "partial", (
+            "enforced for the file tools; commands can reach them inside an allowed root, which only Landlock or a "
+            "mount namespace could prevent"
         )
     return "partial", (
-        "enforced for the file tools; from commands those are hidden that were there when the session began, "
-        "under the names that are blocked"
+        "enforced for the file tools; from commands those are closed that were there when the session began, and "
+        "names that the rules give without wildcards, there or not, but their names can be listed, and their modes and "
+        "times changed, and what must not be changed wherever it lies (.git/config) is kept by the file tools alone: "
+        "only a mount namespace could prevent these"
     )
 
 

@@ -68,6 +68,7 @@ _NUMBERS = MappingProxyType(
         "memfd_create": (319, 279),
         "mknod": (133, _ABSENT),
         "mknodat": (259, 33),
+        "mmap": (9, 222),
         "modify_ldt": (154, _ABSENT),
         "mount": (165, 40),
         "mount_setattr": (442, 442),

@@ -1,6 +1,7 @@
 """Who a session's processes are: the user that started the broker, or, under root, somebody else. Never root.
 
-Reads the user database and /proc, and makes the home that a session user needs. Blocking; runs once, at start.
+Reads the user database and /proc, and makes the home that commands have: never that of a person, whose programs obey
+what stands there. Blocking; runs once, at start.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ def choose_user(
     *,
     fallback_home: Path = FALLBACK_HOME,
 ) -> SessionUser:
-    """Decide who commands run as, and see to it that this user has a home.
+    """Decide who commands run as, and see to it that they have a home.
 
-    Where its own home will not do, it is `data_dir/home`; where that is out of a root-chosen user's reach (below
-    /root, say), it is *fallback_home*. A user id that nobody named is held by *claims*, against other brokers.
+    That is `data_dir/home`; where this is out of a root-chosen user's reach (below /root, say), it is *fallback_home*.
+    A user id that nobody named is held by *claims*, against other brokers.
 
     Raises:
         UserUnavailable: there is nobody, or no place for a home.
@@ -63,9 +64,13 @@ def _ourselves(wanted: str, data_dir: Path) -> SessionUser:
             why=f"only root can run commands as {wanted!r}",
             remedy="start the broker as root, or leave sandbox.unprivileged_user empty",
         )
+    try:
+        kept = str(_make_home(data_dir / "home", uid, os.getgid()))
+    except OSError as error:
+        raise UserUnavailable(f"no home for commands: {data_dir / 'home'}: {error.strerror}") from error
     home = entry.pw_dir if entry is not None else os.environ.get("HOME", "")
     if not (home.startswith("/") and os.access(home, os.W_OK | os.X_OK)):
-        home = str(_make_home(data_dir / "home", uid, os.getgid()))
+        home = kept
     return SessionUser(
         uid=uid,
         gid=os.getgid(),
@@ -73,6 +78,7 @@ def _ourselves(wanted: str, data_dir: Path) -> SessionUser:
         name=entry.pw_name if entry is not None else f"uid-{uid}",
         home=home,
         dedicated=False,
+        kept_home="" if home == kept else kept,
     )
 
 
@@ -89,9 +95,18 @@ def _configured(name: str, homes: tuple[Path, ...]) -> SessionUser:
     # Root's group among the others would hand out what the user switch takes away.
     groups = tuple(gid for gid in os.getgrouplist(name, entry.pw_gid) if gid != 0)
     home = Path(entry.pw_dir)
+    kept = _home_somewhere(homes, entry.pw_uid, entry.pw_gid)
     if not (_owned_directory(home, entry.pw_uid) and _reachable(home, entry.pw_uid, {*groups})):
-        home = _home_somewhere(homes, entry.pw_uid, entry.pw_gid)
-    return SessionUser(uid=entry.pw_uid, gid=entry.pw_gid, groups=groups, name=name, home=str(home), dedicated=True)
+        home = kept
+    return SessionUser(
+        uid=entry.pw_uid,
+        gid=entry.pw_gid,
+        groups=groups,
+        name=name,
+        home=str(home),
+        dedicated=True,
+        kept_home="" if home == kept else str(kept),
+    )
 
 
 def _dynamic(homes: tuple[Path, ...], claims: Claims) -> SessionUser:

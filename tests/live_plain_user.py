@@ -38,7 +38,7 @@ def plain_user(base: Path) -> PlainUser:
     if os.geteuid() != 0:
         return PlainUser(python=(sys.executable,), environment=dict(os.environ))
     home = base / "home-of-plain"
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     for path in (base, *base.rglob("*")):
         os.chown(path, UID, UID)
     enter = _enter(base, home)

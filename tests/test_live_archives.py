@@ -220,7 +220,6 @@ async def test_a_killed_session_ends_archives_both_ways_and_leaves_nothing(broke
         assert sorted(os.listdir(broker.workspace)) == ["d"]
 
 
-@pytest.mark.long
 async def test_a_plain_users_broker_moves_directories_as_well() -> None:
     with live_folder() as base:
         write_config(base)

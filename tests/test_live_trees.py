@@ -213,7 +213,6 @@ async def test_nothing_survives_a_sigkilled_broker_for_two_seconds(shape: str) -
         await _sigkill_and_look(broker, shape)
 
 
-@pytest.mark.long
 async def test_nothing_survives_a_sigkilled_broker_of_a_plain_user() -> None:
     with live_folder() as base:
         write_config(base)

@@ -72,24 +72,9 @@ def test_the_home_that_the_broker_keeps_is_a_hole(config: Config, tmp_path: Path
         (tmp_path / "data" / name).mkdir(parents=True)
     places = look(config, str(home))
     assert places.holes == (str(home),)
-    assert not within(home / "x", tuple(places.closed()))
     for name in ("output", "other"):
-        assert within(tmp_path / "data" / name, tuple(places.closed()))
+        assert within(tmp_path / "data" / name, places.hidden)
     assert look(config, str(tmp_path / "data" / "other")).holes == ()  # nobody's home is there
-
-
-def test_around_a_home_in_the_state_folder_all_that_the_broker_will_make_is_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    config = attrs.evolve(load_config(), base_dir=state_dir())
-    config = attrs.evolve(config, server=config.server.anchored(state_dir()))
-    home = state_dir() / "data" / "home"
-    closed = tuple(look(config, str(home)).closed())
-    assert not home.exists()
-    assert not within(home / "x", closed)
-    assert within(state_dir() / "data" / "output" / "x", closed)
-    assert str(state_dir()) in look(config).closed()  # with the home elsewhere, all of it
 
 
 def test_a_log_among_other_things_is_hidden_with_all_its_rotations(config: Config, tmp_path: Path) -> None:
@@ -164,7 +149,6 @@ def test_what_the_environment_adds_is_listed_there_or_not(tmp_path: Path) -> Non
     }
     before, after = listed_in(tmp_path), listed_in(tmp_path, **added)
     names = {f"{tmp_path}/{name}" for name in ("modules", "relative", "libraries", "openssl.cnf", "compiled")}
-    names |= {f"{tmp_path}/home/.magic", f"{tmp_path}/home/.magic.mgc"}
     names.add(str(tmp_path))  # the empty entry of LD_LIBRARY_PATH: libraries are looked for in the current folder
     assert not names & before
     assert names <= after

@@ -11,11 +11,12 @@ from pathlib import Path
 import attrs
 import pytest
 from live import broker_in, live_folder, write_config
+from test_sandbox_births import plan_for
 
 from broker.trusted import find_trusted
 from broker.untenable import Untenable, module_folder, refuse_untenable
 from config.load import Config, load_config
-from sandbox.plan import SessionUser
+from sandbox.plan import Plan, SessionUser
 
 EXIT_HOST = 3
 
@@ -33,11 +34,11 @@ def config(base: Path) -> Config:
     return load_config(base / "config")
 
 
-def judge(config: Config, home: Path, started_in: str | None = None) -> str:
+def judge(config: Config, home: Path, started_in: str | None = None, plan: Plan | None = None) -> str:
     """Why not, or nothing."""
     user = SessionUser(uid=1, gid=1, groups=(), name="somebody", home=str(home), dedicated=False)
     try:
-        refuse_untenable(config, find_trusted(config, user), user, started_in)
+        refuse_untenable(config, find_trusted(config, user), user, plan or plan_for(abi=3), started_in)
     except Untenable as why:
         return str(why)
     return ""
@@ -119,3 +120,17 @@ def test_the_module_is_refused_in_a_workspace_and_starts_there_without_modules_o
     assert os.listdir(base / "ws") == []
     with broker_in(base, python=(sys.executable, "-P"), cwd=base / "ws") as broker:
         assert broker.healthy()
+
+
+@pytest.mark.parametrize(("abi", "refused"), [(0, True), (2, True), (3, False)])
+def test_a_start_that_no_layer_could_keep_is_refused_where_sessions_may_write_what_is_trusted(
+    config: Config, base: Path, abi: int, *, refused: bool
+) -> None:
+    bare = plan_for(abi=abi, enable_namespaces=False)
+    said = judge(allowing(config, f"{base}/**"), base / "home", plan=bare)
+    assert bool(said) is refused
+    if refused:
+        assert f"{base}/**" in said
+        for way_out in ("namespaces", "as root", "allow less"):
+            assert way_out in said
+    assert judge(allowing(config, f"{base}/ws/**"), base / "home", plan=bare) == ""

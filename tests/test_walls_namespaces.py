@@ -24,7 +24,7 @@ import attrs
 import pytest
 from test_walls_seccomp import AS_ROOT, CHILD_S, PLAIN_UID, become_plain, fork_child, in_child, needs_root, outcome
 
-from sandbox import mounting, mounts, namespaces, prctl
+from sandbox import masks, mounting, mounts, namespaces, prctl
 from sandbox.mounting import NO_DEV, NO_SUID, READ_ONLY
 
 if TYPE_CHECKING:
@@ -71,7 +71,10 @@ class Walls:
     def plan(self) -> mounts.RootPlan:
         system = ((path, SYSTEM) for path in SYSTEM_PATHS)
         return mounts.RootPlan(
-            binds=(*system, *self.binds), private=self.private, private_bytes=self.private_bytes, masks=self.masks
+            binds=(*system, *self.binds),
+            private=self.private,
+            private_bytes=self.private_bytes,
+            close=lambda: masks.close((path, False) for path in self.masks),
         )
 
     def raise_up(self) -> mounts.Outcome:

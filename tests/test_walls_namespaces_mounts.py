@@ -276,7 +276,7 @@ def test_what_is_missing_is_reported(who: str, workspace: Path) -> None:
     def look() -> list[list[str]]:
         walls = Walls(who=who, binds=((absent, SYSTEM), (str(workspace), WORKSPACE)), masks=(absent, there))
         built = walls.raise_up()
-        return [list(built.missing), list(built.masked)]
+        return [list(built.missing), list(built.closed.masked)]
 
     assert in_child(look) == [[absent], [there]]
 
