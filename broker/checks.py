@@ -79,6 +79,54 @@ LANDLOCK, SECCOMP, TREE = Fence("landlock"), Fence("seccomp"), Fence("process_tr
 PIDS, MOUNTS, NETWORK = Fence("pid_namespace"), Fence("mount_namespace"), Fence("network")
 USER, RLIMITS, CGROUP = Fence("user"), Fence("rlimits", partial=True), Fence("cgroup", partial=True)
 VICTIM = ("victim", "mark")
+AROUND = (MOUNTS, LANDLOCK)
+
+CHECKS_AROUND = (
+    Check(title="change the broker's own code", attack="change_file", needs=("code_file",), fences=AROUND),
+    Check(
+        title="change the broker's own code by another name",
+        attack="link_file",
+        needs=("code_file", "workspace"),
+        fences=AROUND,
+    ),
+    Check(title="put a module beside the broker's own", attack="make_file", needs=("module_new",), fences=AROUND),
+    Check(title="put a .pth file among its libraries", attack="make_file", needs=("pth_new",), fences=AROUND),
+    Check(
+        title="rename the folder of the broker's code",
+        attack="rename_folder",
+        needs=("code_folder", "beside_code"),
+        fences=AROUND,
+    ),
+    Check(
+        title="rename the folder above that",
+        attack="rename_folder",
+        needs=("code_above", "beside_above"),
+        fences=AROUND,
+    ),
+    Check(
+        title="replace a program beside the broker's interpreter",
+        attack="replace_file",
+        needs=("beside_interpreter",),
+        fences=AROUND,
+    ),
+    Check(title="change the broker's configuration", attack="change_file", needs=("config_file",), fences=AROUND),
+    Check(title="put a file beside that", attack="make_file", needs=("config_new",), fences=AROUND),
+    Check(
+        title="put a file where the next start looks for configuration",
+        attack="make_file",
+        needs=("next_config",),
+        fences=AROUND,
+    ),
+    Check(title="change the audit log", attack="change_file", needs=("audit_file",), fences=AROUND),
+    Check(title="forge an audit log that was rotated", attack="make_file", needs=("log_new",), fences=AROUND),
+    Check(title="put a file among what the broker keeps", attack="make_file", needs=("kept_new",), fences=AROUND),
+    Check(title="put a file into its state folder", attack="make_file", needs=("state_new",), fences=AROUND),
+    Check(title="make a start file in the user's home", attack="make_file", needs=("dot_new",), fences=AROUND),
+    Check(title="change a start file in the user's home", attack="change_file", needs=("dot_file",), fences=AROUND),
+    Check(title="change a repository's configuration", attack="change_file", needs=("git_config",), fences=(MOUNTS,)),
+    Check(title="put a hook into a repository", attack="make_file", needs=("hook_new",), fences=(MOUNTS,)),
+)
+"""What something outside obeys: the broker, its next start, the user's shell, git."""
 
 CHECKS = (
     Check(
@@ -174,11 +222,16 @@ CHECKS = (
     Check(title="make a user namespace", attack="namespace", fences=(SECCOMP,)),
     Check(title="set up io_uring", attack="ring", fences=(SECCOMP,)),
     Check(title="keep a key in the kernel", attack="key", fences=(SECCOMP,)),
+    *CHECKS_AROUND,
 )
 
 NAMES = MappingProxyType(
     {
         **dict.fromkeys(("outside_new", "outside_file", "blocked_file", "audit_file", "lock"), "path"),
+        **dict.fromkeys(("code_file", "code_folder", "code_above", "module_new", "pth_new"), "path"),
+        **dict.fromkeys(("config_file", "config_new", "next_config", "log_new", "kept_new", "state_new"), "path"),
+        **dict.fromkeys(("beside_interpreter", "dot_new", "dot_file", "git_config", "hook_new"), "path"),
+        **dict.fromkeys(("beside_code", "beside_above"), "beside"),
         **dict.fromkeys(("program", "own_program"), "program"),
         **dict.fromkeys(("tcp", "abstract", "named"), "address"),
     }

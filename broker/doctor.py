@@ -20,6 +20,7 @@ from typing import Any
 import attrs
 import trio
 
+from broker.approaches import absent, take_back
 from broker.belongings import tend
 from broker.checks import CHECKS, MEMORY_BYTES, NAMES, TASKS, Attempt, Check, Line, judge, skipped
 from broker.host import Host
@@ -40,6 +41,8 @@ from sandbox.sniffing import open_sniffing
 CANNOT_EXAMINE = (BirthFailed, OSError)
 """What `examine` raises where there can be no session, alone or in a group."""
 ATTACK_S = 30.0
+MAKING = ("write_file", "make_file")
+"""Attacks that make the file at `path`."""
 OUTPUT_BYTES = 4096
 SMALL = Limits(memory_max_bytes=MEMORY_BYTES * 4 // 3, pids_max=TASKS // 2)
 
@@ -64,7 +67,7 @@ async def examine(config: Config, foundation: Foundation) -> Diagnosis:
         BirthFailed, Refused, OSError: there can be no session.
     """
     async with _open_host(config, foundation) as host:
-        with open_surroundings(host, config.server.logging.audit_log) as around:
+        with open_surroundings(host, config) as around:
             async with host.launcher.open_init(host.walls(around.inside)) as init:
                 lines = [await _check(host, init, around, check) for check in CHECKS]
                 return Diagnosis(layers=init.layers, lines=tuple(lines))
@@ -95,19 +98,33 @@ async def _check(host: Host, init: Init, around: Surroundings, check: Check) -> 
             return skipped(check, around.missing[need])
     spec = {"attack": check.attack, "control": False, **check.given}
     spec |= {NAMES.get(need, need): around.facts[need] for need in check.needs}
-    before = await _outside(host, check, spec)
+    with _taking_back(check, spec):
+        before = await _outside(host, check, spec)
     if not before.through:
         return skipped(check, f"it does not work without walls either: {before.said}")
-    _undo(spec, check)
-    attempt = await (_outlive(init, around, spec) if check.attack == "daemon" else _inside(init, around, check, spec))
+    with _taking_back(check, spec):
+        attempt = await (
+            _outlive(init, around, spec) if check.attack == "daemon" else _inside(init, around, check, spec)
+        )
+        attempt = _seen_outside(check, spec, attempt)
     return judge(check, attempt, init.layers, as_root=os.geteuid() == 0)
 
 
-def _undo(spec: Mapping[str, Any], check: Check) -> None:
-    """Take back what the control did, so that the attack inside has it to do."""
-    if check.attack == "write_file":
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(spec["path"])
+@contextlib.contextmanager
+def _taking_back(check: Check, spec: Mapping[str, Any]) -> Iterator[None]:
+    """Take back what an attack made: inside it is to be done again, and afterwards it is to be gone."""
+    made = absent(spec["path"]) if check.attack in MAKING else []
+    try:
+        yield
+    finally:
+        take_back(made)
+
+
+def _seen_outside(check: Check, spec: Mapping[str, Any], attempt: Attempt) -> Attempt:
+    """What an attempt inside comes to: a file that it made in the session's own /tmp is nobody else's."""
+    if check.attack in MAKING and attempt.through and not os.path.lexists(spec["path"]):
+        return Attempt(through=False, said=f"{spec['path']} was made in a place of the session's own, not outside")
+    return attempt
 
 
 async def _outside(host: Host, check: Check, spec: Mapping[str, Any]) -> Attempt:

@@ -7,6 +7,7 @@ says why, and the checks that need it are skipped.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -21,7 +22,9 @@ from typing import Any
 
 import attrs
 
+from broker.approaches import open_approaches
 from broker.host import Host
+from config.load import Config
 from policy.decision import Deny
 from policy.path import decide_path
 from sandbox.child import PACKAGE_PARENT
@@ -50,12 +53,13 @@ def control_command(spec: Mapping[str, Any], user: SessionUser, *, as_broker: bo
 
 
 @contextlib.contextmanager
-def open_surroundings(host: Host, audit_file: Path) -> Iterator[Surroundings]:
+def open_surroundings(host: Host, config: Config) -> Iterator[Surroundings]:
     """Lay everything out; it is gone afterwards.
 
     Raises:
         OSError: there is no folder in which the session could begin.
     """
+    audit_file = config.server.logging.audit_log
     facts: dict[str, Any] = {"audit_file": str(audit_file)}
     missing: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
@@ -64,6 +68,10 @@ def open_surroundings(host: Host, audit_file: Path) -> Iterator[Surroundings]:
         _furnish_outside(host, stack, facts, missing)
         facts |= stack.enter_context(_services(facts.get("outside")))
         facts |= stack.enter_context(_victim(host.user))
+        as_user = functools.partial(control_command, user=host.user, as_broker=False)
+        around, why_not = stack.enter_context(open_approaches(host, config, inside, as_user))
+        facts |= around
+        missing |= why_not
         if not audit_file.exists():
             missing["audit_file"] = f"there is no {audit_file} yet"
         found = {name: value for name, value in facts.items() if name not in missing}

@@ -21,7 +21,7 @@ import stat
 import struct
 from types import MappingProxyType
 
-from sandbox import prctl, syscalls
+from sandbox import prctl, siege_around, syscalls
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -268,6 +268,7 @@ def _is_inherited(fd: int) -> bool:
 
 ATTACKS = MappingProxyType(
     {
+        "change_file": siege_around.change_file,
         "connect": _connect,
         "daemon": _daemon,
         "descriptors": _descriptors,
@@ -277,11 +278,16 @@ ATTACKS = MappingProxyType(
         "idle": _idle,
         "keeper": _keeper,
         "key": _key,
+        "lay": siege_around.lay,
         "limits": _limits,
+        "link_file": siege_around.link_file,
+        "make_file": siege_around.make_file,
         "memory": _memory,
         "memory_together": _memory_together,
         "namespace": _namespace,
         "read_file": _read_file,
+        "rename_folder": siege_around.rename_folder,
+        "replace_file": siege_around.replace_file,
         "ring": _ring,
         "see": _see,
         "set_user_id": _set_user_id,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,10 +17,13 @@ from live import ROOT, live_folder, marked, write_config
 from live_plain_user import plain_user
 from test_sandbox_births import open_world
 
-from broker.checks import CHECKS, Attempt, Check, Fence, judge
+from broker.approaches import OF_THE_POLICY
+from broker.checks import CHECKS, CHECKS_AROUND, Attempt, Check, Fence, judge
 from sandbox.command import Exited
 from sandbox.plan import LAYERS, LayerReport
 
+SHIPPED = ROOT / "config" / "policy.yaml"
+CUSTOMER = ROOT / "tests" / "data" / "customer" / "policy.yaml"
 DOCTOR_S = 120
 """A net: it takes a few seconds."""
 
@@ -50,6 +55,17 @@ def test_a_person_reads_the_layers_and_a_line_for_each_attack() -> None:
         assert not (base / "log").exists(), "the doctor writes no audit"
 
 
+def test_a_session_of_root_is_attacked_from_all_around_without_namespaces_too() -> None:
+    with live_folder() as base:
+        write_config(base, {"sandbox": {"enable_namespaces": False}})
+        done = doctor(base, "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = states(done.stdout)
+        assert "pass" in found.values()
+        for check in CHECKS_AROUND:  # code, configuration and logs are root's, which is why they are skipped
+            assert found[check.title] in ("skipped", "pass"), check.title
+
+
 def test_what_is_not_enforced_is_no_pass() -> None:
     with live_folder() as base:
         write_config(base)
@@ -71,6 +87,68 @@ def test_the_walls_of_a_plain_user_are_attacked_too() -> None:
         done = doctor(base, "--json", python=plain.python, env=plain.environment)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "pass" in states(done.stdout).values()
+
+
+OF_A_PACK = {line.title for line in CHECKS_AROUND if set(line.needs) & set(OF_THE_POLICY)}
+"""Closed by the packs that the shipped policy pulls in."""
+NEEDS_MOUNTS = {line.title for line in CHECKS_AROUND if line.fences == (Fence("mount_namespace"),)}
+
+
+def clone_in_a_home(base: Path, *, namespaces: bool, policy: Path) -> tuple[Path, Sequence[str], Mapping[str, str]]:
+    """A checkout and a virtual environment of a plain user's, in the home: its folder, its Python, the environment."""
+    home, clone = base / "home-of-plain", base / "clone"
+    for package in ("broker", "config", "policy", "sandbox", "transfers"):
+        shutil.copytree(ROOT / package, clone / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", clone)
+    shutil.copy(policy, clone / "config" / "policy.yaml")
+    settings = {"logging": {"audit_log": "log/audit.log"}, "sandbox": {"enable_namespaces": namespaces}}
+    (clone / "config" / "server.yaml").write_text(json.dumps({"server": settings}))
+    (clone / "log").mkdir()
+    (clone / "log" / "audit.log").touch()
+    (clone / "venv" / "bin").mkdir(parents=True)
+    plain = plain_user(base)
+    clone = clone.rename(home / "clone")
+    *enter, interpreter = plain.python
+    (clone / "venv" / "bin" / "python").symlink_to(interpreter)
+    (clone / "venv" / "pyvenv.cfg").write_text(f"home = {os.path.dirname(interpreter)}\n")
+    libraries = plain.environment["PYTHONPATH"].replace(str(ROOT), str(clone), 1)
+    environment = {**plain.environment, "HOME": str(home), "PYTHONPATH": libraries}
+    return clone, (*enter, str(clone / "venv" / "bin" / "python")), environment
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("namespaces", [True, False], ids=["namespaces", "landlock alone"])
+@pytest.mark.parametrize("policy", [SHIPPED, CUSTOMER], ids=["shipped", "customer"])
+def test_a_clone_in_a_home_is_attacked_from_all_around(policy: Path, *, namespaces: bool) -> None:
+    with live_folder() as base:
+        clone, python, environment = clone_in_a_home(base, namespaces=namespaces, policy=policy)
+        before = listing(base)
+        command = [*python, "-m", "broker", "doctor", "--json"]
+        done = subprocess.run(
+            command, cwd=clone, env=environment, capture_output=True, text=True, timeout=DOCTOR_S, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = {line["title"]: line for line in json.loads(done.stdout)["lines"]}
+        for title in (check.title for check in CHECKS_AROUND):
+            if policy == CUSTOMER and title in OF_A_PACK:
+                assert lines[title]["state"] == "skipped", lines[title]
+                assert lines[title]["detail"].startswith("the policy allows it: ")
+            elif not namespaces and title in NEEDS_MOUNTS:
+                assert lines[title]["state"] == "not fenced", lines[title]
+            else:
+                assert lines[title]["state"] == "pass", lines[title]
+        assert [path for path in listing(base) - before if made_by_a_doctor(path)] == []
+
+
+def listing(base: Path) -> set[Path]:
+    """Every path in a folder."""
+    return set(base.rglob("*"))
+
+
+def made_by_a_doctor(path: Path) -> bool:
+    """Whether an attack made it: by its mark, or as one of the names that something obeys."""
+    mark = path.name.replace("_", "-").strip(".").startswith("remote-broker-doctor-")
+    return mark or path.name in ("policy.yaml", "audit.log.1", "another-name", "post-checkout")
 
 
 def test_nothing_is_left_behind() -> None:
