@@ -29,6 +29,7 @@ NUMBERS = {
     "open_tree": (428, 428),
     "fsopen": (430, 430),
     "openat2": (437, 437),
+    "renameat2": (316, 276),
     "fchmodat2": (452, 452),
     "pidfd_getfd": (438, 438),
     "clone": (56, 220),

@@ -44,7 +44,11 @@ def write_configuration(ground: Ground, attacks: Iterable[Attack]) -> Path:
     commands |= {
         walls_rule(attack): _any_arguments(ground, attack, commands) for attack in attacks if has_walls(attack)
     }
-    policy = {**shipped, "allowed_commands": commands, "allowed_paths": ["~/**", f"{ground.work}/**"]}
+    policy = {
+        **shipped,
+        "allowed_commands": commands,
+        "allowed_paths": ["~/**", f"{ground.work}/**", f"{ground.library}/**"],
+    }
     server = {"sessions": {"max_concurrent": 4}, "sandbox": {"enable_cgroups": True}}
     folder = ground.base / "config"
     for name, section in (("policy", policy), ("server", server)):

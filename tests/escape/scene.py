@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import pwd
 import re
 import secrets
 import shutil
@@ -24,6 +25,7 @@ from types import MappingProxyType
 import attrs
 import trio
 
+from config.places import state_dir
 from sandbox.plan import SessionUser
 from sandbox.programs import resolve_program
 
@@ -55,6 +57,11 @@ class Ground:
         return self.base / "neighbour"
 
     @property
+    def library(self) -> Path:
+        """What the policy allows and the module search path leads into."""
+        return self.base / "library"
+
+    @property
     def suid(self) -> Path:
         return self.base / "suid"
 
@@ -67,6 +74,9 @@ class Ground:
             "outside": str(self.outside / round_name),
             "round": round_name,
             "neighbour": str(self.neighbour),
+            "library": str(self.library),
+            "person": "" if AS_ROOT else pwd.getpwuid(os.getuid()).pw_dir,
+            "state": str(state_dir()),
             "secret": self.secret,
             "suid": str(self.suid),
             "loader": loader(),
@@ -130,9 +140,26 @@ def open_ground() -> Iterator[Ground]:
         for name, mode in (("work", 0o777), ("outside", 0o777), ("neighbour", 0o755), ("config", 0o700)):
             (base / name).mkdir()
             (base / name).chmod(mode)
-        yield Ground(base=base, secret=f"secret-{secrets.token_hex(8)}")
+        ground = Ground(base=base, secret=f"secret-{secrets.token_hex(8)}")
+        with _searched(ground.library):
+            yield ground
     finally:
         shutil.rmtree(base)
+
+
+@contextmanager
+def _searched(library: Path) -> Iterator[None]:
+    """Modules in a folder, by a link and in a folder that is not there, all of which the broker's search path names."""
+    for name in ("code", "other", "real"):
+        (library / name).mkdir(parents=True, mode=0o755)
+    (library / "code" / "obeyed.py").touch(mode=0o644)
+    (library / "link").symlink_to("real")
+    before, added = list(sys.path), [str(library / name) for name in ("code", "link", "absent")]
+    sys.path.extend(added)
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 @asynccontextmanager
