@@ -84,6 +84,9 @@ AROUND = (MOUNTS, LANDLOCK)
 CHECKS_AROUND = (
     Check(title="change the broker's own code", attack="change_file", needs=("code_file",), fences=AROUND),
     Check(
+        title="change the mode of the broker's own code", attack="change_mode", needs=("code_file",), fences=(MOUNTS,)
+    ),
+    Check(
         title="change the broker's own code by another name",
         attack="link_file",
         needs=("code_file", "workspace"),

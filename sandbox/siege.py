@@ -269,6 +269,7 @@ def _is_inherited(fd: int) -> bool:
 ATTACKS = MappingProxyType(
     {
         "change_file": siege_around.change_file,
+        "change_mode": siege_around.change_mode,
         "connect": _connect,
         "daemon": _daemon,
         "descriptors": _descriptors,

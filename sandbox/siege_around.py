@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ def change_file(target: Target) -> str:
     """Open a file that is there for writing, and write nothing."""
     os.close(os.open(target["path"], os.O_RDWR | os.O_CLOEXEC))
     return f"{target['path']} could be written"
+
+
+def change_mode(target: Target) -> str:
+    """Set the mode of a file that is there, to what it is."""
+    os.chmod(target["path"], stat.S_IMODE(os.stat(target["path"]).st_mode))
+    return f"the mode of {target['path']} could be changed"
 
 
 def make_file(target: Target) -> str:

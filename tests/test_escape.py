@@ -62,13 +62,14 @@ def test_this_run_says_what_the_committed_table_says(corpus: Run) -> None:
 
 @pytest.mark.long
 @pytest.mark.bounded(RUN_S)
-def test_the_walls_of_a_plain_users_broker_hold_too() -> None:
+@pytest.mark.parametrize("options", [(), ("--without-namespaces",)], ids=["namespaces", "landlock alone"])
+def test_the_walls_of_a_plain_users_broker_hold_too(options: tuple[str, ...]) -> None:
     """Attacks by an interpreter inside: there the broker has no other user to hide behind."""
     with live_folder() as base:
         plain = plain_user(base)
         report = base / "report.json"
         done = subprocess.run(
-            [*plain.python, "-m", "tests.escape", "--scripts", "--report", str(report)],
+            [*plain.python, "-m", "tests.escape", "--scripts", *options, "--report", str(report)],
             cwd=ROOT,
             env={**plain.environment, "PYTHONPATH": f"{ROOT}:{plain.environment.get('PYTHONPATH', '')}"},
             capture_output=True,

@@ -24,7 +24,7 @@ def main() -> int:
     """Run what is asked for, a line for each attack."""
     asked = _parser().parse_args()
     attacks = [attack for attack in load_catalogue() if _wanted(attack, asked)]
-    run = trio.run(partial(run_corpus, attacks, _tell))
+    run = trio.run(partial(run_corpus, attacks, _tell, namespaces=not asked.without_namespaces))
     for name, (state, detail) in run.layers.states.items():
         print(f"layer {name}: {state}: {detail}")
     print(", ".join(f"{count} {state}" for state, count in counts(run).items()))
@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--title", default="", help="what a person calls this combination")
     parser.add_argument("--scripts", action="store_true", help="only those that need no program but Python")
     parser.add_argument("--guest", action="store_true", help="only those that are tried again in a guest")
+    parser.add_argument("--without-namespaces", action="store_true", help="as on a host that gives none")
     parser.add_argument("--only", default="", help="only those whose name or vector holds this text")
     return parser
 

@@ -40,10 +40,10 @@ class Run:
     results: tuple[Result, ...]
 
 
-async def run_corpus(attacks: Sequence[Attack], tell: Callable[[Result], None]) -> Run:
-    """Try all of *attacks*; *tell* hears of each as it is judged."""
+async def run_corpus(attacks: Sequence[Attack], tell: Callable[[Result], None], *, namespaces: bool = True) -> Run:
+    """Try all of *attacks*, also as on a host without *namespaces*; *tell* hears of each as it is judged."""
     with open_ground() as ground, Claims() as claims:
-        config = load_config(write_configuration(ground, attacks))
+        config = load_config(write_configuration(ground, attacks, namespaces=namespaces))
         foundation = lay_foundation(config, claims)
         programs = {name: rule.executable for name, rule in config.policy.allowed_commands.items()}
         async with open_scene(ground, foundation.user, programs) as scene, open_gate(config, foundation) as gate:

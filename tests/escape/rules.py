@@ -30,8 +30,8 @@ SMALL = {"memory_max": 256 << 20, "pids_max": 32, "file_size_max": 1 << 20}
 WITHOUT_HELP = {"GIT_CONFIG_COUNT": "0"}
 
 
-def write_configuration(ground: Ground, attacks: Iterable[Attack]) -> Path:
-    """Write both files and return their folder."""
+def write_configuration(ground: Ground, attacks: Iterable[Attack], *, namespaces: bool = True) -> Path:
+    """Write both files and return their folder; without *namespaces* as on a host that gives none."""
     shipped = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))["policy"]
     commands = {name: {**rule, "examples": None} for name, rule in shipped["allowed_commands"].items()}
     for rule in commands.values():
@@ -49,7 +49,7 @@ def write_configuration(ground: Ground, attacks: Iterable[Attack]) -> Path:
         "allowed_commands": commands,
         "allowed_paths": ["~/**", f"{ground.work}/**", f"{ground.library}/**"],
     }
-    server = {"sessions": {"max_concurrent": 4}, "sandbox": {"enable_cgroups": True}}
+    server = {"sessions": {"max_concurrent": 4}, "sandbox": {"enable_cgroups": True, "enable_namespaces": namespaces}}
     folder = ground.base / "config"
     for name, section in (("policy", policy), ("server", server)):
         path = folder / f"{name}.yaml"
