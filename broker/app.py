@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 import attrs
 import trio
 
+from broker.aftermath import Listeners
 from broker.audit import Audit, AuditUnavailable, Event, EventType, open_audit
 from broker.belongings import Belongings, tend
 from broker.contract import TOOLS
@@ -167,7 +168,7 @@ async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[B
                 plan.layers,
                 sniffing.look,
                 records.upload_discarded,
-                records.job_ended,
+                Listeners(on_end=records.job_ended, on_appeared=records.closed_names_appeared),
             )
             if layer != foundation.cgroup.report:
                 log.info("layer %s: %s: %s", layer.name, layer.state, layer.detail)

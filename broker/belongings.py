@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, closing, contextmanager, suppress
 import attrs
 import trio
 
-from broker.job import Job
+from broker.aftermath import Aftermath, Listeners
 from broker.jobs import Jobs
 from broker.rawtransfers import SessionTransfers, TransferDesk
 from sandbox.descriptors import Disk
@@ -42,6 +42,7 @@ class Belongings:
     transfers: Transfers
     raw: SessionTransfers
     jobs: Jobs
+    aftermath: Aftermath
     working_dir: str
     environment: Mapping[str, str]
     sweep_s: float
@@ -65,18 +66,19 @@ async def open_belongings(
     *,
     environment: Mapping[str, str],
     on_discard: Callable[[Discarded], None],
-    on_job_end: Callable[[Job], None],
+    listeners: Listeners,
     desk: TransferDesk,
 ) -> AsyncIterator[Belongings]:
     """Bring the session's init to life and open its files and transfers.
 
     Raises:
         BirthFailed: the init could not be born; nothing is left of it.
-    Ownership: URLs close first, then transfers (an unfinished upload is discarded), then files, then everything below
-        the init is ended and gone, then the commands' output.
+    Ownership: closed names are looked for a last time, then URLs close, then transfers (an unfinished upload is
+        discarded), then files, then everything below the init is ended and gone, then the commands' output.
     """
     limiter = trio.CapacityLimiter(DISK_THREADS)
-    jobs = Jobs(settings.max_commands, settings.output, on_job_end)
+    aftermath = Aftermath(listeners)
+    jobs = Jobs(settings.max_commands, settings.output, aftermath.job_ended)
     with closing(jobs):
         async with (
             launcher.open_init(walls) as init,
@@ -84,22 +86,28 @@ async def open_belongings(
             open_transfers(settings.transfers, limiter=limiter, on_discard=on_discard) as transfers,
         ):
             with closing(SessionTransfers(desk, limiter)) as raw:
-                yield Belongings(
+                own = Belongings(
                     init=init,
                     files=files,
                     transfers=transfers,
                     raw=raw,
                     jobs=jobs,
+                    aftermath=aftermath,
                     working_dir=walls.working_dir,
                     environment=environment,
                     sweep_s=settings.sweep_s,
                 )
+                try:
+                    yield own
+                finally:
+                    await aftermath.look_at_the_end(files.trees, own.working_dir)
 
 
 async def tend(own: Belongings) -> None:
-    """Look for abandoned transfers now and then; return when the init has ended, and the session with it."""
+    """Look for abandoned transfers now and then, and for what commands leave; return when the init has ended."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_sweep, own)
+        nursery.start_soon(own.aftermath.run, own.files.trees, lambda: own.working_dir)
         await own.init.wait_exited()
         nursery.cancel_scope.cancel(reason="the init ended")
 

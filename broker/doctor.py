@@ -20,7 +20,7 @@ from typing import Any
 import attrs
 import trio
 
-from broker.approaches import absent, take_back
+from broker.aftermath import Listeners
 from broker.belongings import tend
 from broker.checks import CHECKS, MEMORY_BYTES, NAMES, TASKS, Attempt, Check, Line, judge, skipped
 from broker.host import Host
@@ -84,8 +84,8 @@ async def _open_host(config: Config, foundation: Foundation) -> AsyncIterator[Ho
         open_sniffing(say=_forget) as sniffing,
         open_supervisor(settings, wait_lost=tend, on_end=_forget, drain_s=server.drain_s) as supervisor,
     ):
-        layers, look = foundation.plan.layers, sniffing.look
-        yield build_host(config, foundation, launcher, supervisor, layers, look, _forget, _forget)
+        layers, look, nobody = foundation.plan.layers, sniffing.look, Listeners(on_end=_forget, on_appeared=_forget)
+        yield build_host(config, foundation, launcher, supervisor, layers, look, _forget, nobody)
 
 
 def _forget(*_: object) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import attrs
 
+from broker.aftermath import Listeners
 from broker.belongings import Belongings, BelongingsSettings
 from broker.calls import Report
-from broker.job import Job
 from broker.rawtransfers import TransferDesk
 from broker.session import Session
 from broker.supervisor import Supervisor
@@ -77,7 +77,8 @@ class Host:
     desk: TransferDesk
     on_discard: Callable[[str, str, Discarded], None]
     """Told of the principal, the session and the upload."""
-    on_job_end: Callable[[Job], None]
+    listeners: Listeners
+    """Of all sessions' commands."""
 
     @property
     def account(self) -> User:

@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from broker.aftermath import Appeared
 from broker.audit import Audit, Event, EventType, redact_arguments
 from broker.errors import ErrorCode, Failure, failure_of
 from broker.job import Job
@@ -25,6 +26,8 @@ from transfers.part import Cause, Discarded
 
 USED = tuple(field.name for field in attrs.fields(CommandUsage))
 """What a cgroup says of a command, by the names of results and records."""
+SHOWN_NAMES = 50
+"""Of one record; `count` has them all."""
 CANCELLED = "cancelled: the client left, or the broker stops"
 _ENDS = MappingProxyType(
     {
@@ -70,6 +73,25 @@ class Records:
                     **_how(job),
                 )
             )
+
+    def closed_names_appeared(self, job: Job, appeared: Appeared) -> None:
+        """Names that the rules close were found open; *job* is the command that ended last before."""
+        origin = job.origin
+        self._audit.end(
+            Event(
+                event_type=EventType.CLOSED_NAMES_APPEARED,
+                session_id=origin.session_id,
+                principal=origin.principal,
+                client=origin.client,
+                details={
+                    "command_id": job.id,
+                    "count": len(appeared.paths),
+                    "paths": [shown_path(path) for path in appeared.paths[:SHOWN_NAMES]],
+                    "looked_to_the_end": not appeared.stopped,
+                    **({"stopped": appeared.stopped} if appeared.stopped else {}),
+                },
+            )
+        )
 
     def session_ended(self, end: SessionEnd) -> None:
         """A session is gone: say why, and which commands it ended. `kill_session` is also recorded by its own call."""

@@ -45,6 +45,8 @@ from sandbox.farewell import ask_to_end
 from sandbox.faults import ProcessNotFound
 from sandbox.plan import LayerReport
 
+SHOWN_NAMES = 5
+
 
 async def perform_create_session(scope: Scope, request: CreateSession, working_dir: str) -> CreateSessionResult:
     """Bring a session to life and enter its working directory, whose real path is decided as well."""
@@ -56,7 +58,7 @@ async def perform_create_session(scope: Scope, request: CreateSession, working_d
         host.belongings,
         environment=request.environment,
         on_discard=partial(host.on_discard, scope.principal, session_id),
-        on_job_end=host.on_job_end,
+        listeners=host.listeners,
         desk=host.desk,
     )
     try:
@@ -132,7 +134,7 @@ async def perform_get_system_info(scope: Scope, _request: GetSystemInfo, _: Subj
             for disk in facts.disks
         ),
         uptime_seconds=int(facts.uptime_s),
-        isolation=_isolation(scope.host.layers),
+        isolation=_isolation(scope.host.layers, _appeared(scope)),
     )
 
 
@@ -181,8 +183,27 @@ def _process(facts: ProcessFacts, *, with_cmdline: bool) -> ProcessInfo:
     )
 
 
-def _isolation(layers: tuple[LayerReport, ...]) -> tuple[IsolationLayer, ...]:
-    return tuple(IsolationLayer(name=layer.name, state=layer.state, detail=layer.detail) for layer in layers)
+def _appeared(scope: Scope) -> Mapping[str, str]:
+    """What is to be added to a layer's words: closed names that were found in sessions of the caller.
+
+    Without the sessions' ids: who has one has the session.
+    """
+    sessions = scope.host.supervisor.of(scope.principal)
+    names = tuple(dict.fromkeys(name for session in sessions for name in session.own.aftermath.names))
+    if not names:
+        return {}
+    shown = ", ".join(shown_path(name) for name in names[:SHOWN_NAMES])
+    more = "" if len(names) <= SHOWN_NAMES else f" and {len(names) - SHOWN_NAMES} more"
+    return {"blocked_paths": f"; closed names that appeared while your sessions live: {shown}{more}"}
+
+
+def _isolation(
+    layers: tuple[LayerReport, ...], more: Mapping[str, str] = MappingProxyType({})
+) -> tuple[IsolationLayer, ...]:
+    return tuple(
+        IsolationLayer(name=layer.name, state=layer.state, detail=layer.detail + more.get(layer.name, ""))
+        for layer in layers
+    )
 
 
 STEPS: Mapping[type, Step] = MappingProxyType(

@@ -10,11 +10,11 @@ from collections.abc import Callable
 import attrs
 import trio
 
+from broker.aftermath import Listeners
 from broker.audit import AuditSettings
 from broker.belongings import Belongings, BelongingsSettings
 from broker.grants import find_grants, limits_of, resolve_programs, without_own_files
 from broker.host import CommandLimits, Host
-from broker.job import Job
 from broker.listener import HttpSettings
 from broker.ownership import NotOurs, check_owners
 from broker.rawtransfers import TransferDesk
@@ -98,7 +98,7 @@ def build_host(
     layers: tuple[LayerReport, ...],
     look: Look,
     on_discard: Callable[[str, str, Discarded], None],
-    on_job_end: Callable[[Job], None],
+    listeners: Listeners,
 ) -> Host:
     """What the tools work with. Looks at the machine's programs and at what the path patterns stand for now.
 
@@ -132,7 +132,7 @@ def build_host(
         media=MediaTypes(look=look, limiter=trio.CapacityLimiter(MEDIA_THREADS)),
         desk=_transfer_desk(server),
         on_discard=on_discard,
-        on_job_end=on_job_end,
+        listeners=listeners,
     )
 
 

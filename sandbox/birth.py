@@ -212,7 +212,8 @@ def _grants_beside(birth: Birth) -> tuple[list[Grant], list[Grant]]:
     closed = birth.closed
     closed.masked = [path for path, only_guarded in found if not only_guarded]
     closed.guarded = [path for path, only_guarded in named if only_guarded]
-    closed.left = len(found) - len(closed.masked) - len(closed.guarded)
+    search.left = frozenset(path for path, only_guarded in found if only_guarded) - set(closed.guarded)
+    closed.left = len(search.left)
     between = beside.Beside(closed.masked, closed.guarded, search.frames())
     try:
         pieces = [list(between.pieces(birth.spec[kind])) for kind in ("grants", "real_grants")]

@@ -203,15 +203,25 @@ def _gone(path: str) -> FileError:
 
 @asynccontextmanager
 async def open_exchange(sock: socket.socket, *, answer_s: float) -> AsyncIterator[Exchange]:
-    """Own *sock* and the task that reads it. Ownership: the socket is closed at the end."""
+    """Own *sock* and the task that reads it.
+
+    Ownership: the socket is closed at the end.
+    Cancellation: answers are read until the end, for whoever still has something to tidy up, or to look at.
+    """
     if not (math.isfinite(answer_s) and answer_s > 0):
         raise ValueError(f"answer_s must be a positive number of seconds, not {answer_s}")
     with sock:
         sock.setblocking(False)
+        reading = trio.CancelScope(shield=True)
+        exchange = Exchange(sock, answer_s=answer_s)
+
+        async def read() -> None:
+            with reading:
+                await exchange.read_answers()
+
         async with trio.open_nursery() as nursery:
-            exchange = Exchange(sock, answer_s=answer_s)
-            nursery.start_soon(exchange.read_answers)
+            nursery.start_soon(read)
             try:
                 yield exchange
             finally:
-                nursery.cancel_scope.cancel(reason="the files are closed")
+                reading.cancel(reason="the files are closed")

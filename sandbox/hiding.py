@@ -26,6 +26,7 @@ import os
 import re
 import socket
 import stat
+import time
 
 from sandbox.beneath import is_beneath_any
 from sandbox.stages import StageFailed
@@ -40,6 +41,7 @@ MAX_FOUND = 20_000  # each one is a mount: about a second
 _OTHERS_WRITE = 0o022  # the mask of an access list stands in the group's bits
 _STEPS_MAX = 400  # names on the way of one path, those behind its links with them
 _STRANGE = "/\0\0"  # a name that no rule means
+CLOCK = 5  # CLOCK_REALTIME_COARSE, by which files are stamped
 _ELSEWHERE = (_STRANGE, 9 * _STRANGE)  # where in a root something could be moved to: near, and far down
 
 
@@ -61,7 +63,11 @@ class Closed:
 
 
 class Search:
-    """One search. When `found` is used up, `missed` has the directories that were not looked at, or not to the end."""
+    """One search. When `found` is used up, `missed` has the directories that were not looked at, or not to the end.
+
+    What `aftermath.py` asks later: `met` has every closed name that was there, `left` those of them that commands reach
+    where nothing covers names by mounts, `since_ns` when it began, as the stamps of files count.
+    """
 
     def __init__(self, spec: dict[str, Any], *, max_names: int = MAX_NAMES, max_found: int = MAX_FOUND) -> None:
         """Look for what *spec* names: see `new_root.close_for`.
@@ -74,9 +80,9 @@ class Search:
         self._places: list[str] = spec["places"]
         self._names: list[str] = spec["names"]
         self._folders: list[str] = spec["folders"]
-        opened = tuple(spec["opened"])
-        self._blocked = Closed(spec["blocked"], opened)
-        self._guarded = Closed(spec["guarded"], opened)
+        self._opened = tuple(spec["opened"])
+        self._blocked = Closed(spec["blocked"], self._opened)
+        self._guarded = Closed(spec["guarded"], self._opened)
         self._may_be_closed = re.compile(spec["last_names"]).match  # a fraction of the time of the others
         self._system: list[str] = spec["system"]
         self._sockets_in: list[str] = spec["sockets_in"]
@@ -84,6 +90,9 @@ class Search:
         self._left = max_names
         self._max_found = max_found
         self._taken: set[tuple[str, bool]] = set()
+        self.met: set[str] = set()
+        self.left: frozenset[str] | None = None
+        self.since_ns = time.clock_gettime_ns(CLOCK)
         # Where a pattern with wildcards begins is looked at before the trees around it.
         begins = [p for p in self._places if os.path.realpath(p) == p and not self._guarded.hold(p)]
         self._starts = dict.fromkeys(path for path in (*begins, *self._roots) if not self._blocked.hold(path))
@@ -139,7 +148,20 @@ class Search:
         """Tell whether a path must not be written."""
         return self._blocked.hold(path) or self._guarded.hold(path)
 
+    def trees(self, first: str) -> list[str]:
+        """List what can be written, without what is closed itself: *first*, then the rest, the session's home last."""
+        open_ones = [root for root in self._writable if not self._blocked.hold(root) and not self._guarded.hold(root)]
+        return sorted(open_ones, key=lambda root: (root != first, is_beneath_any(root, self._opened)))
+
+    def closes(self, directory: str, name: str) -> str:
+        """Say how a name in a directory that is open is closed: blocked, guarded, or not at all."""
+        if not self._may_be_closed(f"/{name}"):
+            return ""
+        path = f"{directory}/{name}"
+        return "blocked" if self._blocked.hold(path) else "guarded" if self._guarded.hold(path) else ""
+
     def _take(self, path: str, *, guarded: bool) -> Iterator[tuple[str, bool]]:
+        self.met.add(path)
         real = os.path.realpath(path)
         if (path, guarded) not in self._taken and (real == path or self._may_cover(real)):
             self._taken.add((path, guarded))

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
+    from sandbox.hiding import Search
+
 
 TERMINAL_MAKER = "/dev/pts/ptmx"
 
@@ -63,7 +65,7 @@ def _be_born(sock: socket.socket) -> Birth:
     layers = findings.report(birth)
     gc.freeze()  # keeps the collector of whatever is forked from here on from writing into pages that all share
     with stage("opener"):  # after the report: what we touch after a fork is there twice
-        birth.opener_pid = _fork_opener(fds[0])
+        birth.opener_pid = _fork_opener(fds[0], birth.search)
     if message["seccomp"]:
         with stage("seccomp"):
             seccomp.forbid_openat2()
@@ -98,12 +100,12 @@ def fork(child: Callable[[], None]) -> int:
     return pid
 
 
-def _fork_opener(fd: int) -> int:
+def _fork_opener(fd: int, search: Search | None) -> int:
     init_pid = os.getpid()
 
     def child() -> None:
         prctl.die_with(init_pid, signal.SIGKILL)
-        opener.serve(socket.socket(fileno=prctl.keep_only(fd)))
+        opener.serve(socket.socket(fileno=prctl.keep_only(fd)), search)
         os._exit(0)
 
     pid = fork(child)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import socket
     from typing import Any
 
+    from sandbox.hiding import Search
+
 MEMORY_BYTES = 512 * 1024 * 1024
 NICE = 5  # a search of everything must not slow the machine's other work down
 LOOK_S = 0.05  # between two looks at the broker's end of the socket
@@ -39,7 +41,9 @@ class Stop(Exception):
 class Job:
     """The worker's side of one job: findings go out in pieces, counts with them."""
 
-    def __init__(self, sock: socket.socket, spec: dict[str, Any]) -> None:
+    def __init__(self, sock: socket.socket, spec: dict[str, Any], search: Search | None = None) -> None:
+        """Begin. *search*: what the session's birth knows of closed names, if it looked for any."""
+        self.search = search
         self._sock = sock
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)

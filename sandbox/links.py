@@ -84,7 +84,7 @@ class Links:
             root, steps = pending.popleft()
             self._job.tick()
             try:
-                with Held(_open_beneath(root, steps)) as directory:
+                with Held(open_beneath(root, steps)) as directory:
                     folders, count = self._scan(directory.fd, seen)
             except (OSError, Refused):
                 continue  # gone, or not ours to look into: its names stay unknown, which counts against a file
@@ -118,7 +118,7 @@ class Links:
             self._names.setdefault(identity, set()).add(path)
 
 
-def _open_beneath(root: str, steps: Iterable[str]) -> int:
+def open_beneath(root: str, steps: Iterable[str]) -> int:
     """Open a directory for reading; from *root* on no step follows a link. Raises OSError."""
     fd = open_path(root, flags=os.O_DIRECTORY)
     try:

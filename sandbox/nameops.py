@@ -19,6 +19,8 @@ TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from typing import Any
 
+    from sandbox.hiding import Search
+
     Fds = list[int]
     Reply = tuple[dict[str, Any], Fds]
 
@@ -27,6 +29,8 @@ SWEPT_NAMES = 10_000  # of a directory where a session begins: a millisecond or 
 
 class NameOps:
     """The `do_` methods about names. Each takes the request and its descriptors and returns its reply."""
+
+    _search: Search | None
 
     def do_entry(self, request: dict[str, Any], _fds: Fds) -> Reply:
         """Pin the directory of a path and look at its last name, which is not followed when it is a link."""
@@ -91,7 +95,7 @@ class NameOps:
         with theirs:
             pid = os.fork()
             if pid == 0:
-                _be_worker(theirs.fileno(), opener_pid)
+                _be_worker(theirs.fileno(), opener_pid, self._search)
             ours_fd = ours.detach()
             try:
                 # It cannot have ended and been replaced: it waits for its job, or its socket's end, which we hold.
@@ -101,10 +105,10 @@ class NameOps:
                 raise
 
 
-def _be_worker(fd: int, opener_pid: int) -> None:
+def _be_worker(fd: int, opener_pid: int, search: Search | None) -> None:
     try:
         prctl.die_with(opener_pid, signal.SIGKILL)
-        treeworker.serve(socket.socket(fileno=prctl.keep_only(fd)))
+        treeworker.serve(socket.socket(fileno=prctl.keep_only(fd)), search)
     finally:
         os._exit(0)
 

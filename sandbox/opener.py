@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from sandbox.hiding import Search
+
     Fds = list[int]
     Reply = tuple[dict[str, Any], Fds]
 
@@ -34,12 +36,15 @@ MAX_PARTS = 64  # leftovers looked at in one listing
 MESSAGE_BUDGET_BYTES = 48 * 1024  # of one piece of a listing; the socket takes about four times that
 
 
-def serve(sock: socket.socket) -> None:
-    """Answer requests until the broker closes *sock*; part files with a name are removed at the end."""
+def serve(sock: socket.socket, search: Search | None = None) -> None:
+    """Answer requests until the broker closes *sock*; part files with a name are removed at the end.
+
+    *search* is what the birth knows of closed names, which workers have with them.
+    """
     sock.setblocking(True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # workers are reaped by the kernel; their ends are seen elsewhere
     with Parts() as parts:
-        opener = Opener(sock, parts)
+        opener = Opener(sock, parts, search)
         try:
             while (message := wire.receive(sock)) is not None:
                 opener.answer(*message)
@@ -50,9 +55,10 @@ def serve(sock: socket.socket) -> None:
 class Opener(NameOps):
     """Performs requests. Each `do_` method takes the request and its descriptors and returns its reply."""
 
-    def __init__(self, sock: socket.socket, parts: Parts) -> None:
+    def __init__(self, sock: socket.socket, parts: Parts, search: Search | None) -> None:
         self._sock = sock
         self._parts = parts
+        self._search = search
 
     def answer(self, request: dict[str, Any], fds: Fds) -> None:
         """Perform one request and send its answer or its failure; close every descriptor it came with."""

@@ -27,6 +27,11 @@ NETWORK_REMEDY = "let the policy allow the network to no command, or allow names
 
 _SOCKETS = "sockets in it that the session's user may write to (tmux, ssh-agent, X11) can be connected to"
 _OWN_PORT = "the broker's own port refuses them all, but not a proxy outside that they ask"
+_LATER = (
+    "one that appears later where it is not kept away (a new repository's .git/hooks) is looked for after commands and "
+    "at the session's end, in so many names and seconds, and is recorded and told by get_system_info, but not closed "
+    "to commands before the next session"
+)
 _SWITCHED_OFF = "switched off (sandbox.enable_namespaces)"
 _ALWAYS = namespaces.PID | namespaces.IPC | namespaces.UTS
 
@@ -110,8 +115,7 @@ def _blocked(flags: int, landlock_abi: int) -> Words:
     if flags:
         return "partial", (
             "enforced for the file tools; from commands those are closed that were there when the session began, and "
-            "names that the rules give without wildcards, there or not; one that appears in an open directory later is "
-            "not closed to them before the next session"
+            f"names that the rules give without wildcards, there or not; {_LATER}"
         )
     if not landlock_abi:
         return "partial", (
@@ -122,7 +126,7 @@ def _blocked(flags: int, landlock_abi: int) -> Words:
         "enforced for the file tools; from commands those are closed that were there when the session began, and "
         "names that the rules give without wildcards, there or not, but their names can be listed, and their modes and "
         "times changed, and what must not be changed wherever it lies (.git/config) is kept by the file tools alone: "
-        "only a mount namespace could prevent these"
+        f"only a mount namespace could prevent these; {_LATER}"
     )
 
 

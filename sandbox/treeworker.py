@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from types import MappingProxyType
 
-from sandbox import archive_pack, archive_unpack, links, treechange, treelook, treesearch, wire
+from sandbox import aftermath, archive_pack, archive_unpack, links, treechange, treelook, treesearch, wire
 from sandbox.job import Job, Stop, limit_worker
 from sandbox.openat import Refused
 from sandbox.room import ReserveReached
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
     from typing import Any
+
+    from sandbox.hiding import Search
 
     Operation = Callable[[Job, dict[str, Any], list[int]], dict[str, Any]]
 
@@ -31,18 +33,19 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "judge_names": links.judge,
         "pack": archive_pack.pack,
         "unpack": archive_unpack.unpack,
+        "aftermath": aftermath.look,
     }
 )
 
 
-def serve(sock: socket.socket) -> None:
-    """Do the one job that *sock* brings."""
+def serve(sock: socket.socket, search: Search | None = None) -> None:
+    """Do the one job that *sock* brings; *search* is that of the session's birth."""
     message = wire.receive(sock)
     if message is None:
         return
     spec, fds = message
     limit_worker(spec["timeout_s"], spec["grace_s"])
-    job = Job(sock, spec)
+    job = Job(sock, spec, search)
     job.finish(_outcome(job, spec, fds))
 
 

@@ -1,0 +1,117 @@
+"""The look for closed names after a birth, on real trees: what is found, what is not, and in which order."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox import aftermath, hiding, wire
+from sandbox.job import Job, Stop
+
+ENV = r"/\.env(?=/|\Z)"
+GIT = r"/\.git/(?:config|hooks)(?=/|\Z)"
+NEVER = "(?!)"
+
+
+def born(*roots: Path, max_names: int = hiding.MAX_NAMES) -> hiding.Search:
+    """A search that a birth has made in *roots*; without mounts, as its `left` says."""
+    last_ns = max(path.lstat().st_ctime_ns for root in roots for path in (root, *root.rglob("*")))
+    while time.clock_gettime_ns(hiding.CLOCK) <= last_ns:  # what came in the same tick counts as later
+        continue
+    places = [str(root) for root in roots]
+    none: dict[str, Any] = {
+        name: [] for name in ("places", "names", "folders", "opened", "system", "sockets_in", "sockets_of")
+    }
+    names = {"blocked": (NEVER, ENV), "guarded": (NEVER, GIT), "last_names": r"/(?:\.env|config|hooks)(?=/|\Z)"}
+    search = hiding.Search({**none, **names, "roots": places, "writable": places}, max_names=max_names)
+    search.left = frozenset(path for path, only_guarded in search.found() if only_guarded)
+    return search
+
+
+def look(search: hiding.Search, first: Path, max_items: int = 100) -> tuple[list[str], str]:
+    """What a look finds, without the first root's path, and why it stopped."""
+    ours, theirs = wire.pair()
+    with ours, theirs:
+        job = Job(theirs, {"timeout_s": 20, "max_items": max_items}, search)
+        stopped = ""
+        try:
+            aftermath.look(job, {"first": str(first)}, [])
+        except Stop as stop:
+            stopped = stop.why
+        job.flush()
+        received = wire.receive(ours)
+        assert received is not None
+        return [path for path, _program in received[0]["piece"]], stopped
+
+
+def write(path: Path, mode: int = 0o644) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("x")
+    path.chmod(mode)
+
+
+def test_hooks_count_only_where_git_would_run_them(tmp_path: Path) -> None:
+    search = born(tmp_path)
+    hooks = tmp_path / "r/.git/hooks"
+    write(hooks / "pre-commit", 0o755)
+    write(hooks / "update.sample", 0o755)
+    write(hooks / "notes")
+    assert look(search, tmp_path) == ([str(hooks), str(hooks / "pre-commit")], "")
+
+
+def test_what_was_there_is_found_only_when_it_changed(tmp_path: Path) -> None:
+    old, covered = tmp_path / "old/.git/hooks/pre-commit", tmp_path / "old/.env"
+    write(old, 0o755)
+    write(covered)
+    search = born(tmp_path)
+    assert look(search, tmp_path) == ([], "")
+    write(covered)  # closed to commands: whoever changed it is outside
+    write(old, 0o755)
+    assert look(search, tmp_path) == ([str(old)], "")
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    workspace, elsewhere = tmp_path / "ws", tmp_path / "elsewhere"
+    workspace.mkdir()
+    search = born(workspace)
+    write(elsewhere / ".env")
+    (workspace / "way").symlink_to(elsewhere)
+    assert look(search, workspace) == ([], "")
+    (workspace / ".env").symlink_to(elsewhere)  # the control: the link itself has a closed name
+    assert look(search, workspace) == ([str(workspace / ".env")], "")
+
+
+def test_where_the_birth_did_not_see_all_only_what_changed_since_is_found(tmp_path: Path) -> None:
+    for n in range(20):
+        write(tmp_path / f"d{n}/.env")
+    search = born(tmp_path, max_names=25)
+    assert search.missed
+    assert look(search, tmp_path) == ([], "")
+    write(tmp_path / "new/.env")
+    assert look(search, tmp_path) == ([str(tmp_path / "new/.env")], "")
+
+
+def test_the_working_directory_comes_first_and_a_limit_ends_it(tmp_path: Path) -> None:
+    roots = [tmp_path / name for name in "abc"]
+    for root in roots:
+        root.mkdir()
+    search = born(*roots)
+    for root in roots:
+        write(root / "d/.env")
+    for root in roots:
+        assert look(search, root, max_items=1) == ([str(root / "d/.env")], "count")
+    assert len(look(search, roots[0])[0]) == 3
+
+
+def test_names_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aftermath, "MAX_NAMES", 10)
+    search = born(tmp_path)
+    for n in range(11):
+        (tmp_path / f"f{n}").touch()
+    assert look(search, tmp_path) == ([], "names")
+    os.unlink(tmp_path / "f0")
+    assert look(search, tmp_path) == ([], "")
