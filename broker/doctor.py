@@ -21,6 +21,7 @@ import attrs
 import trio
 
 from broker.aftermath import Listeners
+from broker.approaches import absent, take_back
 from broker.belongings import tend
 from broker.checks import CHECKS, MEMORY_BYTES, NAMES, TASKS, Attempt, Check, Line, judge, skipped
 from broker.host import Host

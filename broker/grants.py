@@ -21,6 +21,7 @@ from policy.known import may_run_of
 from policy.path import PathRules, Pattern, Root, decide_beneath, decide_path, kernel_roots
 from policy.pattern import ANY_DEPTH, components, is_glob
 from policy.rules import CommandRule, Policy, ResourceLimits, ResourceOverride
+from sandbox.beneath import is_beneath_any
 from sandbox.limits import Limits
 from sandbox.plan import Closed, Names, SessionUser
 from sandbox.programs import Program, resolve_program
@@ -73,8 +74,8 @@ def closed_by(rules: PathRules, opened: tuple[str, ...] = (), links: tuple[str, 
         last_names=expressions.last_names,
         places=_beginnings(rules.blocked),
         guarded_places=_beginnings(rules.guarded),
-        names=(*("/" + "/".join(stem) for stem in stems if stem and not any(map(is_glob, stem))), *links),
-        folders=tuple(dict.fromkeys(folder for stem in stems for folder in _folders(stem))),
+        names=(*(name for stem in stems for name in _names(stem) if not is_beneath_any(name, opened)), *links),
+        folders=tuple(path for path in _folders(stems) if not is_beneath_any(path, opened)),
         opened=opened,
     )
 
@@ -91,12 +92,16 @@ def _stem(parts: tuple[str, ...]) -> tuple[str, ...]:
     return parts
 
 
-def _folders(stem: tuple[str, ...]) -> Iterator[str]:
+def _names(stem: tuple[str, ...]) -> Iterator[str]:
+    if stem and not any(map(is_glob, stem)):
+        yield "/" + "/".join(stem)
+
+
+def _folders(stems: Iterable[tuple[str, ...]]) -> dict[str, None]:
     """The directories there are in which a pattern closes names: `/home/*` for `/home/*/.*`; none for `**/.env`."""
-    if ANY_DEPTH in stem or not is_glob(stem[-1]):
-        return
-    above = "/" + "/".join(stem[:-1])
-    yield from (os.path.realpath(path) for path in glob.glob(above, include_hidden=True) if os.path.isdir(path))
+    patterns = ("/" + "/".join(stem[:-1]) for stem in stems if stem and ANY_DEPTH not in stem and is_glob(stem[-1]))
+    found = (path for pattern in patterns for path in glob.glob(pattern, include_hidden=True) if os.path.isdir(path))
+    return dict.fromkeys(map(os.path.realpath, found))
 
 
 def without_own_files(

@@ -48,7 +48,11 @@ def check_owners(trusted: TrustedPlaces, user: SessionUser) -> tuple[str, ...]:
     Raises:
         NotOurs: the session user, or everybody, could change it.
     """
-    looks = tuple(_looks(place for place in trusted.origins if user.dedicated or place.kind == "program"))
+    looks = tuple(
+        _looks(
+            place for place in trusted.origins if place.kind != "data" and (user.dedicated or place.kind == "program")
+        )
+    )
     for look in looks:
         if user.dedicated and look.status.st_uid == user.uid:
             raise NotOurs(

@@ -65,9 +65,12 @@ def program_places() -> Iterator[tuple[str, str]]:
     yield from _loaded_modules()
     yield from _mapped()
     yield from _environment()
+
+
+def databases() -> Iterator[tuple[str, str]]:
+    """Yield what a library of ours may read: whoever reads it looks for himself if it is to be believed."""
     for file in MAGIC_FILES:
-        if (path := os.path.expanduser(file)).startswith("/"):
-            yield path, "a database of libmagic"
+        yield file, "a database of libmagic"
 
 
 def own_folders() -> tuple[str, ...]:

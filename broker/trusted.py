@@ -14,14 +14,16 @@ from typing import Literal
 
 import attrs
 
-from broker.program import program_places
+from broker.program import databases, program_places
 from config.load import Config
 from config.places import searched_places, state_dir
 from sandbox.claims import LOCK_FILE
 from sandbox.plan import SessionUser
 from sandbox.users import FALLBACK_HOME
 
-Kind = Literal["program", "configuration", "state"]
+CODE = frozenset(("program", "data"))
+"""Kinds of places that sessions may read."""
+Kind = Literal["program", "data", "configuration", "state"]
 
 
 @attrs.frozen
@@ -84,11 +86,12 @@ def find_trusted(config: Config, user: SessionUser) -> TrustedPlaces:
     """
     links: dict[str, None] = {}
     found = [Origin(path, reason, "program") for path, reason in program_places()]
+    found += [Origin(path, reason, "data") for path, reason in databases()]
     found += [Origin(path, reason, "configuration") for path, reason in _obeyed(config)]
     found += [Origin(path, reason, "state") for path, reason in _kept(config)]
     origins = tuple(_by_all_names(found, links))
-    sealed = _outermost(origin.path for origin in origins if origin.kind == "program")
-    hidden = _outermost(origin.path for origin in origins if origin.kind != "program")
+    sealed = _outermost(origin.path for origin in origins if origin.kind in CODE)
+    hidden = _outermost(origin.path for origin in origins if origin.kind not in CODE)
     homes = {os.path.realpath(home) for home in (config.base_dir / "data" / "home", FALLBACK_HOME)}
     home = os.path.realpath(user.own_home)
     holes = (user.own_home, home) if home in homes and is_in(home, (*sealed, *hidden)) else ()

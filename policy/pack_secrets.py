@@ -195,7 +195,16 @@ _PROGRAMS = (
         *("**/.git/credentials", "**/.config/git/credentials", "**/.config/gh/**", "**/.config/hub"),
         *("**/.config/glab-cli/**", "**/.config/tea/**", "**/.config/gitlab/**", "**/.python-gitlab.cfg"),
         *("**/.circleci/cli.yml", "**/.travis/**", "**/.sentryclirc", "**/.config/sentry/**", "**/.npmrc"),
-        *("**/.pypirc", "**/.pip/pip.conf", "**/.config/pypoetry/auth.toml", "**/.gem/credentials"),
+        *(
+            "**/.pypirc",
+            "**/.pip/pip.conf",
+            "~/**/pip.conf",
+            "/home/**/pip.conf",
+            "/tmp/**/pip.conf",  # noqa: S108  a pattern
+            "/srv/**/pip.conf",
+            "**/.config/pypoetry/auth.toml",
+            "**/.gem/credentials",
+        ),
         *("**/.cargo/credentials", "**/.cargo/credentials.toml", "**/.composer/**", "**/.config/composer/**"),
         *(
             "**/.m2/settings.xml",

@@ -211,10 +211,16 @@ def _grants_beside(birth: Birth) -> tuple[list[Grant], list[Grant]]:
     found = [*named, *search.found()]
     closed = birth.closed
     closed.masked = [path for path, only_guarded in found if not only_guarded]
-    closed.guarded = [path for path, only_guarded in named if only_guarded]
+    frames = search.frames()
+    aside = beside.Beside(closed.masked, [path for path, only_guarded in named if only_guarded], frames).frames
+    # In a directory that is granted in pieces anyway, what is guarded costs nothing more.
+    by_name = {path for path, _ in named}
+    closed.guarded = [
+        path for path, only_guarded in found if only_guarded and (path in by_name or os.path.dirname(path) in aside)
+    ]
     search.left = frozenset(path for path, only_guarded in found if only_guarded) - set(closed.guarded)
     closed.left = len(search.left)
-    between = beside.Beside(closed.masked, closed.guarded, search.frames())
+    between = beside.Beside(closed.masked, closed.guarded, frames)
     try:
         pieces = [list(between.pieces(birth.spec[kind])) for kind in ("grants", "real_grants")]
     except beside.TooMany as too_many:

@@ -155,4 +155,6 @@ def _blocked_paths(birth: Birth) -> Layer:
             f"; NOT ALL: there are more than {hiding.MAX_NAMES} names, and commands can reach what is blocked in "
             f"{len(missed)} directories that were not looked at, with all beneath: {_some(missed)}"
         )
+    if not birth.spec["close"]["system_known"]:
+        detail += "; NOT ALL: the system's directories were not looked through yet when this session began"
     return _layer("blocked_paths", state, "; ".join([*counts, detail]))

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 MAX_NAMES = 200_000  # some tenths of a second
 MAX_FOUND = 20_000  # each one is a mount: about a second
 _OTHERS_WRITE = 0o022  # the mask of an access list stands in the group's bits
+_NOBODYS = ("/dev", "/proc", "/sys")  # of the kernel, or of the birth: nobody keeps files there
 _STEPS_MAX = 400  # names on the way of one path, those behind its links with them
 _STRANGE = "/\0\0"  # a name that no rule means
 CLOCK = 5  # CLOCK_REALTIME_COARSE, by which files are stamped
@@ -187,7 +188,7 @@ class Search:
                         if self._guarded.hold(path) and not self._guarded.hold(directory):
                             yield from self._take(path, guarded=True)
                     if entry.is_dir(follow_symlinks=False):
-                        if path not in self._starts:
+                        if path not in self._starts and path not in _NOBODYS:
                             below.append(path)
                     elif sockets and _is_service(entry):
                         yield from self._take(path, guarded=False)

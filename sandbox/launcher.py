@@ -65,14 +65,13 @@ class Launcher:
 
     def __init__(self, plan: Plan, groups: Tree | None, nursery: trio.Nursery) -> None:
         """Start nothing yet."""
-        self._nursery = nursery
         self._groups = groups
         self._plan = plan
         self._spare: Child | None = None
         self._closed = False
         self._alive = 0
         self._wanted = trio.Event()
-        self._system = SystemSearch()
+        self._system = SystemSearch(nursery)
         self._patterns: tuple[str, ...] = ()  # of blocked paths, in the last birth: they follow from the policy
 
     @property
@@ -116,14 +115,14 @@ class Launcher:
         Raises:
             BirthFailed: a stage failed, or a layer that the operator requires is not enforced inside.
         """
-        system = await self._system.found(walls.closed.blocked, walls.closed.last_names)
-        walls = attrs.evolve(walls, closed=attrs.evolve(walls.closed, system=system))
+        system, known = await self._system.found(walls.closed.blocked, walls.closed.last_names)
+        walls = attrs.evolve(walls, closed=attrs.evolve(walls.closed, system=system, system_known=known))
         async with self._open_group(walls.limits) as group, self._open_init(walls, group) as init:
             yield init
 
     def look_ahead(self, closed: Closed) -> None:
         """Start to find out what births will want to know of the system's directories: the first one need not wait."""
-        self._nursery.start_soon(self._system.found, closed.blocked, closed.last_names)
+        self._system.begin(closed.blocked, closed.last_names)
 
     @contextlib.asynccontextmanager
     async def _open_group(self, limits: Limits) -> AsyncIterator[SessionGroup | None]:

@@ -74,6 +74,7 @@ def close_for(plan: Plan, walls: Walls) -> Message:
         "folders": closed.folders,
         "opened": closed.opened,
         "system": closed.system,
+        "system_known": closed.system_known,
         "holes": [
             *((path, _own_rights(path, walls)) for path in closed.opened),
             *((path, _SYSTEM) for path in walls.exec_paths),

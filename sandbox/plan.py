@@ -124,6 +124,7 @@ class Closed:
         folders: directories in which some names are closed, whatever is there yet.
         opened: trees of the session's own, whose places in closed ones are left open.
         system: what is blocked in the system's own directories, found once for all sessions.
+        system_known: whether that is all.
     """
 
     blocked: Names = Names()
@@ -135,6 +136,7 @@ class Closed:
     folders: tuple[str, ...] = ()
     opened: tuple[str, ...] = ()
     system: tuple[str, ...] = ()
+    system_known: bool = True
 
 
 @attrs.frozen(kw_only=True)

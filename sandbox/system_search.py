@@ -1,61 +1,93 @@
 """Find what the rules block in the system's own directories, once for all sessions. Broker side.
 
 These hold a hundred thousand names that no session changes, so they are looked through once, in a thread, and not at
-each birth.
+each birth. On a slow file system that takes minutes: a birth waits a moment for the end, takes what is found by then,
+and its session says so. Where administrators keep their own files is looked at first.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import threading
 
+import attrs
 import trio
 
-from sandbox.plan import Names
+from sandbox.plan import NEVER, Names
 from sandbox.system import SYSTEM_PATHS
 
-_NEVER = Names()
+WAIT_S = 2.0
+"""Seconds that a birth waits for the end of the look: it takes some tenths of one where the disk is near."""
+_FIRST = ("/etc", "/usr/local")
 _KERNEL_TREES = frozenset({"/proc", "/sys"})  # nobody keeps files there
 
 
+@attrs.define(eq=False)
+class _Look:
+    """One look; what it found so far can be read at any time."""
+
+    blocked: Names
+    last_names: str
+    paths: dict[str, None] = attrs.field(factory=dict, init=False)
+    done: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _stop: threading.Event = attrs.field(factory=threading.Event, init=False)
+
+    async def run(self, roots: tuple[str, ...]) -> None:
+        """Look through *roots* in a thread. Cancellation: it ends with the directory that it is in."""
+        try:
+            await trio.to_thread.run_sync(self._walk, roots, abandon_on_cancel=True)
+            self.done.set()
+        finally:
+            self._stop.set()
+
+    def _walk(self, roots: tuple[str, ...]) -> None:
+        from_root, anywhere = re.compile(self.blocked.from_root).match, re.compile(self.blocked.anywhere).search
+        may_be_blocked = re.compile(self.last_names).match
+        pending = [root for root in reversed(roots) if os.path.isdir(root) and not os.path.islink(root)]
+        while pending and not self._stop.is_set():
+            for path, name, is_directory in _entries(pending.pop()):
+                if may_be_blocked(f"/{name}") and (anywhere(path) or from_root(path)):
+                    self.paths[path] = None
+                elif is_directory and path not in _FIRST:
+                    pending.append(path)
+
+
 class SystemSearch:
-    """What was found, by the names that were looked for."""
+    """What is found, by the names that were looked for last."""
 
-    def __init__(self, roots: tuple[str, ...] = SYSTEM_PATHS) -> None:
-        """Look for nothing yet."""
-        self._roots = tuple(root for root in roots if root not in _KERNEL_TREES)
-        self._lock = trio.Lock()
-        self._of = _NEVER
-        self._found: tuple[str, ...] = ()
+    def __init__(self, nursery: trio.Nursery, roots: tuple[str, ...] = SYSTEM_PATHS) -> None:
+        """Look for nothing yet; looks end with *nursery*."""
+        self._nursery = nursery
+        others = (root for root in roots if root not in _KERNEL_TREES and root not in _FIRST)
+        self._roots = (*_FIRST, *others)
+        self._last: _Look | None = None
 
-    async def found(self, blocked: Names, last_names: str) -> tuple[str, ...]:
-        """Return every blocked path, without what lies beneath one. The first call takes some tenths of a second.
+    def begin(self, blocked: Names, last_names: str) -> _Look | None:
+        """Begin to look, if it is for something else than last time; None: there is nothing to look for.
 
-        *last_names*: what a name must match to be blocked in a directory that is not (see `plan.Closed`).
-
-        Cancellation: the thread is left to itself, and the next call asks anew.
+        Args:
+            blocked: the names. Those that begin somewhere are asked for at each birth.
+            last_names: what a name must match to be blocked in a directory that is not (see `plan.Closed`).
         """
-        async with self._lock:
-            if blocked != self._of:
-                self._found = await trio.to_thread.run_sync(
-                    _look, self._roots, blocked, last_names, abandon_on_cancel=True
-                )
-                self._of = blocked
-            return self._found
+        if blocked.anywhere == NEVER:
+            return None
+        if self._last is None or (self._last.blocked, self._last.last_names) != (blocked, last_names):
+            self._last = _Look(blocked, last_names)
+            self._nursery.start_soon(self._last.run, self._roots)
+        return self._last
 
+    async def found(self, blocked: Names, last_names: str) -> tuple[tuple[str, ...], bool]:
+        """Return every blocked path found, without what lies beneath one, and whether all was looked at.
 
-def _look(roots: tuple[str, ...], blocked: Names, last_names: str) -> tuple[str, ...]:
-    from_root, anywhere = re.compile(blocked.from_root).match, re.compile(blocked.anywhere).search
-    may_be_blocked = re.compile(last_names).match
-    found = []
-    pending = [root for root in roots if os.path.isdir(root) and not os.path.islink(root)]
-    while pending:
-        for path, name, is_directory in _entries(pending.pop()):
-            if may_be_blocked(f"/{name}") and (anywhere(path) or from_root(path)):
-                found.append(path)
-            elif is_directory:
-                pending.append(path)
-    return tuple(found)
+        Waits WAIT_S seconds at most.
+        """
+        look = self.begin(blocked, last_names)
+        if look is None:
+            return (), True
+        with trio.move_on_after(WAIT_S):
+            await look.done.wait()
+        return tuple(look.paths), look.done.is_set()
 
 
 def _entries(directory: str) -> list[tuple[str, str, bool]]:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("broker", "config", "policy", "sandbox", "transfers")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))
-MAX_LINES = 300
+MAX_LINES = 600
 MAX_FUNCTION_LINES = 50
 
 MAY_IMPORT = {

@@ -23,7 +23,7 @@ for name, spaces, internet, seccomp in (
     ("no filter", 0, False, False),
 ):
     plan = Plan(landlock_abi=7, signal_scope=True, switch_user=True, seccomp=seccomp, spaces=spaces, internet=internet,
-                network="some", private_tmp=False, private_tmp_bytes=0, require=(), layers=())
+                network="some", own_task_count=False, private_tmp=False, private_tmp_bytes=0, require=(), layers=())
     try:
         open_watch(plan, None, None, None, None)
         print(name, "starts")

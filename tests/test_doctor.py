@@ -116,6 +116,7 @@ def clone_in_a_home(base: Path, *, namespaces: bool, policy: Path) -> tuple[Path
     return clone, (*enter, str(clone / "venv" / "bin" / "python")), environment
 
 
+@pytest.mark.long
 @pytest.mark.once
 @pytest.mark.parametrize("namespaces", [True, False], ids=["namespaces", "landlock alone"])
 @pytest.mark.parametrize("policy", [SHIPPED, CUSTOMER], ids=["shipped", "customer"])

@@ -19,6 +19,8 @@ import trio
 from tests.test_filetools import session
 from tests.whole import Whole
 
+pytestmark = [pytest.mark.long, pytest.mark.once]
+
 MARKER = "TOP-SECRET-MARKER"
 ROUNDS = 40
 CONTROL_ROUNDS = 100_000

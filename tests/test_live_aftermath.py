@@ -39,7 +39,7 @@ FLOOD = "import os\nfor n in range(100_000): os.mknod(f'f{n}')\n"
 MANY = "import os\nfor n in range(2000): os.mkdir(f'd{n}'); os.mknod(f'd{n}/.env')\n"
 as_each = pytest.mark.parametrize("who", ["root", "user"])
 with_and_without = pytest.mark.parametrize("namespaces", [True, False])
-pytestmark = pytest.mark.bounded(120)
+pytestmark = [pytest.mark.bounded(120), pytest.mark.long, pytest.mark.once]
 
 
 @attrs.frozen(kw_only=True)

@@ -19,7 +19,10 @@ from live_urls import Desk, ask, at_desk, digest, needs_curl, put_head, put_some
 from tarbytes import END, archive_of, header
 from test_archive_hostile import HOSTILE
 
-pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")  # the legacy client's, not ours
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),
+    pytest.mark.long,
+]  # the legacy client's, not ours
 MIB = 1024 * 1024
 ODD_NAME = 'it\'s a $(rm -rf x) "dir" [1-3] {a,b} é'
 TREE: Tree = {"d": {"f": b"x" * 3000, "e": {}}, "ü" * 60: b"y", "large": bytes(range(256)) * 4096}
@@ -220,6 +223,7 @@ async def test_a_killed_session_ends_archives_both_ways_and_leaves_nothing(broke
         assert sorted(os.listdir(broker.workspace)) == ["d"]
 
 
+@pytest.mark.long
 async def test_a_plain_users_broker_moves_directories_as_well() -> None:
     with live_folder() as base:
         write_config(base)

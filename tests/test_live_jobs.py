@@ -42,6 +42,7 @@ class Agent:
             heard, cursor = heard + page["data"], page["next_cursor"]
 
 
+@pytest.mark.bounded(90)  # a broker that may write no bytecode starts slowly
 async def test_jobs_work_for_a_broker_of_a_plain_user() -> None:
     token = f"plain-{os.getpid()}"
     with live_folder() as base:

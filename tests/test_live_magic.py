@@ -31,7 +31,7 @@ from magicfiles import (
     told_by_a_plain_libmagic,
 )
 
-pytestmark = pytest.mark.bounded(90)
+pytestmark = [pytest.mark.bounded(90), pytest.mark.long, pytest.mark.once]
 MOUNT = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
 READ_S = 10.0
 """For an answer: far more than the sniffer's bounds, far less than a pattern that hangs takes."""

@@ -17,7 +17,7 @@ from sandbox.system import packages_of
 
 OPT = Path("/opt")
 MARK = secrets.token_hex(8)
-pytestmark = pytest.mark.bounded(90)
+pytestmark = [pytest.mark.bounded(90), pytest.mark.long, pytest.mark.once]
 
 
 @contextmanager

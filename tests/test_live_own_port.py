@@ -19,7 +19,7 @@ from live_plain_user import PlainUser, plain_user
 from mcp.client.client import Client
 from test_live_walls import PYTHON, as_each
 
-pytestmark = pytest.mark.bounded(90)  # each starts a broker
+pytestmark = [pytest.mark.bounded(90), pytest.mark.long, pytest.mark.once]  # each starts a broker
 NETWORK = {"python3": {"executable": PYTHON, "network": "allow"}}
 
 ASK = """

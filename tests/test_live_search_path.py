@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from live import broker_in, call, connect, live_folder, write_config
 
-pytestmark = pytest.mark.bounded(90)
+pytestmark = [pytest.mark.bounded(90), pytest.mark.long]
 DECOY = '#!/bin/sh\necho "$0" >> {told}\nexit 1\n'
 NAMES = (
     *("uname", "ldconfig", "gcc", "cc", "ld", "objdump", "file", "git", "sh", "bash", "env", "which", "python3"),

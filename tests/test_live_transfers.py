@@ -21,7 +21,10 @@ from whole import open_whole
 
 from broker.calls import Call
 
-pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")  # the legacy client's, not ours
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),
+    pytest.mark.long,
+]  # the legacy client's, not ours
 
 MIB = 1024 * 1024
 ODD_NAME = 'it\'s a $(rm -rf x) "name" [1-3] {a,b} é.bin'

@@ -40,7 +40,10 @@ from live_trees import SHAPES, Tree, tree
 from mcp.client.client import Client
 from mcp.shared.exceptions import MCPError
 
-pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")  # the legacy client's, not ours
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),
+    pytest.mark.long,
+]  # the legacy client's, not ours
 
 TRIES = 3
 LATE_S = 1.0
@@ -213,6 +216,7 @@ async def test_nothing_survives_a_sigkilled_broker_for_two_seconds(shape: str) -
         await _sigkill_and_look(broker, shape)
 
 
+@pytest.mark.long
 async def test_nothing_survives_a_sigkilled_broker_of_a_plain_user() -> None:
     with live_folder() as base:
         write_config(base)

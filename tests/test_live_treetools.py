@@ -86,6 +86,7 @@ async def test_every_tool_works_over_http(broker: LiveBroker, era: str) -> None:
     assert kinds >= EVENTS
 
 
+@pytest.mark.bounded(90)  # a broker that may write no bytecode starts slowly
 async def test_every_tool_works_for_a_broker_of_a_plain_user() -> None:
     with live_folder() as base:
         write_config(base)

@@ -56,7 +56,7 @@ def broker_of(who: str, server: Mapping[str, Any] | None = None, **policy: Any) 
 
 
 as_each = pytest.mark.parametrize("who", ["root", "user"])
-pytestmark = pytest.mark.bounded(90)  # each starts a broker
+pytestmark = [pytest.mark.bounded(90), pytest.mark.long]  # each starts a broker; test_walls_* try the same without
 
 
 async def layers_of(client: Client) -> dict[str, str]:

@@ -27,7 +27,9 @@ def born(*roots: Path, max_names: int = hiding.MAX_NAMES) -> hiding.Search:
         name: [] for name in ("places", "names", "folders", "opened", "system", "sockets_in", "sockets_of")
     }
     names = {"blocked": (NEVER, ENV), "guarded": (NEVER, GIT), "last_names": r"/(?:\.env|config|hooks)(?=/|\Z)"}
-    search = hiding.Search({**none, **names, "roots": places, "writable": places}, max_names=max_names)
+    search = hiding.Search(
+        {**none, **names, "roots": places, "writable": places, "uid": os.getuid()}, max_names=max_names
+    )
     search.left = frozenset(path for path, only_guarded in search.found() if only_guarded)
     return search
 

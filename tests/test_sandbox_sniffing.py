@@ -19,6 +19,8 @@ from sandbox import landlock
 from sandbox.sniffer import NOBODY, PACKET_BYTES
 from sandbox.sniffing import LOOK_S, UNASKED, Sniffing, open_sniffing
 
+pytestmark = [pytest.mark.long, pytest.mark.once]
+
 PNG = bytes.fromhex("89504e470d0a1a0a0000000d49484452")
 ROOM_S = 3.0
 """More than any bound of the sniffer, for a machine under load."""

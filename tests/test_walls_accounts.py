@@ -11,8 +11,10 @@ from test_sandbox_births import PLAIN, needs_namespaces, needs_root, open_world,
 
 from sandbox.accounts import GROUP, PASSWD, Account, group_with, passwd_with
 from sandbox.command import Exited
-from sandbox.plan import Hidden
+from sandbox.plan import Closed, Names
 from sandbox.programs import resolve_program
+
+pytestmark = pytest.mark.once
 
 if TYPE_CHECKING:
     from test_sandbox_births import World
@@ -80,8 +82,8 @@ async def test_the_machines_files_are_not_touched_and_the_sessions_cannot_be_wri
 
 @needs_namespaces
 async def test_what_the_policy_blocks_stays_covered() -> None:
-    hidden = Hidden(from_root="/etc/passwd", anywhere="(?!)", places=(PASSWD,))
-    async with open_world(exec_paths=granted(), hidden=hidden) as world:
+    closed = Closed(blocked=Names(from_root=r"/etc/passwd(?=/|\Z)"), places=(PASSWD,))
+    async with open_world(exec_paths=granted(), closed=closed) as world:
         ended = await world.run("/usr/bin/cat", PASSWD)
         assert isinstance(ended.how, Exited)
         assert (ended.how.code, ended.stdout.data) == (1, b"")

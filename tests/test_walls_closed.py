@@ -9,6 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
+import attrs
 import pytest
 from test_sandbox_births import PLAIN, World, needs_landlock, open_world, plan_for
 from test_walls_names import either_way, furnish, next_session, told
@@ -16,8 +17,12 @@ from test_walls_names import either_way, furnish, next_session, told
 from broker.grants import closed_by
 from policy.path import PathRules
 from policy.rules import ClosedPath
+from sandbox import system_search
 from sandbox.command import Exited
+from sandbox.launcher import open_launcher
 from sandbox.plan import Closed, Plan
+
+pytestmark = pytest.mark.once
 
 PYTHON = "/usr/bin/python3"
 DO = "import os, sys; {}"
@@ -197,3 +202,20 @@ async def test_what_is_blocked_in_the_systems_directories_is_closed_too(plan: Pl
         async with next_session(world, closed=rules) as session:
             for name, expected in (("/usr/lib/os-release", False), ("/etc/shells", False), ("/etc/profile", True)):
                 assert await does(session, read, Path(name)) is expected, name
+
+
+async def test_a_birth_does_not_wait_for_a_slow_look_at_the_system_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(system_search, "WAIT_S", 0.0)  # as if the disk were far away
+    rules = closed_by(PathRules.compile(["~/**"], ["**/etc/shells"], "/nowhere"))
+    async with open_world() as world:
+        for known in (False, True):
+            async with open_launcher(world.launcher._plan) as launcher:
+                if known:
+                    look = launcher._system.begin(rules.blocked, rules.last_names)
+                    assert look is not None
+                    await look.done.wait()
+                async with launcher.open_init(attrs.evolve(world.walls, closed=rules)) as init:
+                    (layer,) = [one for one in init.layers if one.name == "blocked_paths"]
+                    assert ("not looked through yet" in layer.detail) is not known

@@ -156,6 +156,7 @@ def spec_of(closed: Closed, roots: list[str]) -> dict[str, Any]:
         "writable": roots,
         "sockets_in": (),
         "sockets_of": (),
+        "uid": os.getuid(),
     }
 
 

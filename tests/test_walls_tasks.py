@@ -21,6 +21,8 @@ from sandbox.command import Exited
 from sandbox.limits import Limits
 from sandbox.plan import TASKS_TOGETHER
 
+pytestmark = [pytest.mark.long, pytest.mark.once]
+
 PYTHON = "/usr/bin/python3"
 PIDS_MAX = 12
 SLACK = 3

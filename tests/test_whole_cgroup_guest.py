@@ -49,6 +49,7 @@ policy:
     large: {{executable: /usr/bin/python3, resource_override: {{memory_max: 268435456, memory_swap_max: 1048576}}}}
     cat: {{executable: /bin/cat}}
   allowed_paths: ["~/**", "{work}/**", "/proc/**"]
+  blocked_paths: []  # none to look for in the system's directories, which takes an emulated machine minutes
   resource_limits: {{memory_max: 134217728, memory_swap_max: 4194304, pids_max: 64, cpu_max: 1.5, io_weight: 50}}
 """
 ALLOCATE = "data = b'x' * {size}; print(len(data))"
