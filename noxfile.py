@@ -54,7 +54,7 @@ GUEST_TESTS = ["tests/test_walls_cgroup_guest.py", "tests/test_whole_cgroup_gues
 # As many tests at once as there are cores. More than four would share the session user's limit of processes.
 AT_ONCE = ["-n", "logical", "--maxprocesses", "4"]
 PYTEST = [*AT_ONCE, "--dist", "loadscope"]  # a module's tests may share a broker
-GUEST_S = 600  # for the tests of one guest; emulated on two idle cores they take about 200
+GUEST_S = 1200  # for the tests of one guest; emulated on two idle cores they take about 300
 PYTHONS = installed_pythons()
 OTHERS = [minor for minor in PYTHONS if minor != "{}.{}".format(*sys.version_info)]
 

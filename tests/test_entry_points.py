@@ -16,6 +16,8 @@ from live import broker_in, call, connect, live_folder, new_session, ok, write_c
 from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parent.parent
 OURS = frozenset({"config", "policy", "sandbox", "transfers"})
 TAKEN_BY_PYTHON = frozenset(

@@ -18,6 +18,8 @@ from front import LEGACY, MODERN
 from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
+pytestmark = pytest.mark.long
+
 SERVER = Path(__file__).with_name("front.py")
 ENV = {"PYTHONPATH": str(SERVER.parent.parent), "PATH": os.environ["PATH"]}
 COMMAND = [sys.executable, str(SERVER)]

@@ -11,6 +11,8 @@ import pytest
 from test_jobs import SERVER, hands
 from test_sandbox_births import wait_exit
 
+pytestmark = pytest.mark.long
+
 MIB = 1024 * 1024
 QUOTA = 64 * MIB
 LINE = 64

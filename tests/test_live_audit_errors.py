@@ -26,7 +26,10 @@ from sandbox.faults import SpawnFailed
 from sandbox.spill import OutputRoom
 from transfers.part import Cause, Discarded
 
-pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")  # the legacy client's, not ours
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),  # the legacy client's, not ours
+    pytest.mark.long,
+]
 CHUNK = base64.b64encode(b"some").decode()
 
 

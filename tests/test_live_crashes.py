@@ -24,6 +24,8 @@ from test_sandbox_files_write import small_disk
 
 from bench.client import ConnectionLost, open_connection
 
+pytestmark = pytest.mark.long
+
 END_BOUND_S = 30
 OLD = b"old" * 1000
 NEW: Mapping[str, bytes] = {"uploaded": b"u" * 30_000, "written": b"w" * 20_000, "copied": b"c" * 25_000}

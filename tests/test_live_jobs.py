@@ -13,7 +13,10 @@ from live_plain_user import plain_user
 from mcp.client.client import Client
 from test_sandbox_births import survivors
 
-pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")  # the legacy client's, not ours
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),  # the legacy client's, not ours
+    pytest.mark.long,
+]
 
 PYTHON = {"allowed_commands": {"python3": {"executable": "/usr/bin/python3", "max_args": 10}}}
 PROMPT = "import os; print(input('name? '), os.get_terminal_size().columns, os.getuid())"

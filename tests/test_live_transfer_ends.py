@@ -14,7 +14,10 @@ from tarbytes import archive_of
 
 from broker.rawtransfers import REMEMBERED_TRANSFERS
 
-pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")  # the legacy client's, not ours
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),  # the legacy client's, not ours
+    pytest.mark.long,
+]
 
 TTL_S = 0.5
 NEVER_S = 3600

@@ -26,7 +26,10 @@ from live import (
 from live_plain_user import plain_user
 from mcp.client.client import Client
 
-pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")  # the legacy client's, not ours
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),  # the legacy client's, not ours
+    pytest.mark.long,
+]
 
 
 EVENTS = {

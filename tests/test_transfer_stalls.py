@@ -22,6 +22,8 @@ from broker.listener import serve_http
 from broker.transferdoor import TransferDoor
 from broker.wiring import http_settings
 
+pytestmark = pytest.mark.long
+
 MIB = 1024 * 1024
 KERNELS_S = 0.5
 """How long the connections of these brokers may stall where nobody else decides; it is 20 s in the program."""
