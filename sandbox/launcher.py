@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sandbox.cgroup_tree import SessionGroup, Tree
     from sandbox.plan import Closed
 
-BIRTH_S = 10.0  # it takes about 10 ms from a warm spare and 50 ms from a cold one
+BIRTH_S = 30.0  # it takes about 10 ms from a warm spare and 50 ms from a cold one; seconds where the disk is far
 AFTER_S = 0.005  # the answer to create_session is on its way by then
 SHUT_S = 25.0  # all of the bounded waits of an end together
 
