@@ -84,13 +84,17 @@ class Aftermath:
     async def look_at_the_end(self, trees: TreeWork, working_dir: str) -> None:
         """Look once more if a command ended since the last look began.
 
-        Cancellation: does not hurry it; it takes at most LAST_LOOK_S + STOP_BOUND_S seconds.
+        Cancellation: what the look had not found by then is told as one that did not come to its end. Without it, it
+        takes about LAST_LOOK_S seconds, and at most LAST_LOOK_S + STOP_BOUND_S where the owner shields it for so long.
         """
-        if self._last is not None:
-            with trio.move_on_after(LAST_LOOK_S + STOP_BOUND_S, shield=True) as bound:
-                await self._look(trees, working_dir, LAST_LOOK_S)
-            if bound.cancelled_caught and self._last is not None:
+        if self._last is None:
+            return
+        try:
+            await self._look(trees, working_dir, LAST_LOOK_S)
+        except trio.Cancelled:
+            if self._last is not None:
                 self._take(self._last, [], "time")
+            raise
 
     async def _look(self, trees: TreeWork, working_dir: str, timeout_s: float) -> None:
         self._due = trio.Event()

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, closing, contextmanager, suppress
 import attrs
 import trio
 
-from broker.aftermath import Aftermath, Listeners
+from broker.aftermath import LAST_LOOK_S, STOP_BOUND_S, Aftermath, Listeners
 from broker.jobs import Jobs
 from broker.rawtransfers import SessionTransfers, TransferDesk
 from sandbox.descriptors import Disk
@@ -100,7 +100,8 @@ async def open_belongings(
                 try:
                     yield own
                 finally:
-                    await aftermath.look_at_the_end(files.trees, own.working_dir)
+                    with trio.move_on_after(LAST_LOOK_S + STOP_BOUND_S, shield=True):
+                        await aftermath.look_at_the_end(files.trees, own.working_dir)
 
 
 async def tend(own: Belongings) -> None:

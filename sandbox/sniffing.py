@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from sandbox.child import PACKAGE_PARENT, SOCKET_FD, Child, start_interpreter
+from sandbox.child import END_S, PACKAGE_PARENT, SOCKET_FD, Child, start_interpreter
 from sandbox.faults import BirthFailed
 from sandbox.sniffer import PACKET_BYTES, READY
 
@@ -36,6 +36,8 @@ cost the next one its own."""
 START_S = 10.0
 RESTART_S = 10.0
 """Seconds after a failed start before the next attempt."""
+END_BOUND_S = 3 * END_S
+"""For the end of the process; see `Child.end`."""
 STUCK_HEADS = 1024
 """Contents without an answer that are remembered, by their digests."""
 BOOTSTRAP = (
@@ -66,7 +68,7 @@ async def open_sniffing(
     """
     sniffing = Sniffing(say, module_name, look_s, answer_s)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(sniffing.serve)
+        await nursery.start(sniffing.serve)
         try:
             yield sniffing
         finally:
@@ -114,14 +116,16 @@ class Sniffing:
             await question.done.wait()
         return question.found
 
-    async def serve(self) -> None:
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer questions one by one, until cancelled."""
+        task_status.started()
         try:
             async for question in self._asked:
                 question.found = await self._answer(question.head)
                 question.done.set()
         finally:
-            await self._end()
+            with trio.move_on_after(END_BOUND_S, shield=True):
+                await self._end()
 
     async def _answer(self, head: bytes) -> str | None:
         if self._stuck and _digest(head) in self._stuck:
