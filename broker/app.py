@@ -128,7 +128,7 @@ class Broker:
 
     def watch(self, foundation: Foundation) -> PeerWatch:
         """Who keeps the sessions' own processes from the port. Raises: Refused, if that cannot be had."""
-        return open_watch(foundation.plan, foundation.user, self.launcher, self.session_of, self.audit)
+        return open_watch(foundation.plan, foundation.user, self.launcher, self.session_of, self.audit.end)
 
     def session_of(self, pid: int) -> str | None:
         """The id of the session whose process this is."""

@@ -56,6 +56,8 @@ class Check:
     """Held by how the sandbox is made, whatever layers there are."""
     as_broker: bool = False
     """The control runs as the broker's own user."""
+    network: bool = False
+    """Tried as a command that may use the network, if any may."""
 
 
 @attrs.frozen(kw_only=True)
@@ -79,53 +81,32 @@ LANDLOCK, SECCOMP, TREE = Fence("landlock"), Fence("seccomp"), Fence("process_tr
 PIDS, MOUNTS, NETWORK = Fence("pid_namespace"), Fence("mount_namespace"), Fence("network")
 USER, RLIMITS, CGROUP = Fence("user"), Fence("rlimits", partial=True), Fence("cgroup", partial=True)
 VICTIM = ("victim", "mark")
-AROUND = (MOUNTS, LANDLOCK)
+
+
+def _around(title: str, attack: str, *needs: str) -> Check:
+    return Check(title=title, attack=attack, needs=needs, fences=(MOUNTS, LANDLOCK))
+
 
 CHECKS_AROUND = (
-    Check(title="change the broker's own code", attack="change_file", needs=("code_file",), fences=AROUND),
+    _around("change the broker's own code", "change_file", "code_file"),
     Check(
         title="change the mode of the broker's own code", attack="change_mode", needs=("code_file",), fences=(MOUNTS,)
     ),
-    Check(
-        title="change the broker's own code by another name",
-        attack="link_file",
-        needs=("code_file", "workspace"),
-        fences=AROUND,
-    ),
-    Check(title="put a module beside the broker's own", attack="make_file", needs=("module_new",), fences=AROUND),
-    Check(title="put a .pth file among its libraries", attack="make_file", needs=("pth_new",), fences=AROUND),
-    Check(
-        title="rename the folder of the broker's code",
-        attack="rename_folder",
-        needs=("code_folder", "beside_code"),
-        fences=AROUND,
-    ),
-    Check(
-        title="rename the folder above that",
-        attack="rename_folder",
-        needs=("code_above", "beside_above"),
-        fences=AROUND,
-    ),
-    Check(
-        title="replace a program beside the broker's interpreter",
-        attack="replace_file",
-        needs=("beside_interpreter",),
-        fences=AROUND,
-    ),
-    Check(title="change the broker's configuration", attack="change_file", needs=("config_file",), fences=AROUND),
-    Check(title="put a file beside that", attack="make_file", needs=("config_new",), fences=AROUND),
-    Check(
-        title="put a file where the next start looks for configuration",
-        attack="make_file",
-        needs=("next_config",),
-        fences=AROUND,
-    ),
-    Check(title="change the audit log", attack="change_file", needs=("audit_file",), fences=AROUND),
-    Check(title="forge an audit log that was rotated", attack="make_file", needs=("log_new",), fences=AROUND),
-    Check(title="put a file among what the broker keeps", attack="make_file", needs=("kept_new",), fences=AROUND),
-    Check(title="put a file into its state folder", attack="make_file", needs=("state_new",), fences=AROUND),
-    Check(title="make a start file in the user's home", attack="make_file", needs=("dot_new",), fences=AROUND),
-    Check(title="change a start file in the user's home", attack="change_file", needs=("dot_file",), fences=AROUND),
+    _around("change the broker's own code by another name", "link_file", "code_file", "workspace"),
+    _around("put a module beside the broker's own", "make_file", "module_new"),
+    _around("put a .pth file among its libraries", "make_file", "pth_new"),
+    _around("rename the folder of the broker's code", "rename_folder", "code_folder", "beside_code"),
+    _around("rename the folder above that", "rename_folder", "code_above", "beside_above"),
+    _around("replace a program beside the broker's interpreter", "replace_file", "beside_interpreter"),
+    _around("change the broker's configuration", "change_file", "config_file"),
+    _around("put a file beside that", "make_file", "config_new"),
+    _around("put a file where the next start looks for configuration", "make_file", "next_config"),
+    _around("change the audit log", "change_file", "audit_file"),
+    _around("forge an audit log that was rotated", "make_file", "log_new"),
+    _around("put a file among what the broker keeps", "make_file", "kept_new"),
+    _around("put a file into its state folder", "make_file", "state_new"),
+    _around("make a start file in the user's home", "make_file", "dot_new"),
+    _around("change a start file in the user's home", "change_file", "dot_file"),
     Check(title="change a repository's configuration", attack="change_file", needs=("git_config",), fences=(MOUNTS,)),
     Check(title="put a hook into a repository", attack="make_file", needs=("hook_new",), fences=(MOUNTS,)),
 )
@@ -203,6 +184,15 @@ CHECKS = (
         fences=(Fence("network", partial=True),),
     ),
     Check(
+        title="call the broker through its own port",
+        attack="call_broker",
+        needs=("own_port",),
+        always=True,
+        as_broker=True,
+        network=True,
+        fences=(NETWORK,),
+    ),
+    Check(
         title="connect to an abstract socket",
         attack="connect",
         given={"family": "AF_UNIX"},
@@ -236,7 +226,7 @@ NAMES = MappingProxyType(
         **dict.fromkeys(("beside_interpreter", "dot_new", "dot_file", "git_config", "hook_new"), "path"),
         **dict.fromkeys(("beside_code", "beside_above"), "beside"),
         **dict.fromkeys(("program", "own_program"), "program"),
-        **dict.fromkeys(("tcp", "abstract", "named"), "address"),
+        **dict.fromkeys(("tcp", "own_port", "abstract", "named"), "address"),
     }
 )
 """What a fact of the surroundings is called as an argument of its attack; others keep their name."""

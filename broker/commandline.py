@@ -113,7 +113,10 @@ def _doctor(config: Config, options: argparse.Namespace) -> int:
     diagnosis = None
     try:
         with Claims() as claims:
-            diagnosis = trio.run(doctor.examine, config, wiring.lay_foundation(config, claims))
+            foundation = wiring.lay_foundation(config, claims)
+            for warning in foundation.warnings:
+                print(f"warning: {warning}", file=sys.stderr)
+            diagnosis = trio.run(doctor.examine, config, foundation)
     except* (*wiring.CANNOT_START, *doctor.CANNOT_EXAMINE) as refused:
         print(f"cannot examine: {'; '.join(_reasons(refused))}", file=sys.stderr)
     if diagnosis is None:

@@ -2,7 +2,7 @@
 
 The session is born as a real one is, with the same walls. What attacks them is no program but `sandbox/siege.py`, which
 only this session has loaded: nothing more may be executed than in a real one. Each attack is tried first by the same
-user without walls. The broker's logs are not written, and no address is listened on.
+user without walls. The broker's logs are not written; what is listened on is a port of this run's own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from broker.approaches import absent, take_back
 from broker.belongings import tend
 from broker.checks import CHECKS, MEMORY_BYTES, NAMES, TASKS, Attempt, Check, Line, judge, skipped
 from broker.host import Host
+from broker.ownport import open_own_port
+from broker.peerwatch import open_watch
+from broker.sockets import ListenFailed
 from broker.supervisor import SupervisorSettings, open_supervisor
 from broker.surroundings import Surroundings, control_command, open_surroundings
 from broker.wiring import Foundation, build_host
@@ -35,11 +38,11 @@ from sandbox.faults import BirthFailed
 from sandbox.launcher import open_launcher
 from sandbox.launching import open_command
 from sandbox.limits import Limits
-from sandbox.plan import LayerReport
+from sandbox.plan import LayerReport, Refused
 from sandbox.session_init import Init
 from sandbox.sniffing import open_sniffing
 
-CANNOT_EXAMINE = (BirthFailed, OSError)
+CANNOT_EXAMINE = (BirthFailed, ListenFailed, OSError)
 """What `examine` raises where there can be no session, alone or in a group."""
 ATTACK_S = 30.0
 MAKING = ("write_file", "make_file")
@@ -65,13 +68,28 @@ async def examine(config: Config, foundation: Foundation) -> Diagnosis:
     """Start the throw-away session and attack it.
 
     Raises:
-        BirthFailed, Refused, OSError: there can be no session.
+        BirthFailed, ListenFailed, Refused, OSError: there can be no session, or no port.
     """
     async with _open_host(config, foundation) as host:
         with open_surroundings(host, config) as around:
-            async with host.launcher.open_init(host.walls(around.inside)) as init:
-                lines = [await _check(host, init, around, check) for check in CHECKS]
+            async with (
+                host.launcher.open_init(host.walls(around.inside)) as init,
+                _open_port(host, foundation, around) as around_and_port,
+            ):
+                lines = [await _check(host, init, around_and_port, check) for check in CHECKS]
                 return Diagnosis(layers=init.layers, lines=tuple(lines))
+
+
+@asynccontextmanager
+async def _open_port(host: Host, foundation: Foundation, around: Surroundings) -> AsyncIterator[Surroundings]:
+    """A port as a broker with this configuration would have, which minds who connects."""
+    try:
+        watch = open_watch(foundation.plan, foundation.user, host.launcher, _forget, _forget)
+    except Refused as refused:
+        yield attrs.evolve(around, missing={**around.missing, "own_port": f"there is no start with a port: {refused}"})
+    else:
+        async with open_own_port(watch) as address:
+            yield attrs.evolve(around, facts={**around.facts, "own_port": address})
 
 
 @asynccontextmanager
@@ -141,7 +159,7 @@ async def _outside(host: Host, check: Check, spec: Mapping[str, Any]) -> Attempt
 async def _inside(init: Init, around: Surroundings, check: Check, spec: Mapping[str, Any]) -> Attempt:
     ended = await run_command(
         init,
-        _plan(around, spec, SMALL if check.limited else None),
+        attrs.evolve(_plan(around, spec, SMALL if check.limited else None), network=check.network),
         timeout_s=ATTACK_S,
         grace_s=0,
         drain_s=1,

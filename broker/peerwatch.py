@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import attrs
 import trio
 
-from broker.audit import Audit, Event, EventType
+from broker.audit import Event, EventType
 from sandbox import namespaces
 from sandbox.holders import Holders
 from sandbox.launcher import Launcher
@@ -67,9 +67,13 @@ def open_watch(
     user: SessionUser,
     launcher: Launcher,
     session_of: Callable[[int], str | None],
-    audit: Audit,
+    record: Callable[[Event], object],
 ) -> PeerWatch:
     """The watch that this plan needs.
+
+    Args:
+        session_of: the session whose process it is.
+        record: told of who is refused.
 
     Raises:
         Refused: sessions share the network with the broker, and the kernel does not say who connects.
@@ -84,7 +88,7 @@ def open_watch(
             remedy = "serve on stdio, let the policy allow the network to no command, or load the module tcp_diag"
             raise Refused(layer="network", why=why, remedy=remedy) from unknown
     holders = Holders(own_namespaces=bool(plan.spaces & namespaces.PID), filtered=plan.seccomp)
-    return PeerWatch(peers, holders, user, launcher, session_of, audit)
+    return PeerWatch(peers, holders, user, launcher, session_of, record)
 
 
 @attrs.define(eq=False)
@@ -96,7 +100,7 @@ class PeerWatch:
     _user: SessionUser
     _launcher: Launcher
     _session_of: Callable[[int], str | None]
-    _audit: Audit
+    _record_event: Callable[[Event], object]
     _likely: deque[int] = attrs.field(factory=lambda: deque(maxlen=LIKELY), init=False)
     _looking: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1), init=False)
     _unrecorded: int = attrs.field(default=0, init=False)
@@ -115,7 +119,7 @@ class PeerWatch:
     def settle(self) -> None:
         """Record how many have been refused since the last record."""
         if self._unrecorded:
-            self._audit.end(Event(event_type=EventType.CONNECTION_REFUSED, details={"refused": self._unrecorded}))
+            self._record_event(Event(event_type=EventType.CONNECTION_REFUSED, details={"refused": self._unrecorded}))
             self._unrecorded = 0
 
     async def _stranger(self, peers: NetPeers, ends: Ends) -> Stranger | None:
@@ -165,7 +169,7 @@ class PeerWatch:
         details = {name: number for name, number in known.items() if number != NOBODY}
         session_id = None if pid == NOBODY else self._session_of(pid)
         log.warning("refused a connection from %s: %s", stranger.peer, stranger.why)
-        self._audit.end(
+        self._record_event(
             Event(
                 event_type=EventType.CONNECTION_REFUSED,
                 session_id=session_id,

@@ -19,6 +19,9 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    LookUp = Callable[["_End", "_End"], tuple[int, "Owner"] | None]
+    """State and owner of the socket that has the first as its own end and the second as its other; None: no such."""
+
 ESTABLISHED = 1
 RTN_LOCAL = 2
 _SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
@@ -71,8 +74,7 @@ class _End:
 class NetPeers:
     """The way of asking that works here; `choose_peers` finds it."""
 
-    _look_up: Callable[[_End, _End], tuple[int, Owner] | None]
-    """State and owner of the socket that has the first as its own end and the second as its other; None: no such."""
+    _look_up: LookUp
 
     def owner(self, peer: tuple[Any, ...], own: tuple[Any, ...]) -> Owner | None:
         """Whose the other end of a connection is; None: it is not in our network namespace.

@@ -15,6 +15,7 @@ import json
 import mmap
 import os
 import resource
+import select
 import signal
 import socket
 import stat
@@ -51,8 +52,25 @@ def outside(text: str) -> NoReturn:
         os.setresgid(spec["gid"], spec["gid"], spec["gid"])
         os.setresuid(spec["uid"], spec["uid"], spec["uid"])
         prctl.prctl(prctl.SET_DUMPABLE, 1)  # as a program that was started would be
+    if spec["attack"] == "call_broker":  # which takes its own descendants for those of a session
+        _leave_ancestors()
     _perform(spec)
     os._exit(0)
+
+
+def _leave_ancestors() -> None:
+    """Go on in a process that descends from none of them; this one waits for its end and exits."""
+    ended, held = os.pipe()
+    middle = os.fork()
+    if middle:
+        os.close(held)
+        os.waitpid(middle, 0)
+        os.read(ended, 1)  # nothing: who holds the other end has ended
+        os._exit(0)
+    parent = os.pidfd_open(os.getpid())
+    if os.fork():
+        os._exit(0)
+    select.select([parent], [], [])
 
 
 def _perform(spec: Target) -> None:
@@ -229,6 +247,20 @@ def _connect(target: Target) -> str:
     return f"{where} answered"
 
 
+def _call_broker(target: Target) -> str:
+    """Ask a broker over HTTP as a client of this machine does; whom it refuses, it tells so."""
+    host, port = target["address"]
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:  # no look-up of a name: it would import codecs
+        sock.settimeout(5)
+        sock.connect((host, port))
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        with sock.makefile("rb") as answer:
+            status = answer.readline().split()[1:2]
+    if status != [b"200"]:
+        raise PermissionError(f"port {port} answered {b''.join(status).decode() or 'nothing'}")
+    return f"port {port} served it"
+
+
 def _namespace(_target: Target) -> str:
     syscalls.call("unshare", NEW_USER)
     return "a user namespace was made"
@@ -268,6 +300,7 @@ def _is_inherited(fd: int) -> bool:
 
 ATTACKS = MappingProxyType(
     {
+        "call_broker": _call_broker,
         "change_file": siege_around.change_file,
         "change_mode": siege_around.change_mode,
         "connect": _connect,

@@ -35,7 +35,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sandbox.limits.KEEPER_BYTES", 1 << 60)
 
 
-@pytest.fixture(params=["spawned", pytest.param("forked", marks=pytest.mark.long)])
+@pytest.fixture(params=["spawned", pytest.param("forked", marks=[pytest.mark.long, pytest.mark.once])])
 def launched(request: pytest.FixtureRequest) -> None:
     """For a module's `pytestmark`: all its tests see commands of both kinds."""
     if request.param == "forked":

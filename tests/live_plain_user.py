@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,16 +43,20 @@ def plain_user(base: Path) -> PlainUser:
     for path in (base, *base.rglob("*")):
         os.chown(path, UID, UID)
     enter = _enter(base, home)
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(home), "PYTHONPATH": _packages(), "LANG": "C.UTF-8"}
-    for interpreter in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}", "/usr/bin/python3"):
-        if _answers((*enter, interpreter), tuple(environment.items())):
-            return PlainUser(python=(*enter, interpreter), environment=environment)
-    pytest.skip("no interpreter that a plain user may run has our packages, or namespaces are not ours to make")
+    environment = _environment(home)
+    interpreter = _interpreter()
+    if interpreter is None:
+        pytest.skip("no interpreter that a plain user may run has our packages, or namespaces are not ours to make")
+    return PlainUser(python=(*enter, interpreter), environment=environment)
 
 
 def _packages() -> str:
     """Where this interpreter found its packages; the same minor version can load them too."""
     return os.pathsep.join([str(ROOT), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+
+
+def _environment(home: Path) -> dict[str, str]:
+    return {"PATH": "/usr/bin:/bin", "HOME": str(home), "PYTHONPATH": _packages(), "LANG": "C.UTF-8"}
 
 
 def _enter(base: Path, home: Path) -> tuple[str, ...]:
@@ -63,12 +68,22 @@ def _enter(base: Path, home: Path) -> tuple[str, ...]:
 
 
 @functools.cache
-def _answers(python: tuple[str, ...], environment: tuple[tuple[str, str], ...]) -> bool:
+def _interpreter() -> str | None:
+    """One that any plain user may run and that loads our packages: tried once, since that takes seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        base.chmod(0o755)
+        enter = _enter(base, base)
+        tried = (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}", "/usr/bin/python3")
+        return next((interpreter for interpreter in tried if _answers((*enter, interpreter), base)), None)
+
+
+def _answers(python: tuple[str, ...], home: Path) -> bool:
     if shutil.which(python[0]) is None:
         return False
     asked = subprocess.run(
         [*python, "-c", PROBE],
-        env=dict(environment),
+        env=_environment(home),
         capture_output=True,
         text=True,
         check=False,

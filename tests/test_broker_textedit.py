@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -93,6 +92,7 @@ def test_bytes_that_are_no_text_stay_what_they_are() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("text", "old", "new"),
     [
@@ -103,18 +103,16 @@ def test_bytes_that_are_no_text_stay_what_they_are() -> None:
         ("once" + "\nx" * 2_000_000, "once", "twice"),
     ],
 )
-def test_a_large_edit_takes_time_and_memory_for_its_text_only(text: str, old: str, new: str) -> None:
-    """Bounds that a quadratic search, or an object for each line, misses by far."""
+def test_a_large_edit_takes_memory_for_its_text_only(text: str, old: str, new: str) -> None:
+    """An object for each line misses the bound by far, and a quadratic search does not come to an end."""
     data = text.encode()
     expected = len(data.replace(old.encode(), new.encode()))
-    started_s = time.monotonic()
     tracemalloc.start()
     try:
         edited = replace_exactly(data, old.encode(), new.encode(), "f")
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - started_s < 10
     assert peak_bytes - expected < 4 * (len(data) + GROUP_BYTES)
     assert edited.diff_truncated == (data.count(old.encode()) > 1)
     assert len(edited.diff) <= DIFF_CHARACTERS

@@ -55,6 +55,7 @@ def test_a_person_reads_the_layers_and_a_line_for_each_attack() -> None:
         assert not (base / "log").exists(), "the doctor writes no audit"
 
 
+@pytest.mark.long
 def test_a_session_of_root_is_attacked_from_all_around_without_namespaces_too() -> None:
     with live_folder() as base:
         write_config(base, {"sandbox": {"enable_namespaces": False}})
@@ -76,6 +77,31 @@ def test_what_is_not_enforced_is_no_pass() -> None:
             if line["state"] == "not fenced":
                 assert not enforced & {fence.layer for fence in check.fences if fence.layer != "user"}
                 assert any(fence.layer in line["detail"] for fence in check.fences)
+
+
+OWN_PORT = "call the broker through its own port"
+NETWORK = {"allowed_commands": {"python3": {"executable": "/usr/bin/python3", "network": "allow"}}}
+
+
+@pytest.mark.parametrize("who", ["root", pytest.param("user", marks=[pytest.mark.long, pytest.mark.once])])
+@pytest.mark.parametrize(
+    ("policy", "reaches"),
+    [
+        pytest.param(NETWORK, True, id="network"),
+        pytest.param({"network": "deny"}, False, marks=pytest.mark.long, id="no network"),
+    ],
+)
+def test_the_own_port_is_called_by_a_command_that_may_use_the_network(
+    who: str, policy: dict[str, Any], *, reaches: bool
+) -> None:
+    with live_folder() as base:
+        write_config(base, {}, policy)
+        plain = plain_user(base) if who == "user" else None
+        words: dict[str, Any] = {} if plain is None else {"python": plain.python, "env": plain.environment}
+        done = doctor(base, "--json", **words)
+        line = next(line for line in json.loads(done.stdout)["lines"] if line["title"] == OWN_PORT)
+        assert line["state"] == "pass", line
+        assert ("answered 403" in line["detail"]) == reaches, line
 
 
 @pytest.mark.long
@@ -152,6 +178,7 @@ def made_by_a_doctor(path: Path) -> bool:
     return mark or path.name in ("policy.yaml", "audit.log.1", "another-name", "post-checkout")
 
 
+@pytest.mark.long
 def test_nothing_is_left_behind() -> None:
     with live_folder() as base:
         write_config(base)

@@ -160,6 +160,7 @@ async def test_one_command_too_many_is_refused_clearly(tmp_path: Path) -> None:
         assert (await own.ok("execute_command", argv=["true"]))["success"]
 
 
+@pytest.mark.long
 async def test_a_running_command_is_activity(tmp_path: Path) -> None:
     """The session here is idle after one second."""
     async with hands(tmp_path) as own:
@@ -469,7 +470,7 @@ async def test_jobs_die_with_their_session_and_the_audit_says_so(tmp_path: Path,
         assert {r["error_code"] for r in failed} == ({"SESSION_005"} if force else {"CMD_003"})
 
 
-@pytest.mark.parametrize("terminal", [None, {}], ids=["spawned", "forked"])
+@pytest.mark.parametrize("terminal", [None, pytest.param({}, marks=pytest.mark.long)], ids=["spawned", "forked"])
 async def test_a_session_whose_commands_obey_is_gone_long_before_the_grace(
     tmp_path: Path, terminal: dict[str, int] | None
 ) -> None:

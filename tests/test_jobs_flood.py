@@ -11,7 +11,7 @@ import pytest
 from test_jobs import SERVER, hands
 from test_sandbox_births import wait_exit
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.once]
 
 MIB = 1024 * 1024
 QUOTA = 64 * MIB

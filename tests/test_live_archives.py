@@ -22,6 +22,7 @@ from test_archive_hostile import HOSTILE
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),
     pytest.mark.long,
+    pytest.mark.once,
 ]  # the legacy client's, not ours
 MIB = 1024 * 1024
 ODD_NAME = 'it\'s a $(rm -rf x) "dir" [1-3] {a,b} é'

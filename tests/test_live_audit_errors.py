@@ -29,6 +29,7 @@ from transfers.part import Cause, Discarded
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),  # the legacy client's, not ours
     pytest.mark.long,
+    pytest.mark.once,
 ]
 CHUNK = base64.b64encode(b"some").decode()
 

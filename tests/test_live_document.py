@@ -106,6 +106,7 @@ async def test_the_customers_two_files_verbatim_give_a_running_broker(era: str) 
             assert (base / "log" / "audit-errors.log").exists()
 
 
+@pytest.mark.long
 async def test_the_customers_two_files_verbatim_give_a_plain_user_a_running_broker() -> None:
     with live_folder() as base:
         copy_customer_files(base)

@@ -315,6 +315,7 @@ async def wait_gone(process: psutil.Process) -> None:
         os.close(pidfd)
 
 
+@pytest.mark.long
 async def test_an_idle_session_expires_and_says_so(limited: LiveBroker) -> None:
     async with connect(limited) as client:
         before = set(limited.family())
@@ -390,6 +391,7 @@ async def test_a_file_that_may_not_grow_is_refused_and_left_as_it_was() -> None:
         assert (broker.workspace / "f").read_text() == "as it was"
 
 
+@pytest.mark.long
 async def test_a_full_disk_is_a_write_error_and_leaves_the_file_as_it_was() -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can mount a disk that is small enough")

@@ -17,6 +17,7 @@ from broker.rawtransfers import REMEMBERED_TRANSFERS
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),  # the legacy client's, not ours
     pytest.mark.long,
+    pytest.mark.once,
 ]
 
 TTL_S = 0.5

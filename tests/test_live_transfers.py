@@ -24,6 +24,7 @@ from broker.calls import Call
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),
     pytest.mark.long,
+    pytest.mark.once,
 ]  # the legacy client's, not ours
 
 MIB = 1024 * 1024

@@ -43,6 +43,7 @@ from mcp.shared.exceptions import MCPError
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),
     pytest.mark.long,
+    pytest.mark.once,
 ]  # the legacy client's, not ours
 
 TRIES = 3

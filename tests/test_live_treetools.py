@@ -29,6 +29,7 @@ from mcp.client.client import Client
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),  # the legacy client's, not ours
     pytest.mark.long,
+    pytest.mark.once,
 ]
 
 

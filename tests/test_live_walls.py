@@ -56,7 +56,8 @@ def broker_of(who: str, server: Mapping[str, Any] | None = None, **policy: Any) 
 
 
 as_each = pytest.mark.parametrize("who", ["root", "user"])
-pytestmark = [pytest.mark.bounded(90), pytest.mark.long]  # each starts a broker; test_walls_* try the same without
+# Each starts a broker; test_walls_* try the same without.
+pytestmark = [pytest.mark.bounded(90), pytest.mark.long, pytest.mark.once]
 
 
 async def layers_of(client: Client) -> dict[str, str]:

@@ -143,6 +143,7 @@ def test_a_third_user_is_named_once_with_how_much_there_is(code: Path) -> None:
 
 
 @needs_root
+@pytest.mark.long
 def test_root_does_not_start_from_code_that_belongs_to_the_user_of_its_sessions() -> None:
     with live_folder() as base:
         write_config(base, {"sandbox": {"unprivileged_user": "nobody"}})

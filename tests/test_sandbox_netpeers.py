@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from door import needs_root
@@ -16,6 +17,9 @@ from door import needs_root
 from sandbox import netpeers
 from sandbox.holders import Holder, Holders
 from sandbox.netpeers import Gone, NetPeers, Owner, choose_peers
+
+if TYPE_CHECKING:
+    from sandbox.netpeers import LookUp
 
 ROOT = Path(__file__).parent.parent
 HOLDERS = Holders(own_namespaces=True, filtered=True)
@@ -50,35 +54,35 @@ def owner(peers: NetPeers, server: socket.socket) -> Owner | None:
         ("::", "::ffff:127.0.0.1"),
     ],
 )
-def test_the_owner_of_an_open_end(look_up: object, bind: str, to: str) -> None:
+def test_the_owner_of_an_open_end(look_up: LookUp, bind: str, to: str) -> None:
     with connection(bind, to) as (client, server):
-        found = owner(NetPeers(look_up), server)  # type: ignore[arg-type]
+        found = owner(NetPeers(look_up), server)
         assert found == Owner(os.geteuid(), os.fstat(client.fileno()).st_ino)
 
 
 @each_way
-def test_a_closed_end_is_nobodys(look_up: object) -> None:
+def test_a_closed_end_is_nobodys(look_up: LookUp) -> None:
     """After close() the kernel says uid 0, inode 0: that is not root."""
     with connection() as (client, server):
         client.shutdown(socket.SHUT_WR)
         with pytest.raises(Gone):
-            owner(NetPeers(look_up), server)  # type: ignore[arg-type]
+            owner(NetPeers(look_up), server)
         client.close()
         with pytest.raises(Gone):
-            owner(NetPeers(look_up), server)  # type: ignore[arg-type]
+            owner(NetPeers(look_up), server)
 
 
 @each_way
-def test_the_listener_that_a_closed_end_leaves_behind_is_not_its_owner(look_up: object) -> None:
+def test_the_listener_that_a_closed_end_leaves_behind_is_not_its_owner(look_up: LookUp) -> None:
     """Where there is no connection any more, the kernel answers with who listens on its port."""
     peer = ("127.0.0.1", 0)
     with socket.create_server(peer) as listener, pytest.raises(Gone):
-        NetPeers(look_up).owner(listener.getsockname(), ("127.0.0.1", 9))  # type: ignore[arg-type]
+        NetPeers(look_up).owner(listener.getsockname(), ("127.0.0.1", 9))
 
 
 @each_way
-def test_who_is_not_of_this_machine_has_no_owner_here(look_up: object) -> None:
-    peers = NetPeers(look_up)  # type: ignore[arg-type]
+def test_who_is_not_of_this_machine_has_no_owner_here(look_up: LookUp) -> None:
+    peers = NetPeers(look_up)
     for there, here in (("192.0.2.7", "127.0.0.1"), ("2001:db8::7", "::1")):
         assert peers.owner((there, 40_000), (here, 9)) is None
     for host in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):

@@ -22,7 +22,7 @@ from broker.listener import serve_http
 from broker.transferdoor import TransferDoor
 from broker.wiring import http_settings
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.once]
 
 MIB = 1024 * 1024
 KERNELS_S = 0.5

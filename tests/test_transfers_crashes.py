@@ -314,6 +314,7 @@ def test_a_crash_at_any_step_leaves_the_old_or_the_new_file() -> None:
 
 
 @needs_root
+@pytest.mark.long
 def test_a_crash_on_a_full_disk_at_any_step_leaves_the_old_or_the_new_file() -> None:
     run(CrashesOnASmallDisk, examples=10, steps=25)
 

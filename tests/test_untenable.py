@@ -112,6 +112,7 @@ def test_a_folder_that_modules_are_taken_from_is_refused_where_sessions_may_writ
     assert "sessions may write there" in judge(allowing(config, f"{base}/alias/**"), base / "home", str(base / "ws"))
 
 
+@pytest.mark.long
 def test_the_module_is_refused_in_a_workspace_and_starts_there_without_modules_of_the_folder(base: Path) -> None:
     command = [sys.executable, "-m", "broker", "--config-dir", str(base / "config"), "--port", "0"]
     done = subprocess.run(command, cwd=base / "ws", capture_output=True, text=True, check=False, timeout=60)

@@ -108,6 +108,7 @@ async def test_one_that_has_the_network_can_do_it_for_another_as_the_layer_says(
 
 
 @pytest.mark.bounded(90)
+@pytest.mark.long
 async def test_a_rule_whose_program_is_not_there_opens_no_network() -> None:
     """Beside it, the control: the same rule with a program that is there."""
     for executable, words in (("/nowhere/fetch", "a network of its own"), (PYTHON, "to some command lines")):
