@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from broker.job import Job
+from sandbox.faults import SpawnFailed
 from sandbox.file_errors import FileError
 from sandbox.treework import TreeWork
 
@@ -68,6 +69,8 @@ class Aftermath:
     def job_ended(self, job: Job) -> None:
         """Pass the end of a command on, and have a look after it."""
         self._listeners.on_end(job)
+        if isinstance(job.failure, SpawnFailed):  # nothing of it ran, so nothing is of its making
+            return
         self._last = job
         self._due.set()
 

@@ -128,7 +128,14 @@ class Broker:
 
     def watch(self, foundation: Foundation) -> PeerWatch:
         """Who keeps the sessions' own processes from the port. Raises: Refused, if that cannot be had."""
-        return open_watch(foundation.plan, foundation.user, self.launcher, self.session_of, self.audit.end)
+        return open_watch(foundation.plan, foundation.user, self.launcher, self.session_of, self.refused)
+
+    def refused(self, event: Event) -> None:
+        """Record that somebody at the port was refused, and say it."""
+        known = event.details or {}
+        if "peer" in known:  # or it is how many more there were
+            log.warning("refused a connection from %s: %s", known["peer"], known["why"])
+        self.audit.end(event)
 
     def session_of(self, pid: int) -> str | None:
         """The id of the session whose process this is."""

@@ -194,7 +194,7 @@ def _say_foundation(foundation: Foundation) -> None:
     user = foundation.user
     for warning in foundation.warnings:
         log.warning("%s", warning)
-    log.info("commands run as %s (uid %d), home %s", user.name, user.uid, user.home)
+    log.info("commands run as %s (uid %d), home %s, their HOME %s", user.name, user.uid, user.home, user.own_home)
     for layer in foundation.plan.layers:
         log.info("layer %s: %s: %s", layer.name, layer.state, layer.detail)
 

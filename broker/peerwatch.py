@@ -8,7 +8,6 @@ outside. Where in doubt the connection is refused. What this cannot tell is who 
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -22,8 +21,6 @@ from sandbox.holders import Holders
 from sandbox.launcher import Launcher
 from sandbox.netpeers import Gone, NetPeers, PeersUnknown, choose_peers
 from sandbox.plan import Plan, Refused, SessionUser
-
-log = logging.getLogger(__name__)
 
 RECORD_S = 1.0
 """Between two records: a command could write gigabytes of them. The next one says how many there were."""
@@ -168,7 +165,6 @@ class PeerWatch:
         known = {"uid": stranger.uid, "pid": pid}
         details = {name: number for name, number in known.items() if number != NOBODY}
         session_id = None if pid == NOBODY else self._session_of(pid)
-        log.warning("refused a connection from %s: %s", stranger.peer, stranger.why)
         self._record_event(
             Event(
                 event_type=EventType.CONNECTION_REFUSED,

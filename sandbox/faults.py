@@ -24,9 +24,9 @@ class BirthFailed(SandboxError):
 class SpawnFailed(SandboxError):
     """A command did not start; `stage` names the step. Nothing of its program ran."""
 
-    def __init__(self, stage: str, why: str, errno: int | None = None) -> None:
-        """Keep stage, reason and the kernel's number apart."""
-        super().__init__(f"the command could not be started, at stage {stage!r}: {why}")
+    def __init__(self, stage: str, why: str, errno: int | None = None, path: str = "") -> None:
+        """Keep stage, reason and the kernel's number apart. *path*: of what the stage is about."""
+        super().__init__(f"the command could not be started, at stage {stage!r}: {why}{path and f': {path}'}")
         self.stage = stage
         self.why = why
         self.errno = errno

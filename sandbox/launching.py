@@ -111,6 +111,7 @@ def _hand_over(
         launch, slot.launch = slot.launch, None
         undo.callback(launch.close)
         command = Command(slot, launch, streams, spill, slot.take_leaf())
+        command.paths = {"exec": plan.program, "chdir": plan.cwd}
         undo.pop_all()
         return command
 

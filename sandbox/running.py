@@ -22,7 +22,7 @@ from sandbox.terminal import resize
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from sandbox.cgroup_leaves import Leaf
     from sandbox.slot import Slot
@@ -51,6 +51,7 @@ class Command:
         self.failure: SpawnFailed | None = None
         self.streams = streams
         self._spill = spill
+        self.paths: Mapping[str, str] = {}  # what a stage that fails was about
         self._paused: list[Output] = []
         self._serial = slot.serial
         self._launch = launch
@@ -222,7 +223,7 @@ class Command:
 
     def _learn_start(self, news: wire.Message, fds: list[int]) -> None:
         if "stage" in news:
-            self.failure = SpawnFailed(news["stage"], news["why"], news["errno"])
+            self.failure = SpawnFailed(news["stage"], news["why"], news["errno"], self.paths.get(news["stage"], ""))
         for pidfd in fds:
             with contextlib.suppress(OSError):  # as above
                 self.pid = take_pid(pidfd)

@@ -15,8 +15,9 @@ from live_plain_user import plain_user
 from mcp.client.client import Client
 
 EVENT = "CLOSED_NAMES_APPEARED"
+ABSENT = "/usr/bin/absent-program"
 POLICY: Mapping[str, Any] = {
-    "allowed_commands": {**COMMANDS, "python3": {"executable": "/usr/bin/python3"}},
+    "allowed_commands": {**COMMANDS, "python3": {"executable": "/usr/bin/python3"}, "absent": {"executable": ABSENT}},
     "blocked_paths": [
         "**/.env",
         {"path": "**/.git/config", "close": "writing", "why": "git runs what it names"},
@@ -125,6 +126,18 @@ async def test_what_appears_is_told_once_and_covered_in_the_next_session(who: st
                 assert "appeared while" not in await blocked_paths(client)
                 await ok(client, "kill_session", session_id=later)
                 assert len(here.told()) == 2
+
+
+async def test_what_never_ran_made_nothing() -> None:
+    with scene("root", namespaces=True) as here:
+        async with connect(here.broker) as client:
+            sid = await begin(client, here)
+            await python(client, sid, INIT)
+            failed = await run(client, sid, "absent")  # before the look that its predecessor is due
+            assert failed.error == ("CMD_001", "CMD_EXEC_FAILED")
+            assert failed["error_message"].endswith(f": {ABSENT}")
+            (first,) = await here.wait_told(".git/config", ".git/hooks")
+            assert first["details"]["command_id"] == "c1"
 
 
 @as_each

@@ -166,6 +166,9 @@ async def test_a_failed_start_names_its_stage(fields: dict[str, Any], stage: str
         assert (caught.value.stage, caught.value.errno) == (stage, code)
         if code is not None:
             assert caught.value.why == os.strerror(code)
+        assert str(caught.value).endswith(
+            f": {fields['cwd'] if stage == 'chdir' else fields.get('program', '/bin/true')}"
+        )
         assert (await world.run("/bin/true")).how == Exited(0)
 
 
