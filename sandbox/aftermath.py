@@ -7,10 +7,13 @@ could not cover what was not there. So it is looked for while the session lives.
 - that it met and that nothing covers, changed since: its cover went when somebody outside replaced what lay beneath,
   or there are no mounts to cover with.
 
-And in a guarded directory of these, every program: git runs a hook only if it may be executed, and leaves examples
-that end in `.sample`. Those are not moved aside, as nothing is here. A clone's own `.git/config` is honest work, and
-so are most hooks: the tools that put them there (git-lfs, pre-commit, husky) would silently do nothing. Nor would it
-help against a process that puts one back. Whoever runs the broker is told, and the next session has them covered.
+Where the configuration of repositories is closed, also what makes another folder one: a `.git` that is no directory,
+and a `config` beside what git tells a repository by. And in a guarded directory of these, every program: git runs a
+hook only if it may be executed, and leaves examples that end in `.sample`.
+
+Those are not moved aside, as nothing is here. A clone's own `.git/config` is honest work, and so are most hooks: the
+tools that put them there (git-lfs, pre-commit, husky) would silently do nothing. Nor would it help against a process
+that puts one back. Whoever runs the broker is told, and the next session has them covered.
 
 Who made a name is not known: another session or somebody outside may have. No link is followed. The walk goes by
 descriptors, tree after tree, nearest names first; it is bounded, and says when it did not come to its end. Changes
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
 MAX_NAMES = 50_000  # of one look: about a quarter of a second
 _OPEN, _MET, _NEW = "", "met", "new"  # no guarded directory; one that the birth met; one that came later
 _EXAMPLE = ".sample"
+_REPOSITORY, _CONFIGURATION = ".git", "config"
+_BARE = frozenset(("HEAD", "objects", "refs", _CONFIGURATION))  # a directory with these is a repository to git
+_TELLING = _BARE | {_REPOSITORY}
 _EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 _ITEM_BYTES = 16  # of a finding, beside the path
 
@@ -85,6 +91,7 @@ class _Look:
 
     def _scan(self, fd: int, place: str, guarded: str) -> list[Folder]:
         folders: list[Folder] = []
+        telling: dict[str, os.DirEntry[str]] = {}
         with os.scandir(fd) as entries:
             for entry in entries:
                 if not self._names_left:
@@ -99,8 +106,12 @@ class _Look:
                     within = self._take(entry, f"{place}/{entry.name}")
                     if how == "blocked" or not within:
                         continue
+                elif entry.name in _TELLING:
+                    telling[entry.name] = entry
                 if entry.is_dir(follow_symlinks=False):
                     folders.append((entry.name, within))
+        if telling:
+            self._take_repository(telling, place)
         return folders
 
     def _take(self, entry: os.DirEntry[str], path: str) -> str:
@@ -117,6 +128,16 @@ class _Look:
     def _take_program(self, entry: os.DirEntry[str], place: str, guarded: str) -> None:
         if not entry.name.endswith(_EXAMPLE) and _is_program(entry) and (guarded == _NEW or self._changed(entry)):
             self._emit(f"{place}/{entry.name}", program=True)
+
+    def _take_repository(self, entries: dict[str, os.DirEntry[str]], place: str) -> None:
+        """Report what tells git which configuration to obey, where that has no closed name itself."""
+        if not self._search.closes(f"{place}/{_REPOSITORY}", _CONFIGURATION):
+            return
+        pointer = entries.get(_REPOSITORY)
+        if pointer and not pointer.is_dir(follow_symlinks=False) and self._changed(pointer):
+            self._emit(f"{place}/{_REPOSITORY}", program=False)
+        if entries.keys() >= _BARE and any(self._changed(entries[name]) for name in ("HEAD", _CONFIGURATION)):
+            self._emit(f"{place}/{_CONFIGURATION}", program=False)
 
     def _changed(self, entry: os.DirEntry[str]) -> bool:
         try:

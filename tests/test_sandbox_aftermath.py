@@ -76,6 +76,29 @@ def test_what_was_there_is_found_only_when_it_changed(tmp_path: Path) -> None:
     assert look(search, tmp_path) == ([str(old)], "")
 
 
+def test_a_folder_that_becomes_a_repository_by_what_is_in_it_is_found(tmp_path: Path) -> None:
+    write(tmp_path / "module/.git")
+    for name in ("HEAD", "objects/x", "refs/x", "config"):
+        write(tmp_path / "old" / name)
+    for name in ("HEAD", "objects/x", "config"):
+        write(tmp_path / "half" / name)
+    search = born(tmp_path)
+    assert look(search, tmp_path) == ([], "")
+    write(tmp_path / "sub/.git")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/.git").symlink_to("../sub")
+    for name in ("HEAD", "objects/x", "refs/x", "config"):
+        write(tmp_path / "new" / name)
+        write(tmp_path / "usual/.git" / name)
+    write(tmp_path / "half/config")
+    found, _ = look(search, tmp_path)
+    assert sorted(found) == [
+        str(tmp_path / name) for name in ("linked/.git", "new/config", "sub/.git", "usual/.git/config")
+    ]
+    write(tmp_path / "old/config")
+    assert str(tmp_path / "old/config") in look(search, tmp_path)[0]
+
+
 def test_no_link_is_followed(tmp_path: Path) -> None:
     workspace, elsewhere = tmp_path / "ws", tmp_path / "elsewhere"
     workspace.mkdir()
