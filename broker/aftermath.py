@@ -39,6 +39,8 @@ class Appeared:
     """What one look found that was not told before, programs first. `stopped`: why it did not come to its end."""
 
     paths: tuple[str, ...]
+    aside: tuple[str, ...]
+    """Those of them that have another name now, which git does not obey."""
     stopped: str
 
 
@@ -115,12 +117,14 @@ class Aftermath:
         if self._last is job:
             self._last = None
 
-    def _take(self, job: Job, found: Iterable[tuple[str, bool]], stopped: str) -> None:
+    def _take(self, job: Job, found: Iterable[tuple[str, bool, str]], stopped: str) -> None:
         """Tell what is new of what was found, and once in a session that a look did not come to its end."""
-        fresh = {path: program for path, program in found if path not in self._told}
+        # What was set aside may come again, and that is new.
+        fresh = {path: (program, aside) for path, program, aside in found if aside or path not in self._told}
         if fresh or (stopped and not self._told_of_stop):
             self._told_of_stop = self._told_of_stop or bool(stopped)
             self._told.update(dict.fromkeys(fresh))
             # A record shows so many: who plants a program cannot hide it behind names that run nothing.
-            paths = sorted(fresh, key=lambda path: not fresh[path])
-            self._listeners.on_appeared(job, Appeared(paths=tuple(paths), stopped=stopped))
+            paths = sorted(fresh, key=lambda path: not fresh[path][0])
+            aside = tuple(path for path in paths if fresh[path][1])
+            self._listeners.on_appeared(job, Appeared(paths=tuple(paths), aside=aside, stopped=stopped))

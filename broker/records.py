@@ -87,6 +87,7 @@ class Records:
                     "command_id": job.id,
                     "count": len(appeared.paths),
                     "paths": [shown_path(path) for path in appeared.paths[:SHOWN_NAMES]],
+                    "set_aside": [shown_path(path) for path in appeared.aside[:SHOWN_NAMES]],
                     "looked_to_the_end": not appeared.stopped,
                     **({"stopped": appeared.stopped} if appeared.stopped else {}),
                 },

@@ -14,6 +14,7 @@ from live import COMMANDS, LiveBroker, broker_in, connect, live_folder, new_sess
 from live_plain_user import plain_user
 from mcp.client.client import Client
 
+STATUS = ("git", "-c", "safe.directory=*", "status")
 EVENT = "CLOSED_NAMES_APPEARED"
 ABSENT = "/usr/bin/absent-program"
 POLICY: Mapping[str, Any] = {
@@ -126,6 +127,38 @@ async def test_what_appears_is_told_once_and_covered_in_the_next_session(who: st
                 assert "appeared while" not in await blocked_paths(client)
                 await ok(client, "kill_session", session_id=later)
                 assert len(here.told()) == 2
+
+
+HOSTILE = """
+import os
+os.makedirs("new/.git/objects")
+os.makedirs("new/.git/refs/heads")
+obeyed = "[core]\\n\\tfsmonitor = touch ../obeyed; false\\n"
+for name, text in (("HEAD", "ref: refs/heads/main\\n"), ("config", obeyed)):
+    with open(f"new/.git/{name}", "w") as file:
+        file.write(text)
+"""
+
+
+@as_each
+@with_and_without
+async def test_git_obeys_no_configuration_of_a_repository_that_a_command_made(who: str, *, namespaces: bool) -> None:
+    with scene(who, namespaces=namespaces) as here:
+        repository, obeyed = here.broker.workspace / "new", here.broker.workspace / "obeyed"
+        async with connect(here.broker) as client:
+            sid = await begin(client, here)
+            await python(client, sid, HOSTILE)
+            (told,) = await here.wait_told("new/.git/config")
+            assert told["details"]["set_aside"] == [str(repository / ".git/config")]
+            await trio.run_process(STATUS, cwd=repository, check=False)
+            assert not obeyed.exists()
+            await python(client, sid, HOSTILE.replace("makedirs(", "makedirs(exist_ok=True, name="))
+            await ok(client, "kill_session", session_id=sid)
+            assert [len(record["details"]["set_aside"]) for record in here.told()] == [1, 1], "and again"
+        for aside in (repository / ".git").glob("config.*"):  # the control
+            aside.replace(repository / ".git/config")
+        await trio.run_process(STATUS, cwd=repository, check=False)
+        assert obeyed.exists()
 
 
 async def test_what_never_ran_made_nothing() -> None:

@@ -13,7 +13,7 @@ from sandbox import aftermath, hiding, wire
 from sandbox.job import Job, Stop
 
 ENV = r"/\.env(?=/|\Z)"
-GIT = r"/\.git/(?:config|hooks)(?=/|\Z)"
+GIT = r"/\.git/(?:modules/[^/]+/)?(?:config|hooks)(?=/|\Z)|/\.git/(?:worktrees/[^/]+/)?commondir(?=/|\Z)"
 NEVER = "(?!)"
 
 
@@ -26,7 +26,11 @@ def born(*roots: Path, max_names: int = hiding.MAX_NAMES) -> hiding.Search:
     none: dict[str, Any] = {
         name: [] for name in ("places", "names", "folders", "opened", "system", "sockets_in", "sockets_of")
     }
-    names = {"blocked": (NEVER, ENV), "guarded": (NEVER, GIT), "last_names": r"/(?:\.env|config|hooks)(?=/|\Z)"}
+    names = {
+        "blocked": (NEVER, ENV),
+        "guarded": (NEVER, GIT),
+        "last_names": r"/(?:\.env|config|hooks|commondir)(?=/|\Z)",
+    }
     search = hiding.Search(
         {**none, **names, "roots": places, "writable": places, "uid": os.getuid()}, max_names=max_names
     )
@@ -47,12 +51,12 @@ def look(search: hiding.Search, first: Path, max_items: int = 100) -> tuple[list
         job.flush()
         received = wire.receive(ours)
         assert received is not None
-        return [path for path, _program in received[0]["piece"]], stopped
+        return [path for path, _program, _aside in received[0]["piece"]], stopped
 
 
-def write(path: Path, mode: int = 0o644) -> None:
+def write(path: Path, mode: int = 0o644, text: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("x")
+    path.write_text(text)
     path.chmod(mode)
 
 
@@ -63,6 +67,8 @@ def test_hooks_count_only_where_git_would_run_them(tmp_path: Path) -> None:
     write(hooks / "update.sample", 0o755)
     write(hooks / "notes")
     assert look(search, tmp_path) == ([str(hooks), str(hooks / "pre-commit")], "")
+    assert {path.name.split(".")[-1] for path in hooks.iterdir()} == {"set-aside", "sample", "notes"}
+    assert look(search, tmp_path) == ([str(hooks)], "")
 
 
 def test_what_was_there_is_found_only_when_it_changed(tmp_path: Path) -> None:
@@ -140,3 +146,33 @@ def test_names_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert look(search, tmp_path) == ([], "names")
     os.unlink(tmp_path / "f0")
     assert look(search, tmp_path) == ([], "")
+
+
+EVIL = "[core]\n\tfsmonitor = ./evil\n"
+PLAIN = '[core]\n\trepositoryformatversion = 0\n[remote "origin"]\n\turl = /srv/x.git\n'
+
+
+def test_what_would_start_a_program_in_a_new_repository_is_set_aside(tmp_path: Path) -> None:
+    write(tmp_path / "old/.git/config", text=EVIL)
+    search = born(tmp_path)
+    hostile = ["a/.git/config", "b/.git/modules/s/config", "c/.git/commondir", "d/.git/worktrees/w/commondir", "e/.git"]
+    for name, text in zip(hostile, (EVIL, EVIL, "../evil", "../../../evil", "gitdir: evil\n"), strict=True):
+        write(tmp_path / name, text=text)
+    for name in ("f/.git/hooks/pre-commit", "g/.git/modules/s/hooks/update"):
+        hostile.append(name)
+        write(tmp_path / name, mode=0o755)
+    for name, target in (("h/.git/hooks", "../../evil"), ("i/.git/config", "/etc/hostname"), ("j/.git", "../evil")):
+        hostile.append(name)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(target)
+    os.mkfifo(tmp_path / "f/.git/config")
+    honest = {"k/.git/config": PLAIN, "k/.git/modules/s/config": PLAIN, "k/.git/worktrees/w/commondir": "../..\n"}
+    honest |= {"l/.git": "gitdir: ../k/.git/modules/s\n", "m/.git": f"gitdir: {tmp_path}/k/.git/worktrees/w\n"}
+    for name, text in honest.items():
+        write(tmp_path / name, text=text)
+    write(tmp_path / "old/.git/config", text=f"{EVIL}# of somebody outside")
+    found, _ = look(search, tmp_path)
+    assert set(found) >= {str(tmp_path / name) for name in (*hostile, *honest, "old/.git/config", "f/.git/config")}
+    assert [name for name in (*hostile, "f/.git/config") if os.path.lexists(tmp_path / name)] == []
+    assert [name for name in (*honest, "old/.git/config") if not (tmp_path / name).exists()] == []
+    assert len(list(tmp_path.rglob("*.set-aside"))) == len(hostile) + 1, "nothing is lost"
