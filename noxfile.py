@@ -174,7 +174,7 @@ def guest(session: nox.Session) -> None:
         other = subprocess.Popen([*boot, "--user", "--", *tests], stdout=said, stderr=subprocess.STDOUT)
         statuses = subprocess.run([*boot, "--", *tests], check=False).returncode, other.wait()
         said.seek(0)
-        print(said.read().decode(errors="replace"), flush=True)
+        session.log("%s", said.read().decode(errors="replace"))
     if any(statuses):
         session.error("root's guest ended with {}, a plain user's with {}".format(*statuses))
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from policy.command import decide_command, executables, prove_examples
 from policy.decision import Allow, CommandDecision, Confirm, Deny, strictness
 from policy.explain import explain
+from policy.git import INSERTED
 from policy.rules import CommandRule, Examples, FileLimits, Policy, ResourceLimits, ResourceOverride
 
 if TYPE_CHECKING:
@@ -273,7 +274,14 @@ def test_an_argv_that_names_no_rule_is_never_allowed(argv: list[str], *, confirm
         assert isinstance(decision, Deny)
     if isinstance(decision, Allow | Confirm):
         assert decision.subject.program == COMMANDS[decision.subject.rule_name].executable
-        assert decision.subject.argv[1:] == tuple(argv[1:])
+        given, inserted = argv[1:], set()
+        for word in decision.subject.argv[1:]:
+            if given[:1] == [word]:
+                given = given[1:]
+            else:
+                inserted.add(word)
+        assert given == [], "all that was asked is there, in its order"
+        assert inserted <= {option for options in INSERTED.values() for option in options}
         assert not any("\0" in word for word in argv)
 
 

@@ -112,13 +112,6 @@ def test_a_refusal_names_the_pattern_its_pack_and_the_reason() -> None:
     assert isinstance(decide_path(SHIPPED, path, "read"), Allow)
 
 
-def test_a_file_that_names_the_repository_is_not_written_and_a_directory_is_made() -> None:
-    paths = in_projects((".git", "fixtures/sub/.git"))
-    assert open_to("write", paths, OPEN) == paths
-    assert open_to("write", paths) == []
-    assert open_to("make", paths) == open_to("remove", paths) == paths
-
-
 def test_the_expressions_of_the_packs_stay_small() -> None:
     tree = tree_filter(SHIPPED)
     assert sum(map(len, (tree.blocked_from_root, tree.blocked_anywhere))) < 10_000  # each birth compiles them
