@@ -1,14 +1,26 @@
 """The operational log: what the broker says about itself on stderr, as text or as JSON lines.
 
-Not the audit: nothing of a call is said here, only starts, stops and troubles.
+Not the audit: nothing of a call is said here, only starts, stops and troubles. Whoever reads stderr may be stopped or
+hang (a terminal, a supervisor, a full disk), and nobody waits for that: a thread writes, what it cannot write in time
+is dropped, and how much that was is said when there is somebody again.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import select
 import sys
+import threading
+import time
+from collections import deque
 from datetime import UTC, datetime
+
+WAITING_BYTES = 256 * 1024
+"""Of lines that are yet to be written; those beyond are dropped."""
+LAST_WORDS_S = 1.0
+"""For them at the end of the program."""
 
 
 class _JsonLines(logging.Formatter):
@@ -25,9 +37,75 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class Teller(logging.Handler):
+    """Writes lines to a descriptor that may block, from a thread of its own, which ends with the program."""
+
+    def __init__(self, fd: int, *, waiting_bytes: int = WAITING_BYTES, last_words_s: float = LAST_WORDS_S) -> None:
+        """Start the thread. *fd* is not closed by it."""
+        super().__init__()
+        self._fd = fd
+        self._waiting_bytes = waiting_bytes
+        self._last_words_s = last_words_s
+        self._lines: deque[bytes] = deque()
+        self._bytes = 0
+        self._dropped = 0
+        self._writing = False
+        self._changed = threading.Condition()
+        threading.Thread(target=self._write, name="stderr", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Leave a line to the thread, or drop it."""
+        try:
+            line = self.format(record).encode(errors="backslashreplace") + b"\n"
+        except Exception:  # noqa: BLE001  what cannot be put into words is lost too, and must not end who said it
+            line = b""
+        with self._changed:
+            if line and self._bytes + len(line) <= self._waiting_bytes:
+                self._lines.append(line)
+                self._bytes += len(line)
+            else:
+                self._dropped += 1
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until everything is written, for `last_words_s` seconds at most."""
+        deadline = time.monotonic() + self._last_words_s
+        with self._changed:
+            while (self._lines or self._dropped or self._writing) and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(left)
+
+    def _write(self) -> None:
+        while True:
+            with self._changed:
+                while not self._lines and not self._dropped:
+                    self._changed.wait()
+                lines, dropped = b"".join(self._lines), self._dropped
+                self._lines.clear()
+                self._dropped, self._writing = 0, True
+            self._write_all(lines + (self._confession(dropped) if dropped else b""))
+            with self._changed:
+                self._bytes -= len(lines)
+                self._writing = False
+                self._changed.notify_all()
+
+    def _confession(self, dropped: int) -> bytes:
+        message = f"{dropped} lines were dropped here: whatever reads this log did not read it"
+        record = logging.LogRecord("broker", logging.WARNING, __file__, 0, message, None, None)
+        return self.format(record).encode() + b"\n"
+
+    def _write_all(self, data: bytes) -> None:
+        while data:
+            try:
+                data = data[os.write(self._fd, data) :]
+            except BlockingIOError:  # somebody who has it too does not want to wait; this thread does
+                select.select([], [self._fd], [])
+            except OSError:  # nobody will ever read it
+                return
+
+
 def configure_logging(level: str, form: str) -> None:
     """Send everything at *level* or worse to stderr. *form*: "json" or "text"."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Teller(sys.stderr.fileno())
     plain = logging.Formatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s")
     handler.setFormatter(_JsonLines() if form == "json" else plain)
     logging.basicConfig(level=level, handlers=[handler], force=True)
