@@ -39,6 +39,7 @@ def main(fd: int, broker_pid: int) -> NoReturn:
     prctl.die_with(broker_pid, signal.SIGKILL)
     # Here and once: exec passes an ignored signal on, and Python ignores SIGPIPE and SIGXFSZ.
     prctl.default_signals()
+    prctl.go_first()
     sock = socket.socket(fileno=prctl.keep_only(fd))
     try:
         born = _be_born(sock)

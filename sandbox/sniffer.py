@@ -54,6 +54,7 @@ def main(fd: int, broker_pid: int, folder: str, module_name: str) -> NoReturn:
     """
     prctl.die_with(broker_pid, signal.SIGKILL)
     prctl.default_signals()
+    prctl.go_first()
     sock = socket.socket(fileno=prctl.keep_only(fd))
     try:
         sniffer, errors, report = _load(folder, module_name)
