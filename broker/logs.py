@@ -57,7 +57,12 @@ class Teller(logging.Handler):
         """Leave a line to the thread, or drop it."""
         try:
             line = self.format(record).encode(errors="backslashreplace") + b"\n"
-        except Exception:  # noqa: BLE001  what cannot be put into words is lost too, and must not end who said it
+        except (
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+        ):  # no words for it: lost too, and no harm to its teller
             line = b""
         with self._changed:
             if line and self._bytes + len(line) <= self._waiting_bytes:
