@@ -170,9 +170,11 @@ def guest(session: nox.Session) -> None:
     tests = ["python", "-m", "pytest", *patient, "-m", "guest", *(session.posargs or GUEST_TESTS)]
     boot = [f"{session.bin}/python", "-m", "tests.guest", "--verbose", "--timeout", f"{GUEST_S}"]
     # One guest keeps one core busy. What the second says is shown when it has ended.
+    environment = {**os.environ, "PATH": f"{session.bin}{os.pathsep}{os.environ['PATH']}"}  # in the guest as well
     with tempfile.TemporaryFile() as said:
-        other = subprocess.Popen([*boot, "--user", "--", *tests], stdout=said, stderr=subprocess.STDOUT)
-        statuses = subprocess.run([*boot, "--", *tests], check=False).returncode, other.wait()
+        user = [*boot, "--user", "--", *tests]
+        other = subprocess.Popen(user, env=environment, stdout=said, stderr=subprocess.STDOUT)
+        statuses = subprocess.run([*boot, "--", *tests], env=environment, check=False).returncode, other.wait()
         said.seek(0)
         session.log("%s", said.read().decode(errors="replace"))
     if any(statuses):

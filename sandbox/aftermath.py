@@ -62,7 +62,6 @@ def look(job: Job, spec: dict[str, Any], _fds: list[int]) -> dict[str, Any]:
 
     Begins in the directory `first`.
 
-
     Raises: Stop: names, time, count.
     """
     if job.search is not None:  # without one, no layer keeps commands from any name
