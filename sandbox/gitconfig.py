@@ -9,9 +9,10 @@ import re
 
 MAX_BYTES = 64 * 1024  # of a configuration that is read; usual ones have some hundred
 
-_HEADER = re.compile(r'\[([A-Za-z0-9-]+)(?: "([^"\\]*)")?\]')
-_SETTING = re.compile(r"([A-Za-z][A-Za-z0-9-]*)[ \t]*(?:=(.*))?")
-_TARGET = re.compile(rb"gitdir: (?:[^\0\n]*/)?\.git/(?:modules|worktrees)/([^\0\n]+)\n?")
+# Compiled when a look needs them (and kept by `re`): every session has this module, and few make repositories.
+_HEADER = r'\[([A-Za-z0-9-]+)(?: "([^"\\]*)")?\]'
+_SETTING = r"([A-Za-z][A-Za-z0-9-]*)[ \t]*(?:=(.*))?"
+_TARGET = rb"gitdir: (?:[^\0\n]*/)?\.git/(?:modules|worktrees)/([^\0\n]+)\n?"
 _COMMON = b"../.."  # from a worktree's folder to its repository
 
 _OF_A_SECTION = frozenset(
@@ -57,11 +58,11 @@ def is_plain(data: bytes) -> bool:
         words = line.strip(" \t")
         if not words or words[0] in "#;":
             continue
-        header = _HEADER.fullmatch(words)
+        header = re.fullmatch(_HEADER, words)
         if header is not None:
             section = header
             continue
-        setting = _SETTING.fullmatch(words)
+        setting = re.fullmatch(_SETTING, words)
         if section is None or setting is None or not _is_listed(section, setting):
             return False
     return True
@@ -78,7 +79,7 @@ def _is_listed(section: re.Match[str], setting: re.Match[str]) -> bool:
 
 def is_plain_pointer(data: bytes) -> bool:
     """Tell whether a file named `.git` leads into a repository, as those of submodules and worktrees do."""
-    target = _TARGET.fullmatch(data) if len(data) <= MAX_BYTES else None
+    target = re.fullmatch(_TARGET, data) if len(data) <= MAX_BYTES else None
     return target is not None and b".." not in target[1].split(b"/")
 
 
