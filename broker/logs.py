@@ -57,12 +57,8 @@ class Teller(logging.Handler):
         """Leave a line to the thread, or drop it."""
         try:
             line = self.format(record).encode(errors="backslashreplace") + b"\n"
-        except (
-            TypeError,
-            ValueError,
-            LookupError,
-            AttributeError,
-        ):  # no words for it: lost too, and no harm to its teller
+        except (TypeError, ValueError, LookupError, AttributeError):
+            # There are no words for it: it is lost too, and does no harm to who said it.
             line = b""
         with self._changed:
             if line and self._bytes + len(line) <= self._waiting_bytes:

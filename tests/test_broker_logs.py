@@ -32,7 +32,7 @@ from live import (
     write_config,
 )
 
-from broker.logs import Teller
+from broker.logs import LAST_WORDS_S, WAITING_BYTES, Teller
 
 SET_PIPE_SIZE = 1031
 PIPE_BYTES = 4096
@@ -51,9 +51,11 @@ def pipe() -> Iterator[tuple[int, int]]:
     os.close(write)
 
 
-def teller(fd: int, **given: float) -> tuple[logging.Logger, Teller]:
+def teller(
+    fd: int, *, waiting_bytes: int = WAITING_BYTES, last_words_s: float = LAST_WORDS_S
+) -> tuple[logging.Logger, Teller]:
     """A logger of its own that tells it all."""
-    handler = Teller(fd, **given)  # type: ignore[arg-type]  # both are numbers
+    handler = Teller(fd, waiting_bytes=waiting_bytes, last_words_s=last_words_s)
     logger = logging.Logger("of the test")  # noqa: LOG001  nobody else's, and gone with the test
     logger.addHandler(handler)
     return logger, handler

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ both = pytest.mark.parametrize("user", [PLAIN, OF_ROOT], ids=["plain", "root"])
 
 
 @pytest.fixture
-def code() -> Path:  # type: ignore[misc]
+def code() -> Iterator[Path]:
     """A file in a folder of packages, in a sticky folder that everybody may write, as /tmp is."""
     with live_folder() as base:
         folder = base / "packages"

@@ -18,6 +18,7 @@ from policy.decision import Deny
 from policy.git import INSERTED, hardened
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -27,10 +28,14 @@ def repository(tmp_path: Path) -> HostileRepository:
 
 
 def attack_is_fenced(repository: HostileRepository, line: str) -> None:
+    is_fenced(repository, repository.run, line)
+
+
+def is_fenced(repository: HostileRepository, run: Callable[..., object], line: str) -> None:
     repository.ran()
-    repository.run(line, fenced=False)
+    run(line, fenced=False)
     assert repository.ran(), "the control: without the environment the attack works"
-    repository.run(line, fenced=True)
+    run(line, fenced=True)
     assert not repository.ran()
 
 
@@ -215,11 +220,7 @@ def test_what_would_run_git_in_a_submodule_all_the_same_is_denied(line: str) -> 
 
 
 def other_is_fenced(repository: HostileRepository, line: str) -> None:
-    repository.ran()
-    repository.run_by_another(line, fenced=False)
-    assert repository.ran(), "the control: without the environment the attack works"
-    repository.run_by_another(line, fenced=True)
-    assert not repository.ran()
+    is_fenced(repository, repository.run_by_another, line)
 
 
 @git_is_here

@@ -201,7 +201,7 @@ print(os.read(ours[0], 100).decode())
         ("unfiltered", "no_new_privs", False),
     ],
 )
-def test_without_namespaces_the_marks_of_a_session_count(sessions: str, holder: str, apart: bool) -> None:  # noqa: FBT001
+def test_without_namespaces_the_marks_of_a_session_count(sessions: str, holder: str, *, apart: bool) -> None:
     """Its keeper may be gone, and then its ancestors say nothing; what restrains it stays. The parent is the holder."""
     with connection() as (client, _):
         fd = client.fileno()

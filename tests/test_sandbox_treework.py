@@ -10,21 +10,13 @@ from typing import Any
 
 import pytest
 import trio
+from archiving import OPEN_RULES
 from door import Door, descriptors, open_door
 from test_sandbox_files_write import full  # noqa: F401  a small disk, as a fixture
 
 from sandbox.file_errors import BadPattern, Exists, NoSpace, OpenerGone, TooLarge, WriteFailed
 from sandbox.files import Work
 
-OPEN_RULES = {
-    "allowed": r"[\s\S]*",
-    "blocked_from_root": "(?!)",
-    "blocked_anywhere": "(?!)",
-    "guarded_from_root": "(?!)",
-    "guarded_anywhere": "(?!)",
-    "opened": "(?!)",
-    "blocked_extensions": (),
-}
 MAX_FILE = 1 << 40
 
 
