@@ -141,6 +141,8 @@ class ArchiveSink:
     _spec: dict[str, Any]
     _full_disk_told: Callable[[int, int], AbstractAsyncContextManager[None]]
     """With the directory and the bytes that are needed, around what may find the disk full."""
+    _in_turn: Callable[[], AbstractAsyncContextManager[None]]
+    """Around the end, when the place gets what was received: nobody else of this broker changes it then."""
     received_bytes: int = attrs.field(default=0, init=False)
     summary: Summary | None = attrs.field(default=None, init=False)
     """What was unpacked, when all of it was."""
@@ -169,7 +171,7 @@ class ArchiveSink:
         """
         if not self._sha256:
             self._require_as_declared(not self._declared.is_short(self.received_bytes), 0)
-            async with self._all_or_nothing():
+            async with self._in_turn(), self._all_or_nothing():
                 self._require_digest()
                 self.summary = await self._begun().finish()
                 self._quota.give_back(self.received_bytes - self.summary.content_bytes)

@@ -7,7 +7,7 @@ from typing import Any
 
 from broker.archives import ArchiveSink, ArchiveSource
 from broker.decisions import require_path
-from broker.filerules import full_disk_told, require_not_own, tree_spec
+from broker.filerules import full_disk_told, in_turn, require_not_own, tree_spec
 from broker.host import Host, Scope
 from sandbox.file_errors import Exists
 from sandbox.files import EntryPlace
@@ -62,6 +62,7 @@ async def open_archive_sink(scope: Scope, path: str, declared: Declared, *, gzip
         declared=declared,
         spec=spec,
         full_disk_told=partial(full_disk_told, host),
+        in_turn=in_turn(scope, target),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, suppress
 
 import attrs
 import trio
@@ -17,13 +17,13 @@ from broker.aftermath import LAST_LOOK_S, STOP_BOUND_S, Aftermath, Listeners
 from broker.jobs import Jobs
 from broker.rawtransfers import SessionTransfers, TransferDesk
 from sandbox.descriptors import Disk
-from sandbox.file_errors import FileError
+from sandbox.file_errors import FileError, OutcomeUnknown
 from sandbox.files import Files, Part, Resolved, open_files
 from sandbox.launcher import Launcher
 from sandbox.plan import Walls
 from sandbox.session_init import Init
 from sandbox.spill import OutputRoom
-from transfers.part import Discarded
+from transfers.part import Discarded, ReplacementUnknown
 from transfers.settings import TransferSettings
 from transfers.store import Transfers, open_transfers
 
@@ -134,12 +134,14 @@ class PartDestination:
     What the sandbox says in its vocabulary becomes the OSError that transfers understand.
     """
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Part, in_turn: Callable[[], AbstractAsyncContextManager[None]]) -> None:
+        """Take the part over; *in_turn* is for whoever replaces what is at its place."""
         self._part = part
+        self.in_turn = in_turn
         self.fd = os.dup(part.fd)  # theirs to close; the part closes its own
 
     async def commit(self) -> None:
-        """Replace the destination by the part, atomically and durably. Raises: OSError."""
+        """Replace the destination by the part, atomically and durably. Raises: OSError, ReplacementUnknown."""
         with _as_os_error():
             await self._part.commit()
 
@@ -155,4 +157,5 @@ def _as_os_error() -> Iterator[None]:
         yield
     except FileError as fault:
         number = getattr(errno, fault.errno_name, errno.EIO)
-        raise OSError(number, fault.sentence) from fault
+        kind = ReplacementUnknown if isinstance(fault, OutcomeUnknown) else OSError
+        raise kind(number, fault.sentence) from fault

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +17,7 @@ from broker.decisions import TwoPaths, require_path
 from broker.errors import BrokerError, ErrorCode
 from broker.filerules import (
     bounded_s,
+    held,
     require_existing,
     require_file,
     require_finished,
@@ -67,9 +68,8 @@ async def _nearest(files: Files, path: str, *, parents: bool) -> tuple[Resolved,
 
 async def perform_delete_path(scope: Scope, request: DeletePath, path: str) -> DeletePathResult:
     """Delete one name, or a tree that holds nothing that is closed."""
-    host, files = scope.host, scope.own.files
-    with await files.names.entry(path) as entry:
-        require_path(host, entry.path, "remove")
+    files = scope.own.files
+    async with held(scope, files.names.entry, (path, "remove")) as (entry,):
         facts = require_existing(entry, "be deleted")
         require_not_own(scope, entry.path)
         deleted = 1
@@ -100,13 +100,11 @@ async def _remove_tree(scope: Scope, entry: EntryPlace, facts: FileFacts, timeou
 
 async def perform_move_path(scope: Scope, request: MovePath, paths: TwoPaths) -> MovePathResult:
     """Rename, in one step; to another file system by a copy that must be complete before the source goes."""
-    host, files = scope.host, scope.own.files
-    with (
-        await files.names.entry(paths.source) as source,
-        await files.names.entry(paths.destination) as target,
+    files = scope.own.files
+    async with held(scope, files.names.entry, (paths.source, "remove"), (paths.destination, "write")) as (
+        source,
+        target,
     ):
-        require_path(host, source.path, "remove")
-        require_path(host, target.path, "write")
         facts = require_existing(source, "be moved")
         require_not_own(scope, source.path)
         await _require_free(scope, target, overwrite=request.overwrite and facts.kind != "directory")
@@ -180,12 +178,10 @@ async def _move_by_copy(scope: Scope, request: MovePath, source: EntryPlace, tar
 async def perform_copy_path(scope: Scope, request: CopyPath, paths: TwoPaths) -> CopyPathResult:
     """Copy a file, or a tree; the copy has its name only when it is complete and on the disk."""
     host, files = scope.host, scope.own.files
-    with (
-        await files.resolve(paths.source, read=True) as source,
-        await files.names.entry(paths.destination) as target,
-    ):
+    async with AsyncExitStack() as pinned:
+        source = pinned.enter_context(await files.resolve(paths.source, read=True))
         require_path(host, source.path, "read")
-        require_path(host, target.path, "write")
+        (target,) = await pinned.enter_async_context(held(scope, files.names.entry, (paths.destination, "write")))
         is_tree = source.facts.kind == "directory"
         if is_tree and not request.recursive:
             raise WrongKind(paths.source, f"{paths.source} is a directory; say recursive: true to copy all it holds")

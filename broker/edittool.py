@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from broker.errors import BrokerError, ErrorCode
-from broker.filerules import require_place, require_size, written
+from broker.filerules import held, require_place, require_size, told_what_it_makes, written
 from broker.host import Host, Scope
 from broker.names import shown_path
 from broker.textedit import SHOWN_LINES, Edited, lines_of, replace_exactly
@@ -25,9 +25,12 @@ class _Outcome:
 
 
 async def perform_edit_file(scope: Scope, request: EditFile, path: str) -> EditFileResult:
-    """Edit the file that was decided on; what is there when the edit is put in place must still be that."""
+    """Edit the file that was decided on; what is there when the edit is put in place must still be that.
+
+    From the look to the replacement it is the only one of this broker who changes the name.
+    """
     host, files = scope.host, scope.own.files
-    with await files.place(path) as place:
+    async with held(scope, files.place, (path, "write")) as (place,):
         await require_place(scope, place)
         existing = place.existing
         if existing is None:
@@ -39,7 +42,8 @@ async def perform_edit_file(scope: Scope, request: EditFile, path: str) -> EditF
         size_bytes = len(outcome.edited.data)
         async with written(scope, place.fd, size_bytes), await files.part(place) as part:
             await part.fill(outcome.edited.data)
-            await part.commit(expect=existing)
+            with told_what_it_makes(outcome.edited.data):
+                await part.commit(expect=existing)
         return EditFileResult(
             path=shown_path(place.path),
             replacements=request.expected_count,

@@ -48,6 +48,8 @@ class ErrorCode(Enum):
     FILE_EXISTS = ("FILE_006", False, "Choose another path, or say overwrite: true where a file may be replaced.")
     FILE_EDIT_MISMATCH = ("FILE_007", False, "Read the file again; old_text must occur exactly expected_count times.")
     FILE_TIMEOUT = ("FILE_008", True, "Read error_message for what was done; raise timeout_seconds or work on a part.")
+    FILE_BUSY = ("FILE_009", True, "Call again: another call is changing the same name and takes long.")
+    FILE_OUTCOME_UNKNOWN = ("FILE_010", False, "Look at the file: error_details say what a change that was made left.")
     TRANSFER_NOT_FOUND = ("TRANSFER_001", False, "Start again: the first chunk with an empty transfer_id.")
     TRANSFER_OFFSET_MISMATCH = ("TRANSFER_002", False, "Send the chunk that begins at the expected offset.")
     TRANSFER_BUSY = ("TRANSFER_003", True, "Wait until the other request ends; it may be one that was cut.")
@@ -141,6 +143,7 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
         file_errors.WriteFailed: ErrorCode.FILE_WRITE_ERROR,
         file_errors.Unanswered: ErrorCode.FILE_WRITE_ERROR,
         file_errors.OpenerGone: ErrorCode.SESSION_CLOSED,
+        file_errors.OutcomeUnknown: ErrorCode.FILE_OUTCOME_UNKNOWN,
         refusals.TransferNotFound: ErrorCode.TRANSFER_NOT_FOUND,
         refusals.PathMismatch: ErrorCode.TRANSFER_NOT_FOUND,
         refusals.OffsetMismatch: ErrorCode.TRANSFER_OFFSET_MISMATCH,
@@ -150,6 +153,7 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
         refusals.QuotaExceeded: ErrorCode.POLICY_RESOURCE_EXCEEDED,
         refusals.NoRoom: ErrorCode.FILE_WRITE_ERROR,
         refusals.UploadLost: ErrorCode.FILE_WRITE_ERROR,
+        refusals.UploadInDoubt: ErrorCode.FILE_OUTCOME_UNKNOWN,
         refusals.SizeMismatch: ErrorCode.TRANSFER_MISMATCH,
         refusals.DigestMismatch: ErrorCode.TRANSFER_MISMATCH,
         refusals.TransferBusy: ErrorCode.TRANSFER_BUSY,

@@ -6,12 +6,13 @@ One place for the order of design section 5: the real path, the kind, the other 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import trio
@@ -19,17 +20,78 @@ import trio
 from broker.decisions import Denied, require_path
 from broker.errors import BrokerError, ErrorCode
 from broker.host import Host, Scope
+from broker.namelocks import name_of
 from broker.names import shown_path
 from broker.treeresults import Kind
 from policy.decision import Deny, shown
 from policy.path import Purpose
 from sandbox.beneath import is_beneath_any
-from sandbox.file_errors import NoSpace, NotFound, TookTooLong
+from sandbox.file_errors import Changed, NoSpace, NotFound, OutcomeUnknown, TookTooLong
 from sandbox.files import EntryPlace, FileFacts, Place, Resolved, Work
+
+P = TypeVar("P", Place, EntryPlace)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LINKS_S = 10.0
 """Seconds in which the other names of a file are looked for; what is not found by then refuses the file."""
+
+LOOKS = 3
+"""How often a path is followed again that leads elsewhere each time, until its caller is told."""
+
+
+@asynccontextmanager
+async def held(
+    scope: Scope, look: Callable[[str], Awaitable[P]], *wanted: tuple[str, Purpose]
+) -> AsyncIterator[tuple[P, ...]]:
+    """Pin the places of paths, and be the only one of this broker who changes what is there.
+
+    Each is decided on by its real path, before anybody is kept waiting for it. What is told of them was seen after
+    whoever held them before was done, so that a check of it holds until the change.
+
+    Args:
+        look: `Files.place`, which follows a link in the last place, or `NameWork.entry`, which does not.
+        wanted: paths as they are asked for, each with what is to become of it.
+    Raises: what *look* raises; Denied; BrokerError (FILE_BUSY); Changed.
+    """
+    locks, asked = scope.host.locks, " and ".join(shown_path(path) for path, _ in wanted)
+    for _ in range(LOOKS):
+        changes = locks.changes
+        with ExitStack() as pinned:
+            places = await _pinned(scope, look, wanted, pinned)
+            names = [name_of(place) for place in places]
+            async with locks.hold(names, asked, scope.own.files.when_settled):
+                if locks.changes != changes:  # somebody was here since: look again
+                    places = await _pinned(scope, look, wanted, pinned)
+                if [name_of(place) for place in places] == names:
+                    yield places
+                    return
+    raise Changed(wanted[0][0], f"{asked}: it leads elsewhere each time one looks; try again", "ESTALE")
+
+
+async def _pinned(
+    scope: Scope, look: Callable[[str], Awaitable[P]], wanted: tuple[tuple[str, Purpose], ...], pinned: ExitStack
+) -> tuple[P, ...]:
+    places: list[P] = []
+    for path, purpose in wanted:
+        places.append(pinned.enter_context(await look(path)))
+        require_path(scope.host, places[-1].path, purpose)
+    return tuple(places)
+
+
+def in_turn(scope: Scope, place: Place | EntryPlace) -> Callable[[], AbstractAsyncContextManager[None]]:
+    """What makes its user the only one of this broker who changes a place, which must be pinned then."""
+    name, asked = name_of(place), shown_path(place.path)
+    return lambda: scope.host.locks.hold([name], asked, scope.own.files.when_settled)
+
+
+@contextmanager
+def told_what_it_makes(data: bytes) -> Iterator[None]:
+    """Let an outcome that is not known say what the file holds if it was made: *data*."""
+    try:
+        yield
+    except OutcomeUnknown as unknown:
+        unknown.size_bytes, unknown.sha256 = len(data), hashlib.sha256(data).hexdigest()
+        raise
 
 
 async def require_file(scope: Scope, found: Resolved, purpose: Purpose) -> None:

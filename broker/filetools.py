@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from types import MappingProxyType
 
 import trio
 
 from broker.belongings import PartDestination
 from broker.edittool import perform_edit_file
-from broker.filerules import require_file, require_place, require_size, written
+from broker.filerules import held, in_turn, require_file, require_place, require_size, told_what_it_makes, written
 from broker.host import Scope, Step
 from broker.names import shown_path
 from broker.readtool import perform_read_file
@@ -31,10 +31,13 @@ async def perform_write_file(scope: Scope, request: WriteFile, path: str) -> Wri
     host, files = scope.host, scope.own.files
     data = request.content.encode()
     require_size(host, len(data))
-    with await files.place(path) as place:
+    async with held(scope, files.place, (path, "write")) as (place,):
         await require_place(scope, place)
+        appends = request.mode == "append"
+        told = nullcontext() if appends and place.existing else told_what_it_makes(data)
         async with written(scope, place.fd, len(data)):
-            await (files.append(place, data) if request.mode == "append" else files.overwrite(place, data))
+            with told:
+                await (files.append(place, data) if appends else files.overwrite(place, data))
         return WriteFileResult(path=shown_path(place.path), bytes_written=len(data))
 
 
@@ -91,7 +94,7 @@ async def _begin_upload(scope: Scope, request: UploadFile, path: str) -> Progres
         await require_place(scope, place)
         async with AsyncExitStack() as on_failure:
             part = await on_failure.enter_async_context(await own.files.part(place))
-            destination = PartDestination(part)
+            destination = PartDestination(part, in_turn(scope, place))
             on_failure.pop_all()  # from here on it is the upload's to discard
     return await own.transfers.uploads.begin(
         path,

@@ -13,6 +13,7 @@ import attrs
 from broker.aftermath import Listeners
 from broker.belongings import Belongings, BelongingsSettings
 from broker.calls import Report
+from broker.namelocks import NameLocks
 from broker.rawtransfers import TransferDesk
 from broker.session import Session
 from broker.supervisor import Supervisor
@@ -75,6 +76,7 @@ class Host:
     facts: FactSource
     media: MediaTypes
     desk: TransferDesk
+    locks: NameLocks
     on_discard: Callable[[str, str, Discarded], None]
     """Told of the principal, the session and the upload."""
     listeners: Listeners

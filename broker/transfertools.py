@@ -20,7 +20,7 @@ from broker.archivetools import open_archive_sink, open_archive_source
 from broker.belongings import PartDestination
 from broker.decisions import Subject
 from broker.errors import BrokerError, ErrorCode
-from broker.filerules import require_file, require_place
+from broker.filerules import in_turn, require_file, require_place
 from broker.host import Scope, Step
 from broker.names import shown_path
 from broker.rawtransfers import RawDownload, RawUpload
@@ -100,7 +100,7 @@ async def _open_upload(scope: Scope, request: OpenTransfer, path: str) -> RawUpl
         with await own.files.place(path) as place:
             await require_place(scope, place)
             part = await on_failure.enter_async_context(await own.files.part(place))
-        destination = PartDestination(part)
+            destination = PartDestination(part, in_turn(scope, place))
         on_failure.pop_all()  # from here on it is the upload's to discard
     begun = await own.transfers.uploads.begin(
         path,

@@ -16,6 +16,7 @@ from broker.belongings import Belongings, BelongingsSettings
 from broker.grants import find_grants, limits_of, resolve_programs, without_own_files
 from broker.host import CommandLimits, Host
 from broker.listener import HttpSettings
+from broker.namelocks import NameLocks
 from broker.ownership import NotOurs, check_owners
 from broker.rawtransfers import TransferDesk
 from broker.supervisor import Supervisor
@@ -131,6 +132,7 @@ def build_host(
         facts=FactSource(),
         media=MediaTypes(look=look, limiter=trio.CapacityLimiter(MEDIA_THREADS)),
         desk=_transfer_desk(server),
+        locks=NameLocks(),
         on_discard=on_discard,
         listeners=listeners,
     )

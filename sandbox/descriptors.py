@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 import trio
 
-from sandbox.file_errors import NoSpace, from_errno, shown
+from sandbox.file_errors import NoSpace, OutcomeUnknown, from_errno, shown
 from sandbox.room import STEP_BYTES, ReserveReached, require_room
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ class Disk:
             return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)
         except ReserveReached as full:
             raise NoSpace(asked, f"{shown(asked)}: {full.strerror}", "ENOSPC") from full
+        except _LeftBehind as left:
+            name = errno.errorcode.get(left.errno or errno.EIO, "")
+            raise OutcomeUnknown(asked, f"{shown(asked)}: {left.strerror}", name) from left
         except OSError as fault:
             raise from_errno(asked, fault.errno or errno.EIO) from fault
 
@@ -54,7 +57,10 @@ class Disk:
         await self.run(asked, _fill_durably, fd, data, self._reserve_bytes)
 
     async def append(self, asked: str, fd: int, data: bytes | memoryview) -> None:
-        """Append all of *data* and flush it to the disk, or leave the file as it was. Raises: as `write`."""
+        """Append all of *data* and flush it to the disk, or leave the file as it was.
+
+        Raises: as `write`; OutcomeUnknown when it failed and what was written could not be taken back.
+        """
         await self.run(asked, _append_durably, fd, data, self._reserve_bytes)
 
     async def read(self, asked: str, fd: int, offset: int, length: int) -> bytes:
@@ -112,7 +118,26 @@ def _append_durably(fd: int, data: bytes | memoryview, reserve_bytes: int) -> No
             require_room(fd, len(view) - written, reserve_bytes)
             written += os.write(fd, view[written : written + STEP_BYTES])
         os.fsync(fd)
-    except OSError:
+    except OSError as fault:
+        if written and not _taken_back(fd, before, written):
+            why = (
+                f"{written} of {len(view)} bytes were appended, and then it failed ({os.strerror(fault.errno or 0)}); "
+            )
+            raise _LeftBehind(
+                fault.errno, f"{why}they could not be taken back, and may not outlast a power cut"
+            ) from fault
+        raise
+
+
+class _LeftBehind(OSError):
+    """An append failed and some of it is in the file."""
+
+
+def _taken_back(fd: int, before: int, written: int) -> bool:
+    try:
         if os.fstat(fd).st_size == before + written:
             os.ftruncate(fd, before)
-        raise
+            return True
+    except OSError:
+        return False
+    return False

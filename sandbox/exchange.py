@@ -20,13 +20,24 @@ import attrs
 import trio
 
 from sandbox import wire
-from sandbox.file_errors import BadPath, FileError, NotFound, OpenerGone, Unanswered, from_errno, from_refusal, shown
+from sandbox.file_errors import (
+    BadPath,
+    FileError,
+    NotFound,
+    OpenerGone,
+    OutcomeUnknown,
+    Unanswered,
+    from_errno,
+    from_refusal,
+    shown,
+)
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 PATH_MAX_BYTES = 4096
+UNHEARD = "it was done, and there were no descriptors left to hear the whole answer"
 
 
 @attrs.define(eq=False)
@@ -46,6 +57,7 @@ class Answer:
 @attrs.define(eq=False)
 class _Waiting:
     undo: str
+    changes: bool
     done: trio.Event = attrs.field(factory=trio.Event)
     asked: bool = False
     pieces: list[Any] = attrs.field(factory=list)
@@ -61,11 +73,20 @@ class Exchange:
         self._numbers: Iterator[int] = itertools.count()
         self._waiting: dict[int, _Waiting] = {}
         self._undos: dict[int, str] = {}  # of questions whose asker left
+        self._unsettled: set[int] = set()  # changes whose asker left before the answer
+        self._when_settled: list[Callable[[], None]] = []
         self._sending = trio.Lock()  # only one task may wait for a socket to become writable
         self._gone = False
 
     async def ask(
-        self, op: str, path: str, fields: dict[str, Any], fds: Sequence[int] = (), *, undo: str = ""
+        self,
+        op: str,
+        path: str,
+        fields: dict[str, Any],
+        fds: Sequence[int] = (),
+        *,
+        undo: str = "",
+        changes: bool = False,
     ) -> Answer:
         """Send one request and wait for its answer.
 
@@ -75,10 +96,12 @@ class Exchange:
             fields: what that method reads, apart from descriptors.
             fds: descriptors to send along; they stay the caller's.
             undo: the method that takes back what was answered, where nobody waits for the answer any more.
-        Raises: FileError as the opener refuses; OpenerGone; Unanswered after `answer_s` seconds.
+            changes: it changes names, so that without an answer nobody knows whether it did.
+        Raises: FileError as the opener refuses; OpenerGone; Unanswered after `answer_s` seconds; OutcomeUnknown in
+            place of these two when a change was sent.
         Cancellation: the request may still be performed; its answer is then thrown away, or undone.
         """
-        number, waiting = next(self._numbers), _Waiting(undo)
+        number, waiting = next(self._numbers), _Waiting(undo, changes)
         self._waiting[number] = waiting
         with ExitStack() as leaving:  # until the answer is the caller's
             leaving.callback(self._leave, number, waiting)
@@ -90,9 +113,21 @@ class Exchange:
             leaving.pop_all()
         return answer
 
+    def when_settled(self, call: Callable[[], None]) -> None:
+        """Call *call* once no change can happen any more that was asked for and whose asker left; mostly at once."""
+        self._when_settled.append(call)
+        self._settle()
+
+    def _settle(self) -> None:
+        while self._when_settled and not self._unsettled:
+            self._when_settled.pop(0)()
+
     def _leave(self, number: int, waiting: _Waiting) -> None:
-        if self._waiting.pop(number, None) is not None and waiting.undo and waiting.asked:
-            self._undos[number] = waiting.undo
+        if self._waiting.pop(number, None) is not None and waiting.asked:
+            if waiting.undo:
+                self._undos[number] = waiting.undo
+            if waiting.changes:
+                self._unsettled.add(number)
         if waiting.answer is not None:
             self._throw_away(waiting.answer, waiting.undo)
 
@@ -106,6 +141,8 @@ class Exchange:
     def _checked(self, path: str, waiting: _Waiting) -> Answer:
         answer = waiting.answer
         if answer is None:
+            if waiting.changes and waiting.asked:
+                raise self._unknown(path)
             if self._gone:
                 raise _gone(path)
             raise Unanswered(path, f"{shown(path)}: no answer within {self.answer_s:g} s", "ETIMEDOUT")
@@ -115,6 +152,14 @@ class Exchange:
                 error.led(answer.body.get("led_to", path))
             raise error
         return answer
+
+    def _unknown(self, path: str) -> FileError:
+        why = (
+            "the session's file opener ended before it answered" if self._gone else f"no answer in {self.answer_s:g} s"
+        )
+        return OutcomeUnknown(
+            path, f"{shown(path)}: {why}; whether it was changed is not known", "" if self._gone else "ETIMEDOUT"
+        )
 
     async def _send(self, path: str, message: dict[str, Any], fds: Sequence[int]) -> None:
         async with self._sending:
@@ -162,13 +207,17 @@ class Exchange:
             return
         waiting = self._waiting.get(number)
         undo = self._undos.pop(number, "") if waiting is None else waiting.undo
+        done = waiting is not None and waiting.changes and "refused" not in body
         self._throw_away(Answer(body, [], []), undo)
-        self._deliver({"n": number, "refused": "", "errno": errno.EMFILE, "why": ""}, [])
+        self._deliver({"n": number, "refused": "done" if done else "", "errno": errno.EMFILE, "why": UNHEARD}, [])
 
     def _deliver(self, body: dict[str, Any], fds: list[int]) -> None:
         number = body.pop("n")
         waiting = self._waiting.get(number)
         if waiting is None:
+            if "piece" not in body:
+                self._unsettled.discard(number)
+                self._settle()
             self._throw_away(Answer(body, fds, []), "" if "piece" in body else self._undos.pop(number, ""))
         elif "piece" in body:
             waiting.pieces.extend(body["piece"])
@@ -182,6 +231,8 @@ class Exchange:
         waiting, self._waiting = self._waiting, {}
         for one in waiting.values():
             one.done.set()
+        self._unsettled.clear()
+        self._settle()
 
 
 def checked_path(path: str) -> str:

@@ -111,6 +111,16 @@ class Unanswered(FileError):
     """The opener did not answer in time (a file system that hangs); what was asked may still happen."""
 
 
+class OutcomeUnknown(FileError):
+    """A change was begun and nobody knows whether it was made, or whether it lasts. Its text says which.
+
+    `size_bytes` and `sha256`, where they are known, are those of the file after the change.
+    """
+
+    size_bytes: int | None = None
+    sha256: str | None = None
+
+
 _REASONS: Mapping[type[FileError], tuple[int, ...]] = MappingProxyType(
     {
         NotFound: (errno.ENOENT, errno.ENOTDIR),
@@ -141,6 +151,7 @@ _BY_REFUSAL = MappingProxyType(
         "archive": BadArchive,
         "too_large": TooLarge,
         "no_space": NoSpace,
+        "done": OutcomeUnknown,
     }
 )
 
@@ -158,6 +169,12 @@ def from_refusal(path: str, refusal: str, number: int, why: str) -> FileError:
     if kind is None:
         return from_errno(path, number)
     return kind(path, f"{shown(path)}: {why}", errno.errorcode.get(number, str(number)))
+
+
+def unflushed(path: str, fault: FileError) -> OutcomeUnknown:
+    """Return the error for a change that was made and could not be written to the disk: a power cut may undo it."""
+    sentence = f"{shown(path)}: it was changed, and flushing that to the disk failed ({fault.errno_name}); "
+    return OutcomeUnknown(path, f"{sentence}whether the change outlasts a power cut is not known", fault.errno_name)
 
 
 def shown(path: str) -> str:

@@ -28,7 +28,7 @@ from sandbox.treework import TreeWork, Work
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 __all__ = [
     "Entry",
@@ -77,6 +77,10 @@ class Files:
         self.names = NameWork(exchange, disk)
         self.trees = TreeWork(exchange)
         self.links = TreeWork(exchange)  # of its own: a file is not kept waiting by searches
+
+    def when_settled(self, call: Callable[[], None]) -> None:
+        """Call *call* once nothing that was asked of this session can change a name any more; mostly at once."""
+        self._exchange.when_settled(call)
 
     async def resolve(self, path: str, *, read: bool = False) -> Resolved:
         """Follow *path* to its end and pin what is there; with *read*, open it for reading as well.
@@ -155,7 +159,7 @@ class Files:
         """Append *data* to the file at *place*, durably, or leave it as it was; a new file is made whole.
 
         Raises: WrongKind, AccessDenied, NoSpace, TooLarge; Changed when it is no longer the file that was
-            decided on.
+            decided on; OutcomeUnknown when it failed and what was written could not be taken back.
         """
         place.check()
         if place.existing is None:

@@ -61,7 +61,8 @@ class NameOps:
             facts = facts_of(pinned.fd)
             if facts["kind"] != "directory":
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            return {"facts": facts, "created": created}, [pinned.keep(), *_flushable(fds[0])]
+            flushable = flushable_of(fds[0])
+            return {"facts": facts, "created": created}, [pinned.keep(), *flushable]
 
     def do_rename(self, request: dict[str, Any], fds: Fds) -> Reply:
         """Rename what was decided on, to a free name or, with `replace`, over a file that may be written."""
@@ -73,7 +74,7 @@ class NameOps:
         else:
             _require_replaceable(target, new_name, status)
             os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
-        return {}, [*_flushable(source), *_flushable(target)]
+        return {}, flushable_of(source, target)
 
     def do_remove(self, request: dict[str, Any], fds: Fds) -> Reply:
         """Remove a name that is no directory, or an empty directory."""
@@ -82,7 +83,7 @@ class NameOps:
             os.rmdir(request["name"], dir_fd=fds[0])
         else:
             os.unlink(request["name"], dir_fd=fds[0])
-        return {}, _flushable(fds[0])
+        return {}, flushable_of(fds[0])
 
     def do_sweep(self, _request: dict[str, Any], fds: Fds) -> Reply:
         """Remove part files that a crashed broker left in a directory; say how many parts are left there."""
@@ -137,8 +138,16 @@ def _require_replaceable(parent: int, name: str, source: os.stat_result) -> None
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
-def _flushable(directory: int) -> Fds:
-    try:
-        return [reopen(directory, os.O_RDONLY | os.O_DIRECTORY)]
-    except PermissionError:
-        return []  # write and search, but not read: it reaches the disk with the journal
+def flushable_of(*directories: int) -> Fds:
+    """Open changed directories for fsync, those that can be read. Raises: Refused, saying that they were changed."""
+    opened: Fds = []
+    for directory in directories:
+        try:
+            opened.append(reopen(directory, os.O_RDONLY | os.O_DIRECTORY))
+        except PermissionError:
+            continue  # write and search, but not read: it reaches the disk with the journal
+        except OSError as fault:
+            for fd in opened:
+                os.close(fd)
+            raise renaming.unflushed(fault) from fault
+    return opened

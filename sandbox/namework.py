@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from sandbox.exchange import Exchange, checked_path
+from sandbox.file_errors import FileError, unflushed
 from sandbox.pinned import FileFacts, Owner, Resolved
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ class EntryPlace(Owner):
 
 
 class NameWork:
-    """Operations on the names of one session."""
+    """Operations on the names of one session.
+
+    Those that change one raise OutcomeUnknown when it may have been changed, or may not last, and nobody knows.
+    """
 
     def __init__(self, exchange: Exchange, disk: Disk) -> None:
         self._exchange = exchange
@@ -67,7 +71,7 @@ class NameWork:
         Raises: Exists when something else than a directory has the name, AccessDenied, NoSpace, Changed.
         Ownership: the caller closes it.
         """
-        answer = await self._exchange.ask("make", parent.asked, {"name": name}, (parent.fd,))
+        answer = await self._exchange.ask("make", parent.asked, {"name": name}, (parent.fd,), changes=True)
         made = answer.fds.pop(0)
         try:
             await self._flush(parent.asked, answer)
@@ -89,13 +93,13 @@ class NameWork:
             "identity": identity_of(source),
             "replace": replace,
         }
-        answer = await self._exchange.ask("rename", target.asked, fields, (source.fd, target.fd))
+        answer = await self._exchange.ask("rename", target.asked, fields, (source.fd, target.fd), changes=True)
         await self._flush(target.asked, answer)
 
     async def remove(self, entry: EntryPlace) -> None:
         """Remove a file, link or other name, or an empty directory, durably. Raises: NotEmpty, AccessDenied."""
         fields = {"name": entry.name, "identity": identity_of(entry)}
-        answer = await self._exchange.ask("remove", entry.asked, fields, (entry.fd,))
+        answer = await self._exchange.ask("remove", entry.asked, fields, (entry.fd,), changes=True)
         await self._flush(entry.asked, answer)
 
     async def sweep(self, directory: Resolved) -> int:
@@ -111,6 +115,8 @@ class NameWork:
         """Write the changed directories to the disk: what is said to be done survives a power cut."""
         try:
             await self._disk.run(asked, _flush_all, tuple(answer.fds))
+        except FileError as fault:
+            raise unflushed(asked, fault) from fault
         finally:
             answer.close()
 

@@ -15,7 +15,7 @@ import signal
 import stat
 
 from sandbox import leftovers, wire
-from sandbox.nameops import NameOps
+from sandbox.nameops import NameOps, flushable_of
 from sandbox.openat import KINDS, Held, Refused, facts_of, open_path, real_path, reopen
 from sandbox.parts import Parts, pin_existing
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     Fds = list[int]
     Reply = tuple[dict[str, Any], Fds]
 
+CHANGES = ("commit", "rename", "remove", "make")
+UNSAID = "it was done, and the descriptors to flush it with could not be handed over"
 MAX_LINKS = 40  # as the kernel
 MAX_NAMES = 1_000_000  # a bigger directory is counted this far, so that others need not wait for ever
 MAX_PARTS = 64  # leftovers looked at in one listing
@@ -82,7 +84,8 @@ class Opener(NameOps):
             # The kernel bounds the descriptors a user has under way in sockets: refuse, do not die of it.
             if fault.errno != errno.ETOOMANYREFS:
                 raise
-            wire.send(self._sock, {"n": number, "refused": "", "errno": errno.ETOOMANYREFS, "why": ""})
+            refused, why = ("done", UNSAID) if request["op"] in CHANGES else ("", "")
+            wire.send(self._sock, {"n": number, "refused": refused, "errno": errno.ETOOMANYREFS, "why": why})
         finally:
             _close(opened)
 
@@ -142,10 +145,7 @@ class Opener(NameOps):
         part, parent = fds
         _require_unchanged(parent, request["name"], request.get("expect"))
         self._parts.commit(part, parent, request["name"], hidden=request["hidden"], replace=request["replace"])
-        try:
-            return {}, [reopen(parent, os.O_RDONLY | os.O_DIRECTORY)]
-        except PermissionError:
-            return {}, []  # write and search, but not read: the broker makes the name last by other means
+        return {}, flushable_of(parent)  # none of what may not be read: the broker makes the name last by other means
 
     def do_discard(self, request: dict[str, Any], _fds: Fds) -> Reply:
         """Remove a part file that has a name."""

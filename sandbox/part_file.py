@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from sandbox.file_errors import NoSpace, OpenerGone, Unanswered
+from sandbox.file_errors import FileError, NoSpace, OpenerGone, Unanswered, unflushed
 from sandbox.pinned import Owner
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Part(Owner):
         """Flush the content and give it its name, durably and in one step; a file there keeps its mode.
 
         With *expect*, only if the file there is still that one, unchanged: else it raises Changed.
-        Raises: FileError, and the destination is as it was (after Unanswered and OpenerGone: old or new).
+        Raises: FileError, and the destination is as it was; OutcomeUnknown, and it is old or new.
             Exists when *replace* is false and the name is taken.
         Cancellation: not between the naming and its flush; both are bounded.
         """
@@ -59,12 +59,14 @@ class Part(Owner):
             await self._disk.run(self.asked, os.fsync, self.fd)
         fields = {"name": self._name, "hidden": self._hidden, "replace": replace, "expect": _unchanged(expect)}
         with trio.CancelScope(shield=True):  # bounded by the exchange's own deadline
-            answer = await self._exchange.ask("commit", self.asked, fields, (self.fd, self._parent.fd))
+            answer = await self._exchange.ask("commit", self.asked, fields, (self.fd, self._parent.fd), changes=True)
             self._hidden = ""
             try:
                 # A directory that may not be read cannot be flushed. Flushing the file again then writes
                 # out the journal up to here, and the name with it, on every file system that has one.
                 await self._disk.run(self.asked, os.fsync, answer.fds[0] if answer.fds else self.fd)
+            except FileError as fault:
+                raise unflushed(self.asked, fault) from fault
             finally:
                 answer.close()
         self.close()

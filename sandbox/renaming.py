@@ -6,6 +6,8 @@ import ctypes
 import errno
 import os
 
+from sandbox.openat import Refused
+
 SYS_RENAMEAT2 = 316 if os.uname().machine == "x86_64" else 276  # aarch64, riscv64
 RENAME_NOREPLACE = 1
 _UNKNOWN = (errno.ENOSYS, errno.EINVAL, errno.EPERM)  # no such call, or not with this flag on this file system
@@ -44,15 +46,29 @@ def flush_file_system(fd: int) -> None:
 
 
 def flush_names(directory: int) -> None:
-    """Make names in a directory last; where it may not be read they reach the disk with the journal."""
+    """Make names in a directory last, after a change; where it may not be read they reach the disk with the journal.
+
+    Raises: Refused, of the kind for what was done and may not last.
+    """
     try:
         fd = os.open(f"/proc/self/fd/{directory}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError:
         return
+    except OSError as fault:
+        raise unflushed(fault) from fault
     try:
         os.fsync(fd)
+    except OSError as fault:
+        raise unflushed(fault) from fault
     finally:
         os.close(fd)
+
+
+def unflushed(fault: OSError) -> Refused:
+    """Return the refusal to say that a change is safe: it was made, and it could not be flushed to the disk."""
+    number = fault.errno or errno.EIO
+    why = f"it was changed, and flushing that to the disk failed ({os.strerror(number)}); whether the change outlasts "
+    return Refused("done", number, f"{why}a power cut is not known")
 
 
 def _require_free(parent: int, name: str) -> None:

@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from sandbox import wire
-from sandbox.file_errors import FileError, NoSpace, WriteFailed, from_errno, from_refusal, shown
+from sandbox.file_errors import FileError, NoSpace, OutcomeUnknown, WriteFailed, from_errno, from_refusal, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,7 @@ class TreeWork:
             spec: what that operation reads; its descriptors are *fds*, which stay the caller's.
             timeout_s: seconds after which the work stops.
             changes: it changes files, and is given a moment to tidy up when it must stop: *tidy_s* seconds.
-        Raises: FileError as the worker refuses.
+        Raises: FileError as the worker refuses; OutcomeUnknown when one that changes files ended without a word.
         Cancellation: the worker is ended first, within *tidy_s* and the exchange's own bound.
         """
         async with self._limiter:
@@ -99,12 +99,13 @@ class TreeWork:
                     with trio.move_on_after(timeout_s + grace_s + ANSWER_GRACE_S):
                         await _converse(asked, sock, message, fds, heard)
                 except wire.WireBroken as broken:
-                    raise WriteFailed(asked, f"{shown(asked)}: {broken}", "EPROTO") from broken
+                    kind = OutcomeUnknown if changes else WriteFailed
+                    raise kind(asked, f"{shown(asked)}: {broken}", "EPROTO") from broken
                 finally:
                     sock.close()  # which a worker takes for the wish that it stop
                     with trio.move_on_after(tidy_s + 1, shield=True):
                         await _end(pidfd, tidy_s=tidy_s if changes and heard.last is None else 0.0)
-            return _work(asked, heard, late=trio.current_time() > deadline)
+            return _work(asked, heard, late=trio.current_time() > deadline, changes=changes)
 
 
 async def _converse(
@@ -145,8 +146,14 @@ async def _end(pidfd: int, *, tidy_s: float) -> None:
         os.close(pidfd)
 
 
-def _work(asked: str, heard: _Heard, *, late: bool) -> Work:
+def _work(asked: str, heard: _Heard, *, late: bool, changes: bool) -> Work:
     last = heard.last
+    if last is None and changes:
+        removed = heard.counts.get("removed", 0)
+        known = f"; {removed} entries were removed before, at least" if removed else ""
+        why = "the process that worked on it was ended" + (" at its deadline" if late else " (out of memory?)")
+        sentence = f"{shown(asked)}: {why}{known}; whether the change was made is not known"
+        raise OutcomeUnknown(asked, sentence, "ETIMEDOUT" if late else "ESRCH")
     if last is None and not late:
         raise WriteFailed(asked, f"{shown(asked)}: the process that worked on it was ended (out of memory?)", "ESRCH")
     if last is None:  # ended by the kernel at its deadline

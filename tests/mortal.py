@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,9 @@ class InPlace:
     def open(cls, path: str) -> InPlace:
         return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
+    def in_turn(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
     async def commit(self) -> None:
         await trio.lowlevel.checkpoint()
 
@@ -124,7 +127,9 @@ class Session:
             progress = await uploads.resume(request["transfer_id"], path, **chunk)
         else:
             with await self.files.place(path) as place:
-                destination = InPlace.open(path) if self.in_place else PartDestination(await self.files.part(place))
+                destination = (
+                    InPlace.open(path) if self.in_place else PartDestination(await self.files.part(place), nullcontext)
+                )
             progress = await uploads.begin(path, destination, **chunk)
         return attrs.asdict(progress)
 

@@ -16,7 +16,7 @@ from descriptors import open_descriptors
 from test_transfers_uploads import SETTINGS, FolderDestination, World, in_turn, open_world
 
 from transfers.part import COMMIT_BOUND_S, DISCARD_BOUND_S, Progress
-from transfers.refusals import TransferNotFound, TransfersClosed, UploadLost
+from transfers.refusals import TransferNotFound, TransfersClosed, UploadInDoubt, UploadLost
 from transfers.uploads import REMEMBERED_UPLOADS
 
 MIB = 1024 * 1024
@@ -89,7 +89,7 @@ async def test_error_of_the_destination_comes_through_and_loses_the_upload(tmp_p
         first = await uploads.begin(path, BrokenDoor.open(world.target), offset=0, data=b"abc", is_last=False)
         with pytest.raises(DoorGone):
             await world.resume(first.transfer_id, 3, b"", is_last=True)
-        with pytest.raises(UploadLost, match="whether the destination was replaced is unknown"):
+        with pytest.raises(UploadInDoubt, match="it was cut off while the destination was replaced"):
             await world.resume(first.transfer_id, 3, b"", is_last=True)
 
 
@@ -108,7 +108,7 @@ async def test_file_system_that_never_answers_is_waited_for_only_so_long(
 ) -> None:
     async with open_world(tmp_path) as world:
         began = trio.current_time()
-        with pytest.raises(UploadLost, match=f"no answer in {COMMIT_BOUND_S} s"):
+        with pytest.raises(UploadInDoubt, match=f"no answer in {COMMIT_BOUND_S} s"):
             await world.transfers.uploads.begin(
                 str(world.target), SilentDoor.open(world.target), offset=0, data=b"", is_last=True
             )

@@ -7,7 +7,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 
 import attrs
@@ -59,6 +59,9 @@ class FolderDestination:
             os.close(fd)
             fd = os.open(device, os.O_WRONLY | os.O_CLOEXEC)
         return cls(target, fd, part)
+
+    def in_turn(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
     async def commit(self) -> None:
         await trio.to_thread.run_sync(os.replace, self.part, self.target)

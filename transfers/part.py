@@ -13,6 +13,7 @@ import errno
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol, TypeVar, TypeVarTuple, assert_never
 
 import attrs
@@ -28,6 +29,7 @@ from transfers.refusals import (
     SizeMismatch,
     TooLarge,
     TransferError,
+    UploadInDoubt,
     UploadLost,
 )
 from transfers.upload import Answer, Commit, Refuse, State, Step, Sync, Upload, Verify, Why, Write
@@ -52,6 +54,10 @@ class Cause(enum.Enum):
     SESSION_ENDED = "its session ended"
 
 
+class ReplacementUnknown(OSError):
+    """A commit failed, and the destination may have been replaced, or may not stay replaced."""
+
+
 class Destination(Protocol):
     """Where an upload goes: a private part file, and the file it may replace. The broker hands it in.
 
@@ -63,10 +69,17 @@ class Destination(Protocol):
     def fd(self) -> int:
         """The part file, open for writing and empty."""
 
+    def in_turn(self) -> AbstractAsyncContextManager[None]:
+        """Be the only one who changes the destination, from the last chunk to the end of `commit`.
+
+        What entering it raises comes through, and the upload is as it was.
+        """
+
     async def commit(self) -> None:
         """Replace the destination by the part file, atomically, and make the replacement durable.
 
         The data was synced before. Called shielded, for at most COMMIT_BOUND_S seconds.
+        Raises: OSError, and the destination is as it was; ReplacementUnknown, and nobody knows.
         """
 
     async def discard(self) -> None:
@@ -129,18 +142,19 @@ class Part:
 
         Raises:
             OffsetMismatch, TooLarge, QuotaExceeded, NoRoom: nothing changed.
-            UploadLost: the upload is over; `put_away` must follow.
+            UploadLost, UploadInDoubt: the upload is over; `put_away` must follow.
 
         Cancellation: what a thread has begun is finished, and counts. So is a replacement that has begun.
         """
-        try:
-            step = self.upload.offer(offset, data, is_last=is_last)
-            while not isinstance(step, Answer):
-                if isinstance(step, Refuse):
-                    raise self._refusal(step, offset, len(data))
-                step = await self._perform(step)
-        finally:
-            self.upload.withdraw()
+        async with self._destination.in_turn() if is_last else nullcontext():
+            try:
+                step = self.upload.offer(offset, data, is_last=is_last)
+                while not isinstance(step, Answer):
+                    if isinstance(step, Refuse):
+                        raise self._refusal(step, offset, len(data))
+                    step = await self._perform(step)
+            finally:
+                self.upload.withdraw()
         return Progress(
             transfer_id=self.transfer_id,
             path=self.path,
@@ -198,8 +212,8 @@ class Part:
         except disk.Full as full:
             raise NoRoom(self.path, full.needed_bytes, full.free_bytes, self._reserve_bytes) from full
         except OSError as fault:
-            self.upload.lost(_text(fault))
-            raise UploadLost(self.path, self.upload.why_lost) from fault
+            self.upload.lost(_text(fault), in_doubt=isinstance(fault, ReplacementUnknown))
+            raise self._lost() from fault
 
     async def _write(self, write: Write) -> Digest:
         with self._quota.taken(len(write.data)):
@@ -213,8 +227,7 @@ class Part:
         with trio.move_on_after(COMMIT_BOUND_S, shield=True) as bound:
             await self._destination.commit()
         if bound.cancelled_caught:
-            unknown = f"no answer in {COMMIT_BOUND_S} s; whether the destination was replaced is unknown"
-            raise TimeoutError(errno.ETIMEDOUT, unknown)
+            raise ReplacementUnknown(errno.ETIMEDOUT, f"no answer in {COMMIT_BOUND_S} s")
 
     async def _remove(self) -> str:
         try:
@@ -237,9 +250,15 @@ class Part:
             )
             self._on_discard(gone)
 
+    def _lost(self) -> UploadLost | UploadInDoubt:
+        upload = self.upload
+        if upload.is_in_doubt:
+            return UploadInDoubt(self.path, upload.why_lost, upload.received_bytes, upload.sha256_so_far)
+        return UploadLost(self.path, upload.why_lost)
+
     def _refusal(self, refuse: Refuse, offset: int, length: int) -> TransferError:
         if refuse.why is Why.LOST:
-            return UploadLost(self.path, self.upload.why_lost)
+            return self._lost()
         if refuse.why is Why.TOO_LARGE:
             return TooLarge("upload", offset + length, self.upload.max_bytes)
         if refuse.why is Why.DIGEST:

@@ -106,10 +106,7 @@ class NoRoom(TransferError):
 
 
 class UploadLost(TransferError):
-    """The upload cannot go on and its part file is discarded; the destination is untouched.
-
-    The one exception: when *why* says that the file system did not answer while the file was being replaced.
-    """
+    """The upload cannot go on and its part file is discarded; the destination is untouched."""
 
     is_final = True
 
@@ -117,6 +114,22 @@ class UploadLost(TransferError):
         super().__init__(f"the upload to {path!r} was lost ({why}); start again at chunk_offset 0")
         self.path = path
         self.why = why
+
+
+class UploadInDoubt(TransferError):
+    """The upload is over, and nobody knows whether it replaced the destination, or for how long."""
+
+    is_final = True
+
+    def __init__(self, path: str, why: str, size_bytes: int, sha256: str) -> None:
+        super().__init__(
+            f"whether the upload replaced {path!r} is not known ({why}): it did if that has {size_bytes} bytes and the "
+            f"SHA-256 {sha256}; else start again at chunk_offset 0"
+        )
+        self.path = path
+        self.why = why
+        self.size_bytes = size_bytes
+        self.sha256 = sha256
 
 
 class SizeMismatch(TransferError):

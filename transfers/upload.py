@@ -134,6 +134,7 @@ class Upload:
     state: State = attrs.field(default=State.READY, init=False)
     received_bytes: int = attrs.field(default=0, init=False)
     why_lost: str = attrs.field(default="", init=False)
+    is_in_doubt: bool = attrs.field(default=False, init=False)
     _digest: Digest = attrs.field(factory=new_digest, init=False)
     _under_way: Write | None = attrs.field(default=None, init=False)
     _newest: deque[_Received] = attrs.field(factory=lambda: deque(maxlen=REMEMBERED_CHUNKS), init=False)
@@ -210,18 +211,22 @@ class Upload:
         A write or a sync was then never begun, or left nothing. A commit was, and nobody knows how far it came.
         """
         if self.state is State.COMMITTING:
-            self.lost("whether the destination was replaced is unknown")
+            self.lost("it was cut off while the destination was replaced", in_doubt=True)
         if self.state in {State.WRITING, State.SYNCING}:
             self.state = State.READY
             self._under_way = None
 
-    def lost(self, why: str) -> None:
-        """Say that the part file is spoiled or given up; only the first reason counts."""
+    def lost(self, why: str, *, in_doubt: bool = False) -> None:
+        """Say that the part file is spoiled or given up; only the first reason counts.
+
+        *in_doubt*: the destination may have been replaced all the same.
+        """
         if self.state is State.COMPLETE:
             raise IllegalReportError("a complete upload cannot be lost")
         if self.state is not State.BROKEN:
             self.state = State.BROKEN
             self.why_lost = why
+            self.is_in_doubt = in_doubt
             self._under_way = None
 
     def _next(self, data: bytes, *, is_last: bool) -> Step:

@@ -55,8 +55,8 @@ class Uploads:
         replaces `upload_idle_s` for it.
 
         Raises:
-            TooManyTransfers, TooLarge, OffsetMismatch, QuotaExceeded, NoRoom, UploadLost, TransfersClosed: nothing is
-                left open.
+            TooManyTransfers, TooLarge, OffsetMismatch, QuotaExceeded, NoRoom, UploadLost, UploadInDoubt,
+                TransfersClosed: nothing is left open.
 
         Ownership: *destination* belongs to the store from the call on.
         Cancellation: the part file is discarded (at most DISCARD_BOUND_S seconds), since the client never
@@ -82,7 +82,7 @@ class Uploads:
 
         Raises:
             TransferNotFound, PathMismatch, OffsetMismatch, TooLarge, QuotaExceeded, NoRoom: nothing changed.
-            UploadLost: the upload is over, now or since an earlier call.
+            UploadLost, UploadInDoubt: the upload is over, now or since an earlier call.
 
         Cancellation: a chunk that is being written is written, and counts; a replacement that has begun is
             finished (at most COMMIT_BOUND_S seconds). Repeating the chunk tells how it went.

@@ -1,0 +1,220 @@
+"""Changes of one name by many sessions: one after the other, none lost, nobody kept waiting for ever."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from door import Door, open_door
+
+from broker.errors import BrokerError, ErrorCode
+from broker.namelocks import LOCK_WAIT_S, Name, NameLocks, name_of
+from sandbox.file_errors import OutcomeUnknown
+from tests.whole import Whole, open_whole
+
+SESSIONS = 4
+ROUNDS = 12
+
+
+@asynccontextmanager
+async def sessions(base: Path, count: int = SESSIONS) -> AsyncIterator[tuple[Whole, list[str]]]:
+    async with open_whole(base) as whole:
+        made = [await whole.ok("create_session", working_dir=str(whole.work)) for _ in range(count)]
+        yield whole, [one["session_id"] for one in made]
+
+
+async def raise_counter(whole: Whole, sid: str, *, known: bool) -> int:
+    """Raise the number in `counter` by one until that was acknowledged ROUNDS times; return how often it was."""
+    raised = 0
+    while raised < ROUNDS:
+        text = (await whole.ok("read_file", session_id=sid, path="counter"))["content"]
+        expected = {"expected_sha256": hashlib.sha256(text.encode()).hexdigest()} if known else {}
+        edit = {"path": "counter", "old_text": text, "new_text": f"{int(text) + 1}\n", **expected}
+        answer = await whole.answer("edit_file", session_id=sid, **edit)
+        if answer.is_error:
+            assert answer.structured["error_name"] in {"FILE_CHANGED", "FILE_EDIT_MISMATCH"}, answer.structured
+        raised += not answer.is_error
+    return raised
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["old_text", "expected_sha256"])
+async def test_no_acknowledged_edit_is_lost(tmp_path: Path, *, known: bool) -> None:
+    async with sessions(tmp_path) as (whole, sids):
+        await whole.ok("write_file", session_id=sids[0], path="counter", content="0\n")
+        raised: list[int] = []
+
+        async def one(sid: str) -> None:
+            raised.append(await raise_counter(whole, sid, known=known))
+
+        async with trio.open_nursery() as nursery:
+            for sid in sids:
+                nursery.start_soon(one, sid)
+        assert int((whole.work / "counter").read_text()) == sum(raised) == SESSIONS * ROUNDS
+
+
+async def test_first_appends_to_one_file_all_succeed(tmp_path: Path) -> None:
+    async with sessions(tmp_path) as (whole, sids):
+        lines = [f"{sid}:{number}\n" for sid in sids for number in range(6)]
+        answers: list[Any] = []
+
+        async def one(line: str) -> None:
+            sid = line.partition(":")[0]
+            answers.append(await whole.answer("write_file", session_id=sid, path="log", content=line, mode="append"))
+
+        async with trio.open_nursery() as nursery:
+            for line in lines:
+                nursery.start_soon(one, line)
+        assert [answer.structured for answer in answers if answer.is_error] == []
+        assert sorted((whole.work / "log").read_text().splitlines(keepends=True)) == sorted(lines)
+
+
+async def test_appends_and_edits_of_one_file_keep_each_other(tmp_path: Path) -> None:
+    async with sessions(tmp_path) as (whole, sids):
+        await whole.ok("write_file", session_id=sids[0], path="counter", content="0 raised\n")
+        lines = [f"line {number}\n" for number in range(100, 100 + 3 * ROUNDS)]
+        raised = 0
+
+        async def count(sid: str) -> None:
+            nonlocal raised
+            while raised < ROUNDS:
+                first = {"path": "counter", "start_line": 1, "line_count": 1}
+                old = str((await whole.ok("read_file", session_id=sid, **first))["content"])
+                edit = {"path": "counter", "old_text": old, "new_text": f"{int(old.split(maxsplit=1)[0]) + 1} raised\n"}
+                raised += not (await whole.answer("edit_file", session_id=sid, **edit)).is_error
+
+        async def append(sid: str, mine: list[str]) -> None:
+            for line in mine:
+                await whole.ok("write_file", session_id=sid, path="counter", content=line, mode="append")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count, sids[0])
+            for number, sid in enumerate(sids[1:]):
+                nursery.start_soon(append, sid, lines[number::3])
+        first, *others = (whole.work / "counter").read_text().splitlines(keepends=True)
+        assert (int(first.split()[0]), sorted(others)) == (raised, lines)
+
+
+async def test_other_spellings_of_a_name_take_the_same_turns(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "file").symlink_to("folder/F\u00fcr")
+    spellings = ("folder/F\u00fcr", "link/F\u00fcr", "file", "folder/fu\u0308R")
+    async with open_door() as one, open_door() as other:
+        names = set()
+        for door in (one, other):
+            for spelling in spellings:
+                with await door.files.place(str(tmp_path / spelling)) as place:
+                    names.add(name_of(place))
+            with await door.files.names.entry(str(tmp_path / "link/F\u00fcr")) as entry:
+                names.add(name_of(entry))
+        with await one.files.names.entry(str(tmp_path / "file")) as link_itself:
+            assert name_of(link_itself) not in names
+    assert len(names) == 1
+
+
+ONE, TWO = (1, 1, "one"), (1, 1, "two")
+
+
+def at_once(call: Callable[[], None]) -> None:
+    call()
+
+
+async def hold(locks: NameLocks, *names: Name, heard: Callable[[str], None], end: trio.Event) -> None:
+    async with locks.hold(names, "it", at_once):
+        heard("+")
+        await end.wait()
+    heard("-")
+
+
+async def test_turns_are_taken_in_the_order_of_asking_and_leave_nothing(autojump_clock: object) -> None:
+    locks, order, end = NameLocks(), list[str](), trio.Event()
+    async with trio.open_nursery() as nursery:
+        for number in "1234":
+            nursery.start_soon(_hold_as, locks, number, order, end)
+            await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(1):  # a caller who leaves the line holds up nobody behind him
+            await hold(locks, ONE, heard=order.append, end=end)
+        assert (order, locks.names) == (["1"], 1)
+        end.set()
+    assert (order, locks.names) == (["1", "2", "3", "4"], 0)
+
+
+async def _hold_as(locks: NameLocks, number: str, order: list[str], end: trio.Event) -> None:
+    async with locks.hold([ONE], "it", at_once):
+        order.append(number)
+        await end.wait()
+
+
+async def test_who_waits_too_long_is_told_and_holds_nothing(autojump_clock: object) -> None:
+    locks, end = NameLocks(), trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_hold_as, locks, "1", [], end)
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        with pytest.raises(BrokerError) as caught:
+            async with locks.hold([TWO, ONE], "it", at_once):
+                raise AssertionError("nobody else may be here")
+        assert (caught.value.code, caught.value.code.retryable) == (ErrorCode.FILE_BUSY, True)
+        assert trio.current_time() - began == LOCK_WAIT_S
+        with trio.fail_after(1):  # the name that it did get is free again
+            async with locks.hold([TWO], "it", at_once):
+                assert locks.names == 2
+        end.set()
+    assert locks.names == 0
+
+
+async def test_two_names_are_never_waited_for_crosswise(autojump_clock: object) -> None:
+    locks = NameLocks()
+
+    async def move(*names: Name) -> None:
+        for _ in range(20):
+            async with locks.hold(names, "it", at_once):
+                await trio.sleep(0.01)
+
+    with trio.fail_after(LOCK_WAIT_S):
+        async with trio.open_nursery() as nursery:
+            for names in ((ONE, TWO), (TWO, ONE), (ONE,), (TWO, TWO)):
+                nursery.start_soon(move, *names)
+    assert (locks.names, locks.changes) == (0, 4 + 120 - 4)
+
+
+async def replace_held(locks: NameLocks, door: Door, file: Path, data: bytes) -> None:
+    with await door.files.place(str(file)) as place:
+        async with (
+            locks.hold([name_of(place)], str(file), door.files.when_settled),
+            await door.files.part(place) as part,
+        ):
+            await part.fill(data)
+            os.kill(door.opener.pid, signal.SIGSTOP)
+            await part.commit()
+
+
+@pytest.mark.parametrize("end", [signal.SIGCONT, signal.SIGKILL], ids=["goes on", "dies"])
+async def test_a_change_that_may_yet_come_keeps_its_name_and_no_other(tmp_path: Path, end: signal.Signals) -> None:
+    locks, file = NameLocks(), tmp_path / "f"
+    file.write_text("old")
+    async with open_door(answer_s=0.5) as frozen, open_door() as door:
+        with pytest.raises(OutcomeUnknown):
+            await replace_held(locks, frozen, file, b"late")
+        assert locks.names == 1
+        with await door.files.place(str(tmp_path / "g")) as place:
+            async with locks.hold([name_of(place)], "g", door.files.when_settled):
+                await door.files.overwrite(place, b"served meanwhile")
+        with await door.files.place(str(file)) as place:
+            with trio.move_on_after(0.1) as waiting:
+                async with locks.hold([name_of(place)], "f", door.files.when_settled):
+                    raise AssertionError("the other change may still come")
+            assert waiting.cancelled_caught
+            os.kill(frozen.opener.pid, end)
+            async with locks.hold([name_of(place)], "f", door.files.when_settled):
+                assert file.read_text() == ("late" if end is signal.SIGCONT else "old")
+                await door.files.overwrite(place, b"next")
+        assert (file.read_text(), locks.names) == ("next", 0)
