@@ -13,6 +13,7 @@ import trio.testing
 from test_transfers_downloads import SETTINGS, open_world
 from test_transfers_uploads import in_turn, sha256sum
 
+from transfers.download import HASH_PIECE_BYTES
 from transfers.downloads import REMEMBERED_DOWNLOADS, Chunk
 from transfers.refusals import SourceChanged, TooManyTransfers, TransfersClosed
 
@@ -158,3 +159,22 @@ trio.run(main)
     digest, grown_kib = ran.stdout.split()
     assert digest == sha256sum(path)
     assert int(grown_kib) < 16 * 1024
+
+
+async def test_the_hash_of_what_nobody_read_has_its_time_and_goes_on_when_asked_again(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    """In this clock the time is over as soon as a thread is waited for: each call hashes one piece."""
+    large, small = tmp_path / "large", tmp_path / "small"
+    for path, size_bytes in ((large, 64 << 30), (small, 3 * HASH_PIECE_BYTES)):
+        with path.open("wb") as sparse:
+            sparse.truncate(size_bytes)
+    async with open_world() as world:
+        chunk = await world.read(large, (64 << 30) - 1)
+        assert (chunk.data, chunk.is_complete, chunk.sha256) == (b"\0", True, None)
+        sums = []
+        while not any(sums):
+            sums.append((await world.read(small, 3 * HASH_PIECE_BYTES - 1)).sha256)
+        assert len(sums) > 1
+        assert sums[-1] == sha256sum(small)
+        assert world.pinned(tmp_path) == ["large"]  # for who asks again

@@ -14,6 +14,7 @@ from descriptors import open_descriptors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from transfers.download import HASH_PIECE_BYTES
 from transfers.filestreams import FileSource, open_file_source
 from transfers.readahead import ReadAhead
 from transfers.refusals import SourceChanged, UnsizedSource
@@ -109,3 +110,15 @@ async def test_a_kernel_file_has_no_size_to_promise() -> None:
     with pytest.raises(UnsizedSource):
         await open_file_source("/proc/version", os.open("/proc/version", os.O_RDONLY), trio.CapacityLimiter(1))
     assert open_descriptors() == before
+
+
+async def test_a_file_that_went_out_is_complete_without_a_hash_that_takes_too_long(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    """In this clock the time is over as soon as a thread is waited for."""
+    path, size_bytes = tmp_path / "file", 3 * HASH_PIECE_BYTES
+    with path.open("wb") as sparse:
+        sparse.truncate(size_bytes)
+    async with open_source(path) as source:
+        source.sent(0, size_bytes)
+        assert (await source.settle(), source.sha256) == (True, None)

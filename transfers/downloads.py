@@ -32,11 +32,16 @@ Ts = TypeVarTuple("Ts")
 
 REMEMBERED_DOWNLOADS = 64
 """Downloads kept in mind beside the pinned ones, without a descriptor."""
+HASH_S = 5.0
+"""Seconds that the last chunk waits for the hash of what was not read before it, some gigabytes; then it goes without.
+
+Asking for it again goes on where the hash stood.
+"""
 
 
 @attrs.frozen(kw_only=True)
 class Chunk:
-    """A piece of a file; *sha256* of the whole file with the last one."""
+    """A piece of a file; *sha256* of the whole file with the last one, unless that took longer than HASH_S."""
 
     transfer_id: str
     path: str
@@ -85,7 +90,8 @@ class Downloads:
             OffsetBeyondEnd, SourceChanged, SourceUnreadable, UnsizedSource, TooManyTransfers, TransfersClosed.
 
         Ownership: the descriptor that *open_file* returns belongs to the store.
-        Cancellation: takes effect between two steps on the disk, each at most HASH_PIECE_BYTES long.
+        Cancellation: takes effect between two steps on the disk, each at most HASH_PIECE_BYTES long, and so does the
+            limit HASH_S: no thread goes on behind the answer.
         """
         self._require_open()
         self.sweep()
@@ -95,7 +101,7 @@ class Downloads:
             try:
                 pin, download = await self._pinned(source, open_file)
                 chunk = await self._chunk(source, pin, download, offset, self._clamp(chunk_bytes))
-                is_done = chunk.is_complete
+                is_done = chunk.sha256 is not None
             finally:
                 self._let_go(source, is_done=is_done, anew=offset == 0)
         return chunk
@@ -177,9 +183,10 @@ class Downloads:
             raise SourceChanged(source.path)
         data, outcome = await self._on_disk(source, pin, disk.read_chunk, step)
         verdict = download.got(step, outcome)
-        while isinstance(verdict, HashRest):
-            rest = await self._on_disk(source, pin, disk.hash_rest, verdict)
-            verdict = download.hashed(verdict, rest)
+        with trio.move_on_after(HASH_S):
+            while isinstance(verdict, HashRest):
+                rest = await self._on_disk(source, pin, disk.hash_rest, verdict)
+                verdict = download.hashed(verdict, rest)
         if isinstance(verdict, Changed):
             raise SourceChanged(source.path)
         return _to_chunk(source, data, offset, download.identity.size_bytes, verdict)
@@ -192,13 +199,13 @@ class Downloads:
             raise SourceUnreadable(source.path, fault.strerror or str(fault)) from fault
 
 
-def _to_chunk(source: _Source, data: bytes, offset: int, size_bytes: int, answer: Answer) -> Chunk:
+def _to_chunk(source: _Source, data: bytes, offset: int, size_bytes: int, answer: Answer | HashRest) -> Chunk:
     return Chunk(
         transfer_id=source.transfer_id,
         path=source.path,
         data=data,
         offset=offset,
         size_bytes=size_bytes,
-        is_complete=answer.sha256 is not None,
-        sha256=answer.sha256,
+        is_complete=offset + len(data) == size_bytes,
+        sha256=answer.sha256 if isinstance(answer, Answer) else None,
     )

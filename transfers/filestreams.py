@@ -26,6 +26,8 @@ Ts = TypeVarTuple("Ts")
 
 BURST_BYTES = 16 * 1024 * 1024
 """What one turn of a thread writes at most, to a client that takes it as fast: some 10 ms."""
+SETTLE_S = 300.0
+"""Seconds for which a file that went out is hashed behind the answer: some hundred gigabytes; none waits for it."""
 
 
 class Socket(Protocol):
@@ -115,15 +117,19 @@ class FileSource:
         self._coverage.add(start, start + length)
 
     async def settle(self) -> bool:
-        """Return whether the whole file went out; if so, hash what was sent out of order, and say its SHA-256."""
+        """Return whether the whole file went out; if so, hash what is left of it, and say its SHA-256.
+
+        Without one if that takes longer than SETTLE_S. Cancellation: between two pieces of HASH_PIECE_BYTES.
+        """
         if not self._coverage.is_whole:
             return False
         verdict: HashRest | Answer | Changed = self._download.rest()
-        while isinstance(verdict, HashRest):
-            verdict = self._download.hashed(verdict, await self._on_disk(disk.hash_rest, verdict))
+        with trio.move_on_after(SETTLE_S):
+            while isinstance(verdict, HashRest):
+                verdict = self._download.hashed(verdict, await self._on_disk(disk.hash_rest, verdict))
         if isinstance(verdict, Changed):
             raise SourceChanged(self.path)
-        self.sha256 = verdict.sha256
+        self.sha256 = verdict.sha256 if isinstance(verdict, Answer) else None
         return True
 
     def close(self) -> None:
