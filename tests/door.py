@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import attrs
 import pytest
 
 from sandbox import files as rooms
+from sandbox.descriptors import Disk
 
 ROOT = Path(__file__).parent.parent
 OTHER_UID = 61190
@@ -42,23 +44,39 @@ if sys.argv[4]:
     rule = struct.pack("=Qi", rights, os.open(sys.argv[4], os.O_PATH | os.O_CLOEXEC))
     assert libc.syscall(445, rules, 1, rule, 0) == libc.syscall(446, rules, 0) == 0
 os.umask(0o022)
+"""
+SERVE = """
 serve(socket.socket(fileno=int(sys.argv[2])))
 """
 
-# File systems without O_TMPFILE are rare here, so seccomp answers for them: openat with that flag gets EOPNOTSUPP.
-WITHOUT_TMPFILE = """
+# What disks and kernels do here rarely or never, seccomp does for them: it answers a call, or ends the process at it.
+FAULT = """
 import ctypes, platform, struct
-openat = {"x86_64": 257, "aarch64": 56}[platform.machine()]
+numbers = {{"openat": (257, 56), "fsync": (74, 82), "sendmsg": (46, 211)}}["{call}"]
 rules = [
-    (0x20, 0, 0, 0), (0x15, 0, 3, openat),            # which call
-    (0x20, 0, 0, 32), (0x45, 0, 1, 0x400000),         # its flags
-    (0x06, 0, 0, 0x00050000 | 95), (0x06, 0, 0, 0x7FFF0000),
+    (0x20, 0, 0, 0), (0x15, 0, 3, numbers[platform.machine() == "aarch64"]),  # which call
+    (0x20, 0, 0, {word}), (0x45, 0, 1, {bits}),  # any of these bits in the lower half of an argument
+    (0x06, 0, 0, {answer}), (0x06, 0, 0, 0x7FFF0000),
 ]
 code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
 program = struct.pack("HxxxxxxQ", len(rules), ctypes.addressof(code))
 libc = ctypes.CDLL(None, use_errno=True)
 assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
 """
+FLAGS = 32  # where openat's are
+ANYTHING = {"word": 16, "bits": 0xFFFFFFFF}  # of the first argument
+
+
+def failing(number: int) -> int:
+    """The answer of a call that fails with an errno."""
+    return 0x00050000 | number
+
+
+FATAL = 0x80000000
+"""The answer of a call that ends its process."""
+WITHOUT_TMPFILE = FAULT.format(call="openat", word=FLAGS, bits=0x400000, answer=failing(errno.EOPNOTSUPP))
+# What the opener opens behind a change, to have it flushed: no other openat of its has this flag.
+AT_THE_FLUSH = {"call": "openat", "word": FLAGS, "bits": os.O_NONBLOCK}
 
 
 @attrs.frozen
@@ -68,11 +86,11 @@ class Door:
 
 
 def start_opener(
-    *, uid: int = 0, tmpfile: bool = True, walls: Path | None = None, open_files: int = 256
+    *, uid: int = 0, tmpfile: bool = True, walls: Path | None = None, open_files: int = 256, fault: str = ""
 ) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    """Start an opener as another user, without O_TMPFILE, or inside Landlock walls around one folder."""
+    """Start an opener as another user, with a fault, without O_TMPFILE, or inside Landlock walls around one folder."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    code = OPENER if tmpfile else WITHOUT_TMPFILE + OPENER
+    code = OPENER + fault + ("" if tmpfile else WITHOUT_TMPFILE) + SERVE
     command = [sys.executable, "-I", "-S", "-c", code, str(ROOT), str(theirs.fileno()), str(uid), str(walls or "")]
     command.append(str(open_files))
     with theirs:
@@ -87,10 +105,12 @@ async def open_door(
     walls: Path | None = None,
     open_files: int = 256,
     answer_s: float = 20,
+    fault: str = "",
+    disk: Disk | None = None,
 ) -> AsyncIterator[Door]:
-    ours, opener = start_opener(uid=uid, tmpfile=tmpfile, walls=walls, open_files=open_files)
+    ours, opener = start_opener(uid=uid, tmpfile=tmpfile, walls=walls, open_files=open_files, fault=fault)
     try:
-        async with rooms.open_files(ours, answer_s=answer_s) as files:
+        async with rooms.open_files(ours, answer_s=answer_s, disk=disk) as files:
             yield Door(files, opener)
         opener.wait(5)  # the end of the socket is its end
     finally:
