@@ -42,7 +42,7 @@ async def perform_edit_file(scope: Scope, request: EditFile, path: str) -> EditF
         size_bytes = len(outcome.edited.data)
         async with written(scope, place.fd, size_bytes), await files.part(place) as part:
             await part.fill(outcome.edited.data)
-            with told_what_it_makes(outcome.edited.data):
+            with told_what_it_makes(outcome.edited.data, outcome.sha256):
                 await part.commit(expect=existing)
         return EditFileResult(
             path=shown_path(place.path),

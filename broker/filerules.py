@@ -85,12 +85,12 @@ def in_turn(scope: Scope, place: Place | EntryPlace) -> Callable[[], AbstractAsy
 
 
 @contextmanager
-def told_what_it_makes(data: bytes) -> Iterator[None]:
-    """Let an outcome that is not known say what the file holds if it was made: *data*."""
+def told_what_it_makes(data: bytes, sha256: str | None = None) -> Iterator[None]:
+    """Let an outcome that is not known say what the file holds if it was made: *data*, and its SHA-256."""
     try:
         yield
     except OutcomeUnknown as unknown:
-        unknown.size_bytes, unknown.sha256 = len(data), hashlib.sha256(data).hexdigest()
+        unknown.size_bytes, unknown.sha256 = len(data), sha256 or hashlib.sha256(data).hexdigest()
         raise
 
 

@@ -39,6 +39,7 @@ _ENDS = MappingProxyType(
 _DISCARDS: Mapping[Cause, ErrorCode] = MappingProxyType(
     {
         Cause.LOST: ErrorCode.FILE_WRITE_ERROR,
+        Cause.IN_DOUBT: ErrorCode.FILE_OUTCOME_UNKNOWN,
         Cause.MISMATCH: ErrorCode.TRANSFER_MISMATCH,
         Cause.IDLE: ErrorCode.TRANSFER_STALLED,
         Cause.EXPIRED: ErrorCode.TRANSFER_OVER,
@@ -109,7 +110,7 @@ class Records:
         )
 
     def upload_discarded(self, principal: str, session_id: str, discarded: Discarded) -> None:
-        """An upload was given up: its bytes are gone, the destination is as it was."""
+        """An upload was given up: its bytes are gone, the destination is as it was, unless its cause says otherwise."""
         code = ErrorCode.FILE_WRITE_ERROR if discarded.leftover else _DISCARDS.get(discarded.cause)
         failed: dict[str, Any] = {} if code is None else {"error_code": code.code, "error": _discard_text(discarded)}
         self._audit.end(

@@ -26,6 +26,7 @@ STATUSES: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.TRANSFER_OFFSET_MISMATCH: 409,
         ErrorCode.TRANSFER_BUSY: 409,
         ErrorCode.FILE_CHANGED: 409,
+        ErrorCode.FILE_BUSY: 409,
         ErrorCode.TRANSFER_OVER: 410,
         ErrorCode.SESSION_CLOSED: 410,
         ErrorCode.FILE_TOO_LARGE: 413,

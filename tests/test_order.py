@@ -197,6 +197,29 @@ async def replace_held(locks: NameLocks, door: Door, file: Path, data: bytes) ->
             await part.commit()
 
 
+async def remove_cancelled(locks: NameLocks, door: Door, file: Path) -> None:
+    with await door.files.names.entry(str(file)) as entry, trio.CancelScope() as scope:
+        async with locks.hold([name_of(entry)], str(file), door.files.when_settled), trio.open_nursery() as nursery:
+            os.kill(door.opener.pid, signal.SIGSTOP)
+            nursery.start_soon(door.files.names.remove, entry)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+
+
+async def test_a_change_whose_caller_left_keeps_its_name_until_it_came(tmp_path: Path) -> None:
+    locks, file = NameLocks(), tmp_path / "f"
+    file.write_text("old")
+    async with open_door() as frozen, open_door() as door:
+        await remove_cancelled(locks, frozen, file)
+        assert (locks.names, file.exists()) == (1, True)
+        os.kill(frozen.opener.pid, signal.SIGCONT)
+        with await door.files.place(str(file)) as place:
+            async with locks.hold([name_of(place)], "f", door.files.when_settled):
+                assert not file.exists()
+                await door.files.overwrite(place, b"next")
+    assert (file.read_text(), locks.names) == ("next", 0)
+
+
 @pytest.mark.parametrize("end", [signal.SIGCONT, signal.SIGKILL], ids=["goes on", "dies"])
 async def test_a_change_that_may_yet_come_keeps_its_name_and_no_other(tmp_path: Path, end: signal.Signals) -> None:
     locks, file = NameLocks(), tmp_path / "f"

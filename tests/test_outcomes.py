@@ -25,7 +25,7 @@ from sandbox.descriptors import Disk
 from sandbox.file_errors import OutcomeUnknown, from_errno
 from sandbox.files import Work
 from sandbox.room import STEP_BYTES
-from transfers.part import Discarded
+from transfers.part import Cause, Discarded
 from transfers.refusals import UploadInDoubt
 from transfers.store import open_transfers
 
@@ -221,4 +221,4 @@ async def test_an_upload_that_was_put_in_place_is_never_said_not_to_be(tmp_path:
     assert failure.code is ErrorCode.FILE_OUTCOME_UNKNOWN
     known = failure.details["path"], failure.details["size_bytes"], str(failure.details["sha256"])[:8]
     assert known == (str(file), 3, "11507a0e")
-    assert [gone.leftover for gone in discarded] == [""]
+    assert [(gone.cause, gone.leftover) for gone in discarded] == [(Cause.IN_DOUBT, "")]

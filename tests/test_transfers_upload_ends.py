@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import attrs
@@ -91,6 +91,36 @@ async def test_error_of_the_destination_comes_through_and_loses_the_upload(tmp_p
             await world.resume(first.transfer_id, 3, b"", is_last=True)
         with pytest.raises(UploadInDoubt, match="it was cut off while the destination was replaced"):
             await world.resume(first.transfer_id, 3, b"", is_last=True)
+
+
+class NotYet(Exception):
+    """What a destination says that somebody else is changing."""
+
+
+@attrs.define(eq=False)
+class TakenPlace(FolderDestination):
+    """One that somebody else is changing until `taken` says no."""
+
+    taken: bool = attrs.field(default=True, init=False)
+
+    @asynccontextmanager
+    async def in_turn(self) -> AsyncIterator[None]:
+        await trio.lowlevel.checkpoint()
+        if self.taken:
+            raise NotYet
+        yield
+
+
+async def test_upload_that_must_wait_for_its_place_is_as_it_was(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        uploads, destination = world.transfers.uploads, TakenPlace.open(world.target)
+        first = await uploads.begin(str(world.target), destination, offset=0, data=b"abc", is_last=False)
+        for data in (b"def", b""):
+            with pytest.raises(NotYet):
+                await world.resume(first.transfer_id, 3, data, is_last=True)
+        destination.taken = False
+        done = await world.resume(first.transfer_id, 3, b"def", is_last=True)
+        assert (done.is_complete, world.target.read_bytes()) == (True, b"abcdef")
 
 
 @attrs.define(eq=False)

@@ -46,6 +46,7 @@ class Cause(enum.Enum):
     """What an upload was given up for; the value says it to a person where nobody says more."""
 
     LOST = "it was lost"
+    IN_DOUBT = "whether it was put in place is not known"
     MISMATCH = "it is not what was declared"
     UNANSWERED = "its first chunk was not answered"
     IDLE = "no chunk came in time"
@@ -244,7 +245,7 @@ class Part:
                 transfer_id=self.transfer_id,
                 path=self.path,
                 received_bytes=self.upload.received_bytes,
-                cause=self._cause,
+                cause=Cause.IN_DOUBT if self.upload.is_in_doubt else self._cause,
                 why=self.upload.why_lost,
                 leftover=leftover,
             )
