@@ -199,6 +199,7 @@ class Group:
                     await trio.lowlevel.wait_readable(epoll.fileno())
                     epoll.poll(0)
             finally:
+                trio.lowlevel.notify_closing(epoll)
                 os.close(fd)
 
     def usage(self) -> Usage:

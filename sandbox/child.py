@@ -21,6 +21,7 @@ import trio
 from sandbox import wire
 from sandbox.faults import BirthFailed
 from sandbox.pids import pid_of
+from sandbox.polled import close_descriptor, close_socket, wait_ended
 
 if TYPE_CHECKING:
     import socket
@@ -75,11 +76,11 @@ class Child:
     def _lose(self) -> None:
         """Let go of what came without a descriptor that we could keep: it ends with its socket."""
         self._lost = self.flags != 0 and not self._moved
-        self.sock.close()
+        close_socket(self.sock)
 
     async def _reap_starter(self) -> None:
         if self._starter_pidfd >= 0:
-            await trio.lowlevel.wait_readable(self._starter_pidfd)
+            await wait_ended(self._starter_pidfd)
             _reap(self._starter_pidfd)
             self._starter_pidfd = -1
 
@@ -89,12 +90,7 @@ class Child:
         Raises:
             BirthFailed: that a stage failed, or nothing any more.
         """
-        await trio.lowlevel.wait_readable(self.sock)
-        try:
-            received = wire.receive(self.sock)
-        except wire.WireBroken as error:
-            self._lose()
-            raise BirthFailed("start", str(error)) from error
+        received = await self._receive()
         if received is None:
             raise BirthFailed("start", "the interpreter ended without a word")
         message, _ = received
@@ -102,9 +98,20 @@ class Child:
             raise BirthFailed(message["stage"], message["why"])
         return received
 
+    async def _receive(self) -> tuple[wire.Message, list[int]] | None:
+        while True:
+            await trio.lowlevel.wait_readable(self.sock)
+            try:
+                return wire.receive(self.sock)
+            except BlockingIOError:  # woken for nothing
+                continue
+            except wire.WireBroken as error:
+                self._lose()
+                raise BirthFailed("start", str(error)) from error
+
     async def wait_gone(self) -> int:
         """Wait until it exited; reap it; return its wait code (negative: a signal)."""
-        await trio.lowlevel.wait_readable(self._pidfd)
+        await wait_ended(self._pidfd)
         pidfd, self._pidfd = self._pidfd, -1
         return _reap(pidfd)
 
@@ -114,9 +121,9 @@ class Child:
             return
         pidfd = os.dup(self._pidfd)  # trio lets one task wait per descriptor
         try:
-            await trio.lowlevel.wait_readable(pidfd)
+            await wait_ended(pidfd)
         finally:
-            os.close(pidfd)
+            close_descriptor(pidfd)
 
     def exited(self) -> bool:
         """Tell whether it exited, or failed on its way, without waiting and without reaping it."""
@@ -146,7 +153,7 @@ class Child:
         with trio.move_on_after(END_S, shield=True), contextlib.suppress(BirthFailed, OSError, wire.WireBroken):
             if self.sock.fileno() >= 0:  # or the process that comes out of this one would be nobody's
                 await self.wait_ahead()
-        self.sock.close()
+        close_socket(self.sock)
         if self.terminal_maker_fd >= 0:
             os.close(self.terminal_maker_fd)
             self.terminal_maker_fd = -1
@@ -173,15 +180,15 @@ class Child:
         return False
 
     def _close_pidfd(self) -> None:
-        os.close(self._pidfd)
+        close_descriptor(self._pidfd)
         self._pidfd = -1
 
 
 def _reap(pidfd: int) -> int:
     """Reap what has exited; return its wait code. Ownership: closes *pidfd*."""
     result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-    os.close(pidfd)
-    if result is None:  # readable means exited; WNOHANG only keeps a surprise from blocking the loop
+    close_descriptor(pidfd)
+    if result is None:  # it has exited; WNOHANG only keeps a surprise from blocking the loop
         return 0
     return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 

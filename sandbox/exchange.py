@@ -31,6 +31,7 @@ from sandbox.file_errors import (
     from_refusal,
     shown,
 )
+from sandbox.polled import closing_socket
 
 if TYPE_CHECKING:
     import socket
@@ -261,7 +262,7 @@ async def open_exchange(sock: socket.socket, *, answer_s: float) -> AsyncIterato
     """
     if not (math.isfinite(answer_s) and answer_s > 0):
         raise ValueError(f"answer_s must be a positive number of seconds, not {answer_s}")
-    with sock:
+    with closing_socket(sock):
         sock.setblocking(False)
         reading = trio.CancelScope(shield=True)
         exchange = Exchange(sock, answer_s=answer_s)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from sandbox.faults import ProcessNotFound
+from sandbox.polled import close_descriptor, wait_ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,12 +50,12 @@ async def _wait_any(pids: Iterable[int]) -> None:
                 pidfd = os.pidfd_open(pid)
             except ProcessLookupError:
                 return
-            stack.callback(os.close, pidfd)
+            stack.callback(close_descriptor, pidfd)
             pidfds.append(pidfd)
         async with trio.open_nursery() as nursery:
 
             async def watch(pidfd: int) -> None:
-                await trio.lowlevel.wait_readable(pidfd)
+                await wait_ended(pidfd)
                 nursery.cancel_scope.cancel(reason="one has ended")
 
             for pidfd in pidfds:

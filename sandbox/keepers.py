@@ -78,6 +78,10 @@ class Keepers:
         await trio.lowlevel.wait_readable(self._sock)
         self._collect()
 
+    def close(self) -> None:
+        """Have no more to do with the init, whose socket its owner closes."""
+        self.gone = True
+
     def refresh(self) -> None:
         """Take in what the init said, unless a task waits for that: reading it here would leave it waiting."""
         if not self.turn.locked():

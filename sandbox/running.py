@@ -238,6 +238,8 @@ class Command:
             self._spill.on_room = _leave_open
         self._paused = []
         self._watched.clear()
+        if not self._epoll.closed:
+            trio.lowlevel.notify_closing(self._epoll)
         self._epoll.close()
         self._launch.close()
         self.streams.close()

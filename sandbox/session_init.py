@@ -128,6 +128,7 @@ class Init:
         """
         if self.forking.leaves is not None:
             await self.forking.leaves.kill_all()
+        self._keepers.close()
         gone = await self._child.end()
         joined = False
         with trio.move_on_after(END_S, shield=True), contextlib.suppress(OSError):  # no descriptor left to wait with

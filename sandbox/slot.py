@@ -12,6 +12,7 @@ import trio
 
 from sandbox import wire
 from sandbox.pids import take_pid
+from sandbox.polled import close_descriptor, close_socket
 
 if TYPE_CHECKING:
     from sandbox.cgroup_leaves import Leaf, Leaves
@@ -128,7 +129,7 @@ class Slot:
             try:
                 await trio.lowlevel.wait_readable(fd)
             finally:
-                os.close(fd)
+                close_descriptor(fd)
             self.read_news()
 
     def shut(self) -> None:
@@ -139,7 +140,7 @@ class Slot:
     def close(self) -> None:
         """Let go: the keeper ends whatever it still has, and itself."""
         self._lost()
-        self.sock.close()
+        close_socket(self.sock)
         for leaf in (self.leaf, self.next_leaf):
             self._release(leaf)
         self.leaf = self.next_leaf = None

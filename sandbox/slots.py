@@ -146,7 +146,8 @@ class SlotPool:
         """Give the keepers that have a command's processes below them."""
         self._refresh()
         for slot in (*self._busy, *self._lingering):
-            yield slot.keeper_pid
+            if not slot.gone:
+                yield slot.keeper_pid
 
     def shut(self) -> None:
         """Have every keeper end its tree and itself."""
@@ -163,6 +164,7 @@ class SlotPool:
         self._closed = True
         for slot in self._all():
             slot.close()
+        self._free, self._busy, self._lingering = [], set(), []
 
     def _all(self) -> tuple[Slot, ...]:
         return (*self._free, *self._busy, *self._lingering)

@@ -18,6 +18,7 @@ import trio
 
 from sandbox import wire
 from sandbox.file_errors import FileError, NoSpace, OutcomeUnknown, WriteFailed, from_errno, from_refusal, shown
+from sandbox.polled import close_descriptor, close_socket, wait_ended
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,7 +103,7 @@ class TreeWork:
                     kind = OutcomeUnknown if changes else WriteFailed
                     raise kind(asked, f"{shown(asked)}: {broken}", "EPROTO") from broken
                 finally:
-                    sock.close()  # which a worker takes for the wish that it stop
+                    close_socket(sock)  # which a worker takes for the wish that it stop
                     with trio.move_on_after(tidy_s + 1, shield=True):
                         await _end(pidfd, tidy_s=tidy_s if changes and heard.last is None else 0.0)
             return _work(asked, heard, late=trio.current_time() > deadline, changes=changes)
@@ -137,13 +138,13 @@ async def _end(pidfd: int, *, tidy_s: float) -> None:
     try:
         if tidy_s:
             with trio.move_on_after(tidy_s):
-                await trio.lowlevel.wait_readable(pidfd)
+                await wait_ended(pidfd)
         # It is gone already, or it is not ours to kill: then SIGALRM ends it at its deadline.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            await trio.lowlevel.wait_readable(pidfd)
+            await wait_ended(pidfd)
     finally:
-        os.close(pidfd)
+        close_descriptor(pidfd)
 
 
 def _work(asked: str, heard: _Heard, *, late: bool, changes: bool) -> Work:

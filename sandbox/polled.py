@@ -1,0 +1,51 @@
+"""Descriptors that tasks wait for, and how they are closed. Broker side.
+
+The kernel polls a number together with the file behind it. A number that is closed while somebody else has the file (a
+duplicate, or a process that is just being started) is polled on, and what happens to that file then wakes whoever waits
+for the next file of that number. So trio forgets what was waited for before it is closed; and because one descriptor
+that is closed without that is enough, anybody's, who wakes looks whether it was for him.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
+
+def close_socket(sock: socket.socket) -> None:
+    """Close a socket that tasks have waited for; who still does gets trio.ClosedResourceError. May be called again."""
+    if sock.fileno() >= 0:
+        trio.lowlevel.notify_closing(sock)
+    sock.close()
+
+
+@contextlib.contextmanager
+def closing_socket(sock: socket.socket) -> Iterator[None]:
+    """Close *sock* at the end, as `close_socket` does."""
+    try:
+        yield
+    finally:
+        close_socket(sock)
+
+
+def close_descriptor(fd: int) -> None:
+    """Close a descriptor that tasks have waited for; who still does gets trio.ClosedResourceError."""
+    trio.lowlevel.notify_closing(fd)
+    os.close(fd)
+
+
+async def wait_ended(pidfd: int) -> None:
+    """Wait until the process behind *pidfd* has exited. One task at a time."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    await trio.lowlevel.wait_readable(pidfd)
+    while not poll.poll(0):
+        await trio.lowlevel.wait_readable(pidfd)
