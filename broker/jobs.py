@@ -93,6 +93,7 @@ class Jobs:
         """Let go of all output; who still waits for a command learns that there is no more."""
         for job in self._jobs.values():
             job.spill.finish()
+            job.started.set()
             job.done.set()
             job.spill.close()
 

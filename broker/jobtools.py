@@ -1,7 +1,8 @@
 """Starting commands and waiting for them: perform_* takes a request and returns its result.
 
 A foreground command is the work of its call and ends with it. One that was started with `background` or
-`wait_seconds` is the session's own: leaving the call does not end it. What is asked of a command that runs or ran is
+`wait_seconds` is the session's own: leaving the call does not end it. Who waits for either is outside of the session,
+whose end is not to take from him what the command has said. What is asked of a command that runs or ran is
 `outputtools.py`.
 """
 
@@ -56,9 +57,18 @@ async def perform_execute_command(scope: Scope, request: ExecuteCommand, run: Ru
     if stays:
         await _start(scope, job, work, request.wait_seconds or 0)
     else:
-        async with narrated(scope.named_session, job, scope.report):
-            await work()
+        await _call(scope, job, work)
     return _answer(ExecuteCommandResult, scope.named_session, job, plain=request.strip_ansi)
+
+
+async def _call(scope: Scope, job: Job, work: Callable[[], Awaitable[None]]) -> None:
+    """Run *job* as a call of its session, to its end or the session's. Raises SessionClosed: it never began."""
+    try:
+        async with narrated(scope.named_session, job, scope.report):
+            await scope.named_session.call(work)
+    except SessionClosed:
+        if job.running:
+            raise
 
 
 async def _start(scope: Scope, job: Job, work: Callable[[], Awaitable[None]], wait_s: float) -> None:
@@ -249,11 +259,11 @@ async def perform_resize_terminal(scope: Scope, request: ResizeTerminal, _: None
 
 STEPS: Mapping[type, Step] = MappingProxyType(
     {
-        ExecuteCommand: Step(perform_execute_command, inside=True),
+        ExecuteCommand: Step(perform_execute_command, inside=False),
         ListCommands: Step(perform_list_commands, inside=True),
         ResizeTerminal: Step(perform_resize_terminal, inside=True),
         SignalCommand: Step(perform_signal_command, inside=True),
-        WaitCommand: Step(perform_wait_command, inside=True),
+        WaitCommand: Step(perform_wait_command, inside=False),
         WriteStdin: Step(perform_write_stdin, inside=True),
     }
 )

@@ -23,11 +23,11 @@ SHOWN_BYTES = 2000
 
 @asynccontextmanager
 async def narrated(session: Session[Belongings], job: Job, report: Report | None) -> AsyncIterator[None]:
-    """Tell *report* what *job* says while this block lasts; without one, do nothing.
+    """Tell *report* what *job* says while this block lasts; without one, or when the session ends, do nothing.
 
     The teller is a child of the session, not of a nursery here: this block's errors are its caller's as they are.
     """
-    if report is None:
+    if report is None or session.closed:
         yield
         return
     telling = session.start(tell, job, report)

@@ -52,6 +52,8 @@ async def open_command(
         with trio.move_on_after(KILL_BOUND_S, shield=True):
             if not (finished or command.tree_gone or command.failure):
                 await command.kill()
+            if not finished:  # what it has said already is heard, whatever ended it
+                await command.drain(0)
         command.close()
         if command.leaf is not None and pool.leaves is not None:
             pool.leaves.release(command.leaf)

@@ -588,3 +588,55 @@ async def test_progress_tells_the_newest_lines_and_signs_of_life(
     assert messages[0] == "step 1"
     assert "step 1\nstep 2" in messages
     assert [progress for progress, _ in told] == sorted({progress for progress, _ in told})
+
+
+# --- the session's end takes from nobody what a command has said
+
+SAYS = "import sys, time; print('so far', flush=True); print('so bad', file=sys.stderr, flush=True); time.sleep(99)"
+ENDS = ("force", "gently", "stop")
+
+
+async def end_session(own: Hands, how: str) -> None:
+    if how == "stop":
+        await own.whole.broker.supervisor.drain(20)
+    else:
+        await own.ok("kill_session", force=how == "force")
+
+
+@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize("wait", [{}, {"wait_seconds": 50}], ids=["plain call", "with wait_seconds"])
+async def test_the_end_of_its_session_leaves_a_caller_the_output(
+    tmp_path: Path, how: str, wait: dict[str, float]
+) -> None:
+    answers: list[dict[str, Any]] = []
+    async with hands(tmp_path) as own, trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            answers.append(await own.answer("execute_command", argv=["python3", "-c", SAYS], **wait))
+
+        nursery.start_soon(run)
+        while (listed := (await own.ok("list_commands"))["commands"]) == [] or not listed[0]["stderr_bytes"]:
+            await trio.lowlevel.checkpoint()
+        await end_session(own, how)
+    (answer,) = answers
+    assert answer["error_code"] in {"SESSION_005", "CMD_003"}
+    assert (answer["stdout"], answer["stderr"]) == ("so far\n", "so bad\n")
+    assert (answer["success"], answer["running"], answer["exit_code"]) == (False, False, None)
+
+
+@pytest.mark.parametrize("how", ENDS)
+async def test_the_end_of_its_session_leaves_who_waits_for_a_command_the_output(tmp_path: Path, how: str) -> None:
+    answers: list[dict[str, Any]] = []
+    async with hands(tmp_path) as own, trio.open_nursery() as nursery:
+        command_id = await own.start(SAYS)
+        await own.hear(command_id, "so bad")
+
+        async def wait() -> None:
+            answers.append(await own.answer("wait_command", command_id=command_id, wait_seconds=50))
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await end_session(own, how)
+    (answer,) = answers
+    assert answer["error_code"] in {"SESSION_005", "CMD_003"}
+    assert (answer["stdout"], answer["stderr"]) == ("so far\n", "so bad\n")
