@@ -62,6 +62,16 @@ class Child:
             self._take(pidfd)
         await self._reap_starter()
 
+    async def greet(self) -> None:
+        """Wait until it is where a birth begins and says so; the caller bounds it.
+
+        Raises:
+            BirthFailed, OSError: it is gone, or of no use.
+        """
+        await self.wait_ahead()
+        wire.send(self.sock, {"op": "greet"})
+        await self.hear()
+
     def _take(self, pidfd: int) -> None:
         """Hold the process that came out of the one we started. Raises OSError: we cannot, and let go of it."""
         try:

@@ -83,10 +83,12 @@ def _say_born(sock: socket.socket, birth: Birth, layers: list[findings.Layer]) -
 
 
 def _receive(sock: socket.socket) -> tuple[wire.Message, list[int]]:
-    received = wire.receive(sock)
-    if received is None:  # the broker needs no further session
-        os._exit(0)
-    return received
+    """Wait for what is to be done; meanwhile return greetings."""
+    while (received := wire.receive(sock)) is not None:
+        if received[0]["op"] != "greet":
+            return received
+        wire.send(sock, {"op": "greet"})
+    os._exit(0)  # the broker needs no further session
 
 
 def fork(child: Callable[[], None]) -> int:

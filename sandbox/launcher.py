@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sandbox.plan import Closed
 
 BIRTH_S = 30.0  # it takes about 10 ms from a warm spare and 50 ms from a cold one; seconds where the disk is far
+SPARE_S = 1.0  # for a spare to say that it is there: it takes less than a millisecond unless it is stopped
 AFTER_S = 0.005  # the answer to create_session is on its way by then
 SHUT_S = 25.0  # all of the bounded waits of an end together
 
@@ -166,11 +167,21 @@ class Launcher:
                 self._alive -= gone
 
     async def _take_spare(self) -> Child:
+        """Return the spare if it is well, or a fresh one: while it waited, somebody may have killed or stopped it."""
         spare, self._spare = self._spare, None
-        if spare is not None and spare.exited():  # somebody killed it while it waited
-            await spare.end()
-            spare = None
-        return spare or self._start_spare()
+        if spare is None:
+            return self._start_spare()
+        well = False
+        try:
+            with trio.move_on_after(SPARE_S), contextlib.suppress(BirthFailed, OSError):
+                await spare.greet()
+                well = True
+        finally:
+            if not well:
+                spare.kill()
+                with trio.move_on_after(SHUT_S, shield=True):
+                    await spare.end()
+        return spare if well else self._start_spare()
 
     def _start_spare(self) -> Child:
         return start_spare(self._plan.spaces, internet=self._plan.internet, patterns=self._patterns)

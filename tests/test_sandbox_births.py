@@ -277,6 +277,22 @@ async def test_a_killed_spare_is_replaced() -> None:
                 assert init.pid != pid
 
 
+@pytest.mark.parametrize("settings", [PLAIN, pytest.param({}, marks=needs_namespaces)], ids=["plain", "namespaces"])
+@pytest.mark.parametrize("ahead", [True, False], ids=["while it waits", "on its way"])
+async def test_a_stopped_spare_is_replaced(settings: dict[str, Any], *, ahead: bool) -> None:
+    with session_home() as (user, home):
+        async with open_launcher(plan_for(**settings)) as launcher:
+            assert launcher._spare is not None
+            if ahead:
+                await launcher._spare.greet()
+            pid = launcher._spare.pid
+            os.kill(pid, signal.SIGSTOP)
+            async with launcher.open_init(walls_for(user, home)) as init:
+                assert init.pid != pid
+            await wait_exit(pid)
+        assert trees.descendants(os.getpid()) == []
+
+
 async def test_several_births_at_once() -> None:
     pids: set[int] = set()
     with session_home() as (user, home):
