@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from sandbox.faults import SpawnFailed
-from sandbox.launching import open_command
+from sandbox.faults import NeverBegan, SpawnFailed
+from sandbox.launching import ATTEMPTS, open_command
 from sandbox.leader import NO_ROOM
 
 if TYPE_CHECKING:
@@ -136,13 +136,19 @@ async def run_command(
         on_started=on_started,
         partner=partner,
     )
-    try:
-        return await run(plan)
-    except SpawnFailed as failed:
-        if failed.stage != NO_ROOM:
-            raise
-    # The keeper has to live within the limits that its commands use up. Nothing ran, so one without limits may do it.
-    return await run(attrs.evolve(plan, forked=True))
+    lost = 0
+    while True:
+        try:
+            return await run(plan)
+        except NeverBegan:
+            lost += 1
+            if lost == ATTEMPTS:
+                raise
+        except SpawnFailed as failed:
+            if failed.stage != NO_ROOM or plan.forked:
+                raise
+            # The keeper has to live within the limits that its commands use up; one without limits may do it.
+            plan = attrs.evolve(plan, forked=True)
 
 
 async def _run(

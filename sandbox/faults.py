@@ -32,6 +32,14 @@ class SpawnFailed(SandboxError):
         self.errno = errno
 
 
+class NeverBegan(SpawnFailed):
+    """The process that was to become the command ended before it was told what it is; another one may do it."""
+
+    def __init__(self) -> None:
+        """Say so."""
+        super().__init__("launch", "the process that waited for it was ended before it read what to run")
+
+
 class ProcessNotFound(SandboxError):
     """The session has no such process."""
 

@@ -8,20 +8,21 @@ that would cost a third of what `/bin/true` takes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
+import socket
 from typing import TYPE_CHECKING
 
 import trio
 
 from sandbox import wire
-from sandbox.faults import SpawnFailed
+from sandbox.faults import NeverBegan, SpawnFailed
 from sandbox.pids import take_pid
 from sandbox.terminal import resize
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterable, Mapping
 
     from sandbox.cgroup_leaves import Leaf
@@ -211,8 +212,11 @@ class Command:
     def _read_launch(self) -> bool:
         """Learn what became of the launch: exec closes the socket silently, a failed stage says its name.
 
-        What was spawned is heard of as well, and which process it is.
+        What was spawned is heard of as well, and which process it is. An end that leaves the spec unread is reset by
+        the kernel: then nothing ran.
         """
+        if self._launch.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET:
+            self.failure = NeverBegan()
         # Without a descriptor of ours left to take it in, it runs, and nobody learns its number.
         with contextlib.suppress(wire.Truncated):
             received = wire.receive(self._launch)

@@ -17,6 +17,7 @@ from test_sandbox_births import (
     ABI,
     PLAIN,
     World,
+    all_armed,
     needs_namespaces,
     needs_root,
     needs_signal_scope,
@@ -249,9 +250,35 @@ for call in (lambda: libc.tgkill(keeper, keeper, 0), lambda: libc.kill(keeper, 0
         assert (await world.run(PYTHON, "-I", "-c", script)).how == Exited(0)
 
 
+def stopped(pid: int) -> bool:
+    """Whether all of its threads are."""
+    return all(each.read_text().rpartition(")")[2].split()[0] == "T" for each in Path("/proc").glob(f"{pid}/task/*/stat"))
+
+
 def keepers(world: World) -> list[int]:
     assert world.init.spawning is not None
     return [slot.keeper_pid for slot in world.init.spawning._free]
+
+
+@pytest.mark.parametrize("settings", [pytest.param(PLAIN, id="plain"), pytest.param({}, marks=needs_namespaces)])
+async def test_a_keeper_that_was_stopped_while_it_waited_costs_no_command(settings: dict[str, Any]) -> None:
+    async with open_world(plan=plan_for(**settings)) as world, trio.open_nursery() as nursery:
+        await world.run("/bin/true")
+        await all_armed(world)
+        (slot,) = world.pool._free
+        ended = []
+
+        async def run() -> None:
+            ended.append(await world.run("/bin/sh", "-c", "echo ran"))
+
+        os.kill(world.init.pid, signal.SIGSTOP)  # which would end the keeper at once, and have another one
+        os.kill(slot.keeper_pid, signal.SIGSTOP)
+        await eventually(lambda: stopped(slot.keeper_pid))
+        nursery.start_soon(run)
+        await eventually(lambda: slot in world.pool._busy)
+        os.kill(world.init.pid, signal.SIGCONT)
+        await eventually(lambda: ended)
+        assert (ended[0].how, ended[0].stdout.data) == (Exited(0), b"ran\n")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM], ids=lambda each: each.name)
