@@ -119,7 +119,7 @@ class Job:
         self._command = command
 
     def _begin(self, pid: int) -> None:
-        self.pid = pid
+        self.pid = pid or None  # nobody could tell us: there were no descriptors to be had
         self.started.set()
 
     @property

@@ -85,7 +85,10 @@ How = Exited | Signalled | TimedOut
 
 @attrs.frozen(kw_only=True)
 class Ended:
-    """A command's whole story. `drained`: both pipes were read to their end; `usage`: None without a cgroup."""
+    """A command's whole story.
+
+    `drained`: both pipes were read to their end; `pid`: 0 where it could not be learnt; `usage`: None without a cgroup.
+    """
 
     how: How
     stdout: Captured

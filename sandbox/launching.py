@@ -92,7 +92,8 @@ def _hand_over(
     init: Init, slot: Slot, plan: ExecPlan, limits: Limits, output_bytes: int, spill: Spill | None
 ) -> Command:
     """Open the pipes and send the spec to the slot's waiting leader; all or nothing."""
-    if slot.launch is None:
+    launch = slot.launch
+    if launch is None:
         raise ConnectionResetError
     with contextlib.ExitStack() as undo:
         streams = Streams(
@@ -108,9 +109,9 @@ def _hand_over(
         internet = plan.network or not init.mixed_network
         spec = _spec(plan, limits, list(theirs), grouped=slot.leaf is not None, internet=internet)
         spec["room"] = init.room_of(limits)
-        wire.send(slot.launch, spec, list(theirs.values()))
+        wire.send(launch, spec, list(theirs.values()))
         streams.close_theirs()
-        launch, slot.launch = slot.launch, None
+        slot.begin()
         undo.callback(launch.close)
         command = Command(slot, launch, streams, spill, slot.take_leaf())
         command.paths = {"exec": plan.program, "chdir": plan.cwd}

@@ -23,7 +23,7 @@ class Slot:
     """One keeper as the broker sees it. `serial` counts its commands; orders and news carry it.
 
     `keeper_pid` and `leader_pid` are numbers of the broker's pid namespace, 0 for what ended before it was known; a
-    leader that is spawned has none yet.
+    leader that is spawned has none yet. `launched` is the last serial that became a command.
     With control groups: `leaf` is that of the leader that waits, until a command has it; `next_leaf` that of the one
     after it, `promised` as soon as it is being made.
     """
@@ -33,7 +33,8 @@ class Slot:
     serial: int = 0
     leader_pid: int = 0
     launch: socket.socket | None = None  # to the leader that waits; None while there is none
-    ended: tuple[int, int] = (0, 0)  # serial and wait status of the last leader that ended
+    launched: int = 0
+    ended: tuple[int, int] = (0, 0)  # serial and wait status of the last command whose leader ended
     empty_serial: int = 0  # the last command whose whole tree is gone
     gone: bool = False
     awaited: bool = False  # by a task of the pool, whose the next news are
@@ -70,7 +71,8 @@ class Slot:
                 self.shortage = news["why"]
             case "ended":
                 self._advance(news["serial"])  # a leader that died before it was ready
-                self.ended = (news["serial"], news["status"])
+                if news["serial"] == self.launched:  # not what came to nothing after it, which nobody asks for
+                    self.ended = (news["serial"], news["status"])
                 self._empty(news["serial"], empty=news["empty"])
             case "empty":
                 self._empty(news["serial"], empty=True)
@@ -85,6 +87,11 @@ class Slot:
             self.serial = serial
             self._release(self.leaf)
             self.leaf, self.next_leaf, self.promised = self.next_leaf, None, False
+
+    def begin(self) -> None:
+        """Learn that the leader that waited is a command from now on, and `launch` its owner's."""
+        self.launch = None
+        self.launched = self.serial
 
     def take_leaf(self) -> Leaf | None:
         """Return the leaf of the leader that waits; it is the caller's from now on."""

@@ -24,10 +24,11 @@ from test_sandbox_births import (
     walls_for,
 )
 
-from sandbox import trees
+from sandbox import trees, wire
 from sandbox.command import Exited
 from sandbox.faults import SpawnFailed
 from sandbox.launcher import open_launcher
+from sandbox.slot import Slot
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -41,6 +42,22 @@ PLANS = [pytest.param(PLAIN, id="plain"), pytest.param({}, id="namespaces", mark
 LONELY_UID = 61_998  # nobody else's, so that nobody else's processes count
 ROOM = 64
 THREADS = 2 * ROOM
+UNDER_WAY = """
+import array, os, socket, time
+fds, kept, full = array.array("i", [os.open("/dev/null", os.O_RDONLY)] * 253), [], False
+while not full:
+    kept.append(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+    kept[-1][0].setblocking(False)
+    try:
+        while True:
+            kept[-1][0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+    except BlockingIOError:
+        pass
+    except OSError:
+        full = True
+os.close(1)
+time.sleep(900)
+"""
 BOMB = f"""
 import _thread, time
 _thread.stack_size(65536)
@@ -184,3 +201,41 @@ async def test_without_a_bomb_nobody_runs_short() -> None:
             await expect_success(other)
         assert not other.pool._keepers.shortage
         assert not any(slot.shortage for slot in other.pool._free)
+
+
+@contextlib.asynccontextmanager
+async def descriptors_under_way(world: World) -> AsyncIterator[None]:
+    """Until the end of this block, a command of *world* has as many descriptors under way as its user may."""
+    async with running(world, PYTHON, "-I", "-c", UNDER_WAY) as pid:
+        await eventually(lambda: not os.path.lexists(f"/proc/{pid}/fd/1"))
+        yield
+
+
+@pytest.mark.parametrize("settings", PLANS)
+async def test_descriptors_that_another_session_has_under_way_change_no_outcome(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its keeper cannot hand over what stands for a process, nor the next leader; the command ends as it ends."""
+    monkeypatch.undo()  # spawned: their keeper has the limits of commands
+    async with two_sessions(**settings) as (world, other), descriptors_under_way(world):
+        for _ in range(3):
+            done = await other.run("/bin/sh", "-c", "echo said; exit 3")
+            assert (done.how, done.stdout.data) == (Exited(3), b"said\n")
+
+
+async def test_a_leader_that_came_to_nothing_takes_no_command_its_end() -> None:
+    ours, theirs = wire.pair()
+    launch, waiting = wire.pair()
+    with theirs, launch, waiting:
+        ours.setblocking(False)
+        slot = Slot(os.getpid(), ours)
+        wire.send(theirs, {"op": "ready", "serial": 1}, [launch.fileno()])
+        slot.read_news()
+        assert slot.launch is not None
+        with slot.launch:
+            slot.begin()
+        for serial, status in ((1, 3 << 8), (2, 0), (3, 0)):
+            wire.send(theirs, {"op": "ended", "serial": serial, "status": status, "empty": True})
+        slot.read_news()
+        assert slot.ended == (1, 3 << 8)
+        slot.close()

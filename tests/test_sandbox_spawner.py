@@ -252,7 +252,8 @@ for call in (lambda: libc.tgkill(keeper, keeper, 0), lambda: libc.kill(keeper, 0
 
 def stopped(pid: int) -> bool:
     """Whether all of its threads are."""
-    return all(each.read_text().rpartition(")")[2].split()[0] == "T" for each in Path("/proc").glob(f"{pid}/task/*/stat"))
+    threads = Path("/proc").glob(f"{pid}/task/*/stat")
+    return all(each.read_text().rpartition(")")[2].split()[0] == "T" for each in threads)
 
 
 def keepers(world: World) -> list[int]:
