@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 import trio
 
+from broker.bodyshape import shape_fault
 from broker.bulk import BULK_KEY, Bulk
 from broker.exchange import (
     INVALID_REQUEST,
@@ -182,6 +183,8 @@ class Guard:
         elif scope["method"] == "POST":
             bulk = Bulk()
             body = bulk.take(body)
+            if fault := await shape_fault(body):
+                return await refusal(400, fault).send(send)
             slot = self._admit(scope, body)
             if isinstance(slot, Reply):
                 return await slot.send(send)

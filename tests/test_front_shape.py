@@ -1,0 +1,128 @@
+"""What is no long string is bounded before anything parses it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from front import House, legacy_session, modern_call, modern_headers, raw, serving
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from broker.bodyshape import MAX_ELEMENTS, MAX_OUTSIDE_BYTES, BodyShape, shape_fault
+
+MIB = 1024 * 1024
+BODY_BYTES = 20 * MIB
+MANY = MAX_ELEMENTS + 1
+
+
+def elements(value: Any) -> int:
+    """The values and names of what a parser builds."""
+    match value:
+        case dict():
+            return 1 + len(value) + sum(map(elements, value.values()))
+        case list():
+            return 1 + sum(map(elements, value))
+        case _:
+            return 1
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text('a",:[{\\]}\n\u0141'),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text('a",:[\\'), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def fed(body: bytes, size: int) -> BodyShape:
+    shape = BodyShape()
+    for start in range(0, len(body), size):
+        shape.feed(body[start : start + size])
+    return shape
+
+
+@example(["\\", '"', '\\"', "[,", {"\\\\": "a"}], 1)
+@given(values, st.integers(1, 9))
+def test_no_parser_builds_more_than_is_counted(value: Any, size: int) -> None:
+    shape = fed(json.dumps(value, ensure_ascii=size % 2 == 0).encode(), size)
+    assert elements(value) <= shape.elements <= 2 * elements(value)
+
+
+@given(st.text('a",:[]{}\\1 '), st.integers(1, 9))
+def test_whatever_is_json_is_counted_and_pieces_make_no_difference(text: str, size: int) -> None:
+    body = text.encode()
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return
+    whole, pieces = fed(body, len(body)), fed(body, size)
+    assert (whole.elements, whole.outside_bytes) == (pieces.elements, pieces.outside_bytes)
+    assert whole.elements >= elements(value)
+
+
+def with_params(**params: Any) -> bytes:
+    usual = json.loads(modern_call("echo", {})[0])
+    usual["params"] |= params
+    return json.dumps(usual).encode()
+
+
+META = json.loads(modern_call("echo", {})[0])["params"]["_meta"]
+HEAVY = {
+    "unknown arguments": with_params(arguments={f"a{i}": 0 for i in range(MANY)}),
+    "meta keys": with_params(_meta=META | {f"a{i}": 0 for i in range(MANY)}),
+    "numbers": with_params(arguments={"argv": [0] * MANY}),
+    "short strings": with_params(arguments={"argv": [""] * MANY}),
+    "empty objects": with_params(arguments={"argv": [{}] * MANY}),
+    "nesting": b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":' + b"[" * MANY + b"]" * MANY + b"}",
+    "a batch": b"[" + b",".join([b'{"jsonrpc":"2.0","id":1,"method":"ping"}'] * (MANY // 6)) + b"]",
+    "beside a long string": with_params(arguments={"chunk_data": "QUJD" * MIB, "argv": [0] * MANY}),
+    "one number": with_params(arguments={"a": 0}).replace(b'"a": 0', b'"a": 0.' + b"1" * (MAX_OUTSIDE_BYTES + 1)),
+    "white space": with_params(arguments={}) + b" " * (MAX_OUTSIDE_BYTES + 1),
+}
+
+
+async def both_eras(house: House, body: bytes) -> list[tuple[int, Any]]:
+    async with raw(house) as conn:
+        legacy = await legacy_session(conn)
+        asked = [await conn.ask("POST", "/mcp", body, **h) for h in (modern_headers("tools/call", "echo"), legacy)]
+    return [(heard.status, heard.json if heard.status == 400 else None) for heard in asked]
+
+
+@pytest.mark.parametrize("body", HEAVY.values(), ids=HEAVY.keys())
+async def test_a_body_of_many_things_is_refused_before_it_is_parsed(body: bytes) -> None:
+    async with serving(max_body_bytes=BODY_BYTES) as house:
+        for status, answer in await both_eras(house, body):
+            assert status == 400
+            assert answer["error"]["code"] == -32600
+            limit = answer["error"]["message"]
+            assert f" {MAX_ELEMENTS} " in limit or f" {MAX_OUTSIDE_BYTES} " in limit
+        assert house.handler.calls == []
+
+
+async def test_a_body_in_another_encoding_is_refused_when_it_is_long() -> None:
+    body = with_params(arguments={"a": "\u2241" * MANY}).decode().encode("utf-16")
+    async with serving(max_body_bytes=BODY_BYTES) as house:
+        assert [status for status, _ in await both_eras(house, body)] == [400, 400]
+
+
+LARGE = {
+    "base64": {"chunk_data": "QUJD" * MIB},
+    "escapes": {"content": 'a "quoted" \\ line, [of {code}:\n' * (MIB // 8)},
+    "two long strings": {"old": "a,b" * MIB, "new": "[{," * MIB},
+    "all the arguments there may be": {"argv": ["x"] * 256, "environment": {f"A{i}": "x" for i in range(1000)}},
+}
+
+
+@pytest.mark.parametrize("arguments", LARGE.values(), ids=LARGE.keys())
+async def test_an_honest_large_call_arrives_as_it_is(arguments: dict[str, Any]) -> None:
+    body, headers = modern_call("echo", arguments)
+    async with serving(max_body_bytes=BODY_BYTES + MIB) as house, raw(house) as conn:
+        heard = await conn.ask("POST", "/mcp", body, **headers)
+        assert heard.status == 200
+        assert house.handler.calls[-1].arguments == arguments
+
+
+async def test_a_short_body_is_not_scanned() -> None:
+    assert await shape_fault(b"," * MAX_ELEMENTS) == ""
+    assert await shape_fault(b"," * MANY) != ""
