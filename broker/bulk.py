@@ -11,6 +11,7 @@ Whatever is unusual about a body leaves it as it is. Pure.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -24,6 +25,10 @@ BULK_BYTES = 64 * 1024
 """A shorter string is not worth it."""
 REST_BYTES = 16 * 1024
 """Of a body beside its long string; it is parsed here once more."""
+MAX_BACKSLASHES = 256
+"""Looked at in front of a quote; where there are more, the string may not be found, and goes the ordinary way."""
+
+_QUOTE_OR_ESCAPE = re.compile(rb'\\.|"', re.DOTALL)
 
 
 @attrs.define(eq=False)
@@ -39,9 +44,8 @@ class Bulk:
         With the marker it is JSON, and the marker a whole string in it. So what was there is a whole string too, if it
         is one by itself; and all around it means what it meant.
         """
-        middle = len(body) // 2
-        start, end = body.rfind(b'"', 0, middle), body.find(b'"', middle) + 1
-        if start < 0 or end - start < BULK_BYTES or len(body) - (end - start) > REST_BYTES:
+        start, end = _long_string(body)
+        if end - start < BULK_BYTES or len(body) - (end - start) > REST_BYTES:
             return body
         marker = _new_marker()
         rest = b'%s"%s"%s' % (body[:start], marker.encode(), body[end:])
@@ -85,6 +89,29 @@ class Bulk:
         marker, data = self._held
         before, found, after = body.partition(marker)
         return (before, data, after) if found else (body,)
+
+
+def _long_string(body: bytes) -> tuple[int, int]:
+    """Find where the string begins and ends that has nearly all of *body*; two equal numbers if there is none.
+
+    It is open where the beginning of the body ends, and the first quote at the end of the body that no backslash
+    stands before closes it. Whether it is a string is for a parser to say.
+    """
+    start = -1
+    for found in _QUOTE_OR_ESCAPE.finditer(body, 0, REST_BYTES):
+        if found.group() == b'"':
+            start = found.start() if start < 0 else -1
+    if start < 0 or len(body) < BULK_BYTES:
+        return 0, 0
+    end = body.find(b'"', len(body) - REST_BYTES)
+    while end > 0 and _is_escaped(body, end):
+        end = body.find(b'"', end + 1)
+    return start, max(start, end + 1)
+
+
+def _is_escaped(body: bytes, index: int) -> bool:
+    before = body[index - MAX_BACKSLASHES : index]
+    return (len(before) - len(before.rstrip(b"\\"))) % 2 == 1
 
 
 def _new_marker() -> str:

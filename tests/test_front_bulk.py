@@ -26,7 +26,7 @@ from mcp.client import Client
 from mcp_types import TextContent
 from pydantic_core import from_json
 
-from broker.bulk import BULK_BYTES, REST_BYTES, Bulk
+from broker.bulk import BULK_BYTES, MAX_BACKSLASHES, REST_BYTES, Bulk
 from broker.large_answers import LARGE_EVENT_BYTES
 
 pytestmark = [
@@ -46,7 +46,24 @@ def taken(body: bytes) -> bool:
 # --- any body, and what two parsers of JSON make of it
 
 TWINS = [(b"", b"")] * 4 + [(b'"params"', b'"params": {}, "params"'), (b"}}", b'}, "name": "b"}')]
-ODD = [b"", b"", b"\\n", b'\\"', b"\\", b'"', b'","x":"', b"\x01", b"\n", b"\0", b"\x7f", "é".encode(), b"\xff"]
+ODD = [
+    b"",
+    b"",
+    b"\\n",
+    b'\\"',
+    b'\\"' * 9,
+    b'\\\\"',
+    b'\\\\\\"',
+    b"\\",
+    b'"',
+    b'","x":"',
+    b"\x01",
+    b"\n",
+    b"\0",
+    b"\x7f",
+    "é".encode(),
+    b"\xff",
+]
 names = st.sampled_from(["chunk_data", "path", "a", "é", 'quo"te', "back\\slash", "bulk:00", ""])
 words = st.sampled_from([HOLE, HOLE, "", "x", 'a "quoted" \\ word', "é\0", "bulk:0123456789abcdef0123456789abcdef"])
 values = st.recursive(
@@ -128,7 +145,8 @@ def test_the_usual_call_is_taken_and_the_unusual_is_not() -> None:
     assert taken(legacy_call("echo", {"chunk_data": LONG}))
     assert not taken(legacy_call("echo", {"chunk_data": LONG[:-3]})), "too short"
     assert taken(legacy_call("echo", {'"': "\\", "chunk_data": LONG + "\n\u00e9"})), "escapes"
-    assert not taken(legacy_call("echo", {"chunk_data": LONG + '"' + LONG})), "not found at once"
+    assert taken(legacy_call("echo", {"chunk_data": LONG + '"' + LONG + '\\"' * 9})), "quotes, and in its middle"
+    assert not taken(legacy_call("echo", {"chunk_data": LONG + "\\" * MAX_BACKSLASHES + '"'})), "not found at once"
     assert not taken(legacy_call("echo", {"environment": {"A": LONG}})), "no argument itself"
     assert not taken(legacy_call(LONG, {})), "no argument"
     assert not taken(legacy_call("echo", {"chunk_data": LONG}, True)), "an id that is none"
