@@ -9,10 +9,12 @@ wrong in a connection ends that connection alone.
 from __future__ import annotations
 
 import logging
+import select
 import struct
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
+from http import HTTPStatus
 from socket import SO_LINGER, SOL_SOCKET, socket
 from typing import Any, cast
 
@@ -29,8 +31,9 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from broker.admission import Places, longest_idle
 from broker.bodysocket import BodySocket
-from broker.exchange import ABORT_KEY, BODY_SOCKET_KEY, Reply, refusal
+from broker.exchange import ABORT_KEY, BODY_SOCKET_KEY, SERVER_BUSY, Reply, refusal
 from broker.library_logs import describe_without_text
 from broker.peerwatch import PeerWatch
 
@@ -39,7 +42,11 @@ log = logging.getLogger(__name__)
 READ_BYTES = 64 * 1024
 BULK_READ_BYTES = 256 * 1024
 TURN_AWAY_S = 1.0
-"""Seconds that who is refused has to take the answer; it holds a place meanwhile."""
+"""Seconds that who is refused has to take the answer."""
+MAX_LINGERING = 32
+"""Of those; to others the answer is sent and no more."""
+RETRY_AFTER_S = 2
+"""When to come back while all connections are busy."""
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 """struct linger: what is not sent yet is dropped, and the client sees a reset."""
 
@@ -55,12 +62,13 @@ async def serve_connections(
 ) -> None:
     """Serve the ASGI *app* on listening *sockets*; when *until* returns, stop accepting and let go.
 
-    A connection that *watch* says no to is refused before a byte of it is read; those above *max_connections* are
-    closed as they come. At the end idle ones are closed; busy ones have `config.graceful_timeout` seconds to finish.
+    A connection that *watch* says no to is refused before a byte of it is read. Above *max_connections* the one that
+    has been idle for longest is closed, or, where all are busy, the newcomer told to come back. At the end idle ones
+    are closed; busy ones have `config.graceful_timeout` seconds to finish.
 
     Ownership: the sockets are closed on the way out.
     """
-    house = _House(app, config, max_connections, watch)
+    house = _House(app, config, Places(max_connections, _choose), watch)
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
@@ -72,57 +80,106 @@ async def serve_connections(
 
 
 @attrs.define(eq=False)
+class _Guest:
+    """One connection as the house sees it."""
+
+    stream: trio.SocketStream
+    _wait: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+
+    def leave(self) -> None:
+        """Stop waiting for the client."""
+        self._wait.cancel(reason="idle for longest, and a newcomer needs the place")
+
+    @contextmanager
+    def waiting(self) -> Iterator[trio.CancelScope]:
+        """Wait for the client in the block; it ends at once when the place is needed."""
+        with trio.CancelScope() as self._wait:
+            yield self._wait
+
+    @property
+    def has_spoken(self) -> bool:
+        """Whether there is something that nobody has read yet: it is no longer idle, or gone."""
+        readable = select.poll()
+        readable.register(self.stream.socket.fileno(), select.POLLIN)
+        return bool(readable.poll(0))
+
+
+def _choose(idle: Iterable[_Guest]) -> _Guest | None:
+    """The longest idle; one whose request is just coming in only where those of all others are, too."""
+    guests = tuple(idle)
+    return next((guest for guest in guests if not guest.has_spoken), longest_idle(guests))
+
+
+@attrs.define(eq=False)
 class _House:
     """What all connections share."""
 
     _app: Any
     _config: Config
-    _max_connections: int
+    places: Places[_Guest]
     _watch: PeerWatch | None
     context: WorkerContext = attrs.field(init=False, factory=lambda: WorkerContext(None))
-    _open: int = attrs.field(init=False, default=0)
+    _lingering: int = attrs.field(init=False, default=0)
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """Speak HTTP on *stream* until it ends; whatever goes wrong in there ends this connection alone."""
-        if self._open >= self._max_connections:
-            log.warning("closed a connection: %d are open, which is the limit", self._open)
-            await stream.aclose()
-            return
-        self._open += 1
+        guest = _Guest(stream)
         try:
-            refused = self._watch and await self._watch.refuses(stream.socket)
-            if refused:
-                await _turn_away(stream, refused, linger=self._open <= self._max_connections // 2)
+            if self.places.admit(guest):
+                await self._welcome(guest)
             else:
-                await _Connection(self._app, self._config, self.context, stream).run()
+                log.warning("refused a connection: %d are busy, which is the limit", self.places.limit)
+                why = f"{self.places.limit} connections are busy, which is server.max_connections; try again"
+                await self._turn_away(stream, refusal(503, why, code=SERVER_BUSY, retry_after_s=RETRY_AFTER_S))
         except Exception as exc:  # noqa: BLE001 - the wall: one client must not end the others
             log.warning("a connection ended by an error: %s", describe_without_text(exc))
         finally:
-            self._open -= 1
+            self.places.remove(guest)
             await trio.aclose_forcefully(stream)
 
+    async def _welcome(self, guest: _Guest) -> None:
+        refused = ""
+        with guest.waiting() as looked_at:
+            refused = await self._watch.refuses(guest.stream.socket) if self._watch else ""
+        if looked_at.cancelled_caught:
+            return
+        if refused:
+            self.places.remove(guest)  # else a session could cost others their places by trying again and again
+            await self._turn_away(guest.stream, refusal(403, refused))
+        else:
+            await _Connection(self._app, self._config, self, guest).run()
 
-async def _turn_away(stream: trio.SocketStream, why: str, *, linger: bool) -> None:
-    """Answer whatever would be asked; *linger* until it is taken, for a socket closed with unread data is reset."""
-    body = refusal(403, why).body
-    head = (
-        "HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-    )
-    with trio.move_on_after(TURN_AWAY_S), suppress(trio.BrokenResourceError):
-        await stream.send_all(head.encode() + body)
-        await stream.send_eof()
-        while linger and await stream.receive_some(READ_BYTES):
-            pass
+    async def _turn_away(self, stream: trio.SocketStream, reply: Reply) -> None:
+        """Answer whatever would be asked; linger until it is taken, for a socket closed with unread data is reset."""
+        with trio.move_on_after(TURN_AWAY_S), suppress(trio.BrokenResourceError):
+            await stream.send_all(_whole(reply))
+            await stream.send_eof()
+            if self._lingering < MAX_LINGERING:
+                self._lingering += 1
+                try:
+                    while await stream.receive_some(READ_BYTES):
+                        pass
+                finally:
+                    self._lingering -= 1
+
+
+def _whole(reply: Reply) -> bytes:
+    """The answer as it goes over the wire of a connection that is closed behind it."""
+    length = (b"content-length", b"%d" % len(reply.body))
+    headers = [(b"content-type", b"application/json"), length, (b"connection", b"close"), *reply.headers]
+    status = b"HTTP/1.1 %d %s" % (reply.status, HTTPStatus(reply.status).phrase.encode())
+    return b"\r\n".join([status, *(b"%s: %s" % header for header in headers), b"", reply.body])
 
 
 class _Connection(TCPServer):
     """Hypercorn's connection, which starts with HTTP/1.1 and stays there."""
 
-    def __init__(self, app: Any, config: Config, context: WorkerContext, stream: trio.SocketStream) -> None:
+    def __init__(self, app: Any, config: Config, house: _House, guest: _Guest) -> None:
         # Hypercorn's annotations name TLS streams only; it serves plain ones as well.
-        super().__init__(ASGIWrapper(app), config, context, cast("Any", {}), cast("Any", stream))
-        self._socket = stream.socket
+        super().__init__(ASGIWrapper(app), config, house.context, cast("Any", {}), cast("Any", guest.stream))
+        self._socket = guest.stream.socket
+        self._places = house.places
+        self._guest = guest
         self._client_left = False
 
     async def run(self) -> None:
@@ -171,17 +228,24 @@ class _Connection(TCPServer):
         while data := await self._receive(size):
             await self.protocol.handle(RawData(data))
             size = READ_BYTES if len(data) < READ_BYTES else BULK_READ_BYTES
-        await self.protocol.handle(RawData(b""))
+            if not self._places.holds(self._guest):
+                break  # it has to go, and no request has come
+        if self._places.holds(self._guest):  # else half a request may be there, of which nobody has to hear
+            await self.protocol.handle(RawData(b""))
         await self.protocol.handle(Closed())
 
     async def _receive(self, size: int) -> bytes:
         try:
-            return bytes(await self.stream.receive_some(size))
+            with self._guest.waiting():
+                return bytes(await self.stream.receive_some(size))
         except (trio.ClosedResourceError, trio.BrokenResourceError):
-            return b""  # it is gone, one way or the other
+            pass
+        return b""  # it is gone, one way or the other, or has to go
 
     async def protocol_send(self, event: Event) -> None:
         """Do what the protocol says; but a client that has left gets no time to ask again."""
+        if isinstance(event, Updated):
+            (self._places.idle if event.idle else self._places.busy)(self._guest)
         await super().protocol_send(Closed() if self._client_left and isinstance(event, Updated) else event)
 
 

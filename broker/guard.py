@@ -10,7 +10,7 @@ on one handshake-era connection would hang the first.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import ExitStack
 from typing import Any
 
@@ -32,6 +32,7 @@ from broker.exchange import (
     read_body,
     refusal,
 )
+from broker.mcpsessions import ASGIApp, McpSessions, session_id_of
 from broker.origins import HostRules
 from broker.slots import Slot, Slots
 from broker.transferdoor import TRANSFERS_PATH, TransferDoor
@@ -40,13 +41,11 @@ MCP_PATH = "/mcp"
 HEALTH_PATH = "/healthz"
 SLOT_KEY = "broker.slot"
 """Where the slot of a call is found in the ASGI scope, so that its work can hold it too."""
-MCP_SESSION_HEADER = b"mcp-session-id"
+VERSION_HEADER = b"mcp-protocol-version"
 ANSWER_S = 2.0
 """Seconds that answers have to get out of the door once the drain has ended the work."""
 NOTIFICATION_BYTES = 64 * 1024
 """A busy broker still takes notifications (one may cancel a call), if they are no larger than this."""
-
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @attrs.frozen(kw_only=True)
@@ -56,6 +55,7 @@ class GuardLimits:
     max_body_bytes: int = attrs.field(validator=attrs.validators.gt(0))
     body_timeout_s: float = attrs.field(validator=attrs.validators.gt(0))
     max_calls_in_flight: int = attrs.field(validator=attrs.validators.gt(0))
+    max_mcp_sessions: int = attrs.field(validator=attrs.validators.gt(0))
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -66,13 +66,17 @@ class Guard:
     _rules: HostRules
     _limits: GuardLimits
     _version: str
+    _handshake_versions: Collection[str]
+    """A request that names another one, of the protocol, belongs to no MCP session."""
     _door: TransferDoor | None = None
     draining: bool = False
     calls: Slots = attrs.field(init=False)
     _bodies: dict[trio.CancelScope, None] = attrs.field(init=False, factory=dict)
     _streams: set[trio.CancelScope] = attrs.field(init=False, factory=set)
+    _mcp_sessions: McpSessions = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._mcp_sessions = McpSessions(self._app, self._limits.max_mcp_sessions, self._runs_call)
         self.calls = Slots(self._limits.max_calls_in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -192,25 +196,41 @@ class Guard:
             with ExitStack() as held:
                 held.enter_context(slot.held())
                 exchange = Exchange(receive, send, body, bulk=bulk, on_complete=held.close)
-                await self._app(scope, exchange.receive, exchange.send)
+                greets = self._greets(scope, body)
+                await self._mcp_sessions.serve(scope, exchange.receive, exchange.send, greets=greets)
         else:
             exchange = Exchange(receive, send, body)
-            await self._app(scope, exchange.receive, exchange.send)
+            await self._mcp_sessions.serve(scope, exchange.receive, exchange.send)
         return None
 
     async def _stream(self, scope: Scope, exchange: Exchange) -> None:
         with trio.CancelScope() as stream:
             self._streams.add(stream)
             try:
-                await self._app(scope, exchange.receive, exchange.send)
+                await self._mcp_sessions.serve(scope, exchange.receive, exchange.send)
             finally:
                 self._streams.discard(stream)
         await exchange.finish()
 
+    def _greets(self, scope: Scope, body: bytes) -> bool:
+        """Whether a POST wants an MCP session."""
+        version = next((value.decode("latin-1") for name, value in scope["headers"] if name == VERSION_HEADER), None)
+        if version is not None and version not in self._handshake_versions:
+            return False
+        try:
+            message = _decode(body)
+        except ValueError:
+            return False
+        return isinstance(message, dict) and message.get("method") == "initialize"
+
+    def _runs_call(self, mcp_session: bytes) -> bool:
+        """Whether a call of that MCP session is in flight, its client there or not."""
+        return any(isinstance(key, tuple) and key[0] == mcp_session for key in self.calls.keys)
+
     def _admit(self, scope: Scope, body: bytes) -> Slot | Reply:
         """Find a slot for a POST, or say why there is none."""
         key: tuple[bytes, str] | None = None
-        mcp_session = next((value for name, value in scope["headers"] if name == MCP_SESSION_HEADER), None)
+        mcp_session = session_id_of(scope["headers"])
         if mcp_session is not None:
             request_id = _handshake_request_id(body)
             if isinstance(request_id, Reply):

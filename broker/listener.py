@@ -17,6 +17,7 @@ from hypercorn.config import Config
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from broker.connections import serve_connections
 from broker.guard import MCP_PATH, Guard, GuardLimits
@@ -110,7 +111,8 @@ def _session_manager(settings: HttpSettings, server: Server[Any], rules: HostRul
         ),
         max_request_body_size=settings.max_body_bytes,
         session_idle_timeout=settings.mcp_session_idle_s,
-        max_sessions=settings.max_mcp_sessions,
+        # `McpSessions` counts them; the SDK also counts requests that turn out not to open one.
+        max_sessions=settings.max_mcp_sessions + settings.max_calls_in_flight,
     )
 
 
@@ -125,8 +127,16 @@ def _guard(
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
         max_calls_in_flight=settings.max_calls_in_flight,
+        max_mcp_sessions=settings.max_mcp_sessions,
     )
-    return Guard(app=manager.handle_request, rules=rules, version=server.version, limits=limits, door=door)
+    return Guard(
+        app=manager.handle_request,
+        rules=rules,
+        version=server.version,
+        handshake_versions=HANDSHAKE_PROTOCOL_VERSIONS,
+        limits=limits,
+        door=door,
+    )
 
 
 def _hypercorn_config(settings: HttpSettings) -> Config:

@@ -183,6 +183,8 @@ def http_settings(server: ServerSettings) -> HttpSettings:
         max_body_bytes=server.max_body_bytes,
         body_timeout_s=server.body_timeout_s,
         max_calls_in_flight=server.max_calls_in_flight,
+        max_connections=server.max_connections,
+        max_mcp_sessions=server.max_mcp_sessions,
     )
 
 

@@ -124,6 +124,8 @@ class ServerSettings:
     max_body_bytes: int = attrs.field(validator=Between(64 * 1024, 1024 * MIB, "bytes"))
     body_timeout_s: float = attrs.field(validator=_DURATION)
     max_calls_in_flight: int = attrs.field(validator=Between(1, 100_000, "calls"))
+    max_connections: int = attrs.field(validator=Between(8, 100_000, "connections"))
+    max_mcp_sessions: int = attrs.field(validator=Between(1, 100_000, "MCP sessions"))
     drain_s: float = attrs.field(validator=_GRACE)
     logging: LoggingSettings
     sessions: SessionSettings

@@ -7,10 +7,12 @@ its own. The table must be complete: see test_live_settings.py.
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,45 @@ async def kill_all(broker: LiveBroker, sessions: list[str]) -> None:
     async with connect(broker) as client:
         for session_id in sessions:
             await call(client, "kill_session", session_id=session_id, force=True)
+
+
+async def max_connections(brokers: Brokers) -> None:
+    """Nine that say nothing: the first is closed where eight are the limit."""
+    with running_broker({"max_connections": 8}) as changed:
+        for broker, first_closed in ((brokers.usual, False), (changed, True)):
+            async with AsyncExitStack() as stack:
+                address = ("127.0.0.1", broker.port)
+                silent = [await stack.enter_async_context(await trio.open_tcp_stream(*address)) for _ in range(9)]
+                assert await trio.to_thread.run_sync(broker.healthy)
+                with trio.move_on_after(0 if not first_closed else 10) as waited:
+                    assert await silent[0].receive_some() == b""
+                assert waited.cancelled_caught is not first_closed
+
+
+async def max_mcp_sessions(brokers: Brokers) -> None:
+    """Of two that have greeted, the first has to go where one is the limit."""
+    with running_broker({"max_mcp_sessions": 1}) as changed:
+        for broker, status in ((brokers.usual, 200), (changed, 404)):
+            first, _ = [await trio.to_thread.run_sync(greet, broker) for _ in range(2)]
+            ping = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"}).encode()
+            ask = partial(broker.request, "POST", "/mcp", ping, **GREETING_HEADERS, Mcp_Session_Id=first)
+            assert (await trio.to_thread.run_sync(ask))[0] == status
+
+
+GREETING_HEADERS = {"Content_Type": "application/json", "Accept": "application/json, text/event-stream"}
+
+
+def greet(broker: LiveBroker) -> str:
+    """Open an MCP session of 2025; return its id."""
+    params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "9"}}
+    message = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
+    connection = http.client.HTTPConnection(broker.host, broker.port, timeout=10)
+    try:
+        headers = {name.replace("_", "-"): value for name, value in GREETING_HEADERS.items()}
+        connection.request("POST", "/mcp", json.dumps(message).encode(), headers)
+        return connection.getresponse().headers["mcp-session-id"]
+    finally:
+        connection.close()
 
 
 async def drain_s(_brokers: Brokers) -> None:
@@ -542,6 +583,8 @@ ROWS: Mapping[str, Row] = {
     "server.max_body_bytes": at_once(max_body_bytes),
     "server.body_timeout_s": body_timeout_s,
     "server.max_calls_in_flight": max_calls_in_flight,
+    "server.max_connections": max_connections,
+    "server.max_mcp_sessions": max_mcp_sessions,
     "server.drain_s": drain_s,
     "server.logging.level": at_once(level),
     "server.logging.format": at_once(log_format),

@@ -83,23 +83,6 @@ async def test_a_client_that_leaves_frees_its_connection_at_once() -> None:
         await until_descriptors(before)
 
 
-async def test_connections_are_bounded() -> None:
-    async with serving(max_connections=2) as house, raw(house) as one, raw(house) as two:
-        for conn in (one, two):
-            assert (await conn.ask("GET", "/healthz")).status == 200
-        async with raw(house) as three:
-            assert await three.at_end()
-        await two.stream.aclose()
-        while True:
-            async with raw(house) as four:
-                await four.stream.send_all(b"GET /healthz HTTP/1.1\r\n" + HEAD + b"\r\n")
-                try:
-                    if await four.stream.receive_some():
-                        return
-                except trio.BrokenResourceError:
-                    await trio.lowlevel.checkpoint()
-
-
 async def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
     """Hypercorn shields its writes: without our own limit this connection would hold a stop for ever."""
     async with serving(stall_s=0.5, max_body_bytes=1 << 25) as house:

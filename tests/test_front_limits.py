@@ -290,16 +290,6 @@ async def test_while_draining_new_calls_are_refused_and_health_says_so() -> None
         assert await conn.at_end()
 
 
-async def test_legacy_sessions_are_bounded() -> None:
-    async with serving(max_mcp_sessions=2) as house, raw(house) as conn:
-        for _ in range(2):
-            await legacy_session(conn)
-        params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "r", "version": "1"}}
-        message = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
-        heard = await conn.ask("POST", "/mcp", json.dumps(message).encode(), **LEGACY_HEADERS)
-        assert heard.status == 503
-
-
 async def test_an_idle_legacy_session_is_forgotten() -> None:
     async with serving(mcp_session_idle_s=0.05) as house, raw(house) as conn:
         headers = await legacy_session(conn)
