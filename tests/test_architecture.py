@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,15 @@ PURE_STDLIB_AND_ATTRS = {"policy"}
 PROTOCOL_PACKAGES = {"mcp", "mcp_types", "starlette", "hypercorn", "sse_starlette"}
 PROTOCOL_ROOMS = {"endpoint", "listener", "connections", "outputdesk", "stdio"}
 CHILD_ENTRIES = ("sandbox.init", "sandbox.opener", "sandbox.sniffer")  # the last loads python-magic by name, later
+YOUNGER_ARGUMENTS = {
+    *((name, "filter") for name in ("extractall", "extract", "unpack_archive")),  # 3.11.4
+    *((name, "strict") for name in ("parseaddr", "getaddresses")),  # 3.11.10
+}
+YOUNGER_NAMES = {
+    *("data_filter", "tar_filter", "fully_trusted_filter"),  # tarfile, 3.11.4
+    *("FilterError", "OutsideDestinationError", "AbsolutePathError", "LinkOutsideDestinationError"),  # tarfile, 3.11.4
+    *("SetReparseDeferralEnabled", "GetReparseDeferralEnabled"),  # pyexpat, 3.11.9
+}
 BROAD_CATCHES = {
     ("session", "_perform"),  # hands an error to the caller it belongs to
     ("supervisor", "_supervise"),  # the wall between sessions
@@ -161,3 +171,25 @@ def test_no_open_ends_are_left_in_the_code() -> None:
     for path in MODULES:
         for word in ("TO" + "DO", "FIX" + "ME", "XX" + "X"):
             assert word not in path.read_text(), path
+
+
+@pytest.mark.once
+def test_nothing_that_came_with_a_later_patch_release_than_the_oldest_is_used() -> None:
+    """README admits 3.11, so 3.11.0, and Debian 12 has 3.11.2: those that run these tests may not tell."""
+    control = 'archive.extractall("d", filter="data"); tarfile.data_filter; shutil.unpack_archive(a, b, filter="tar")'
+    assert len(list(younger_than_the_oldest(control))) == 3
+    written = [path for name in (*PACKAGES, "tests", "bench", "docs") for path in (ROOT / name).rglob("*.py")]
+    found = {path.name: list(younger_than_the_oldest(path.read_text())) for path in (*written, ROOT / "noxfile.py")}
+    assert not {name: uses for name, uses in found.items() if uses}
+
+
+def younger_than_the_oldest(source: str) -> Iterator[str]:
+    """Yield the uses of what 3.11.1 or a later release of 3.11 brought."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            yield from (f"{called}({word.arg}=)" for word in node.keywords if (called, word.arg) in YOUNGER_ARGUMENTS)
+        elif isinstance(node, ast.Attribute) and node.attr in YOUNGER_NAMES:
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names if alias.name in YOUNGER_NAMES)
