@@ -33,6 +33,7 @@ from broker.transferdoor import TransferDoor
 from broker.wiring import Foundation, audit_settings, build_host, http_settings
 from config.load import Config
 from sandbox.cgroup_layer import open_groups
+from sandbox.faults import BirthFailed
 from sandbox.launcher import Launcher, open_launcher
 from sandbox.plan import Refused
 from sandbox.sniffing import open_sniffing
@@ -46,9 +47,9 @@ INSTRUCTIONS = (
     "everything the session started."
 )
 
-CANNOT_SERVE = (ListenFailed, AuditUnavailable, Refused)
-"""What `run_http` and `run_stdio` raise when the address, the logs or a required layer cannot be had; the text is for
-the operator."""
+CANNOT_SERVE = (ListenFailed, AuditUnavailable, Refused, BirthFailed)
+"""What `run_http` and `run_stdio` raise when the address, the logs, a required layer or the first process for a session
+cannot be had; the text is for the operator."""
 
 
 def program_version() -> str:

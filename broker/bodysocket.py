@@ -16,6 +16,8 @@ import attrs
 import h11
 import trio
 
+from sandbox.threads import run_in_thread
+
 T = TypeVar("T")
 WITHOUT_END = 0
 """As TCP_USER_TIMEOUT, which is in milliseconds."""
@@ -80,7 +82,7 @@ class BodySocket:
         except OSError as error:
             raise ConnectionGone from error
         try:
-            return await trio.to_thread.run_sync(write, descriptor, limiter=limiter)
+            return await run_in_thread(write, descriptor, limiter=limiter)
         finally:
             os.close(descriptor)
 

@@ -6,7 +6,8 @@
     oc-broker doctor [--config-dir PATH] [--json]
 
 Exit status: 0 done, 1 denied (explain) or a layer does not hold (doctor), 2 the configuration or the arguments are
-wrong, or the doctor can have no session, 3 this machine cannot enforce what is required.
+wrong, or the doctor can have no session, 3 this machine cannot enforce what is required, or has too little of
+processes, open files or memory.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from policy.command import decide_command
 from policy.decision import Allow
 from policy.explain import explain
 from sandbox.claims import Claims
+from sandbox.shortage import shortage_of
 
 if TYPE_CHECKING:
     from broker.wiring import Foundation
@@ -58,7 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(faults, file=sys.stderr)
         return EXIT_USAGE
     run = {"serve": _serve, "check": _check, "explain": _explain, "doctor": _doctor}[options.subcommand]
-    return run(config, options)
+    try:
+        return run(config, options)
+    except (OSError, MemoryError, BaseExceptionGroup) as fault:
+        if not (short := shortage_of(fault, of_own_file=True)):
+            raise
+        print(f"cannot run: {short}", file=sys.stderr)
+        return EXIT_HOST
 
 
 def _with_subcommand(argv: list[str]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 import attrs
-import trio
 
 from broker.errors import BrokerError, ErrorCode
 from broker.filerules import held, require_place, require_size, told_what_it_makes, written
@@ -16,6 +15,7 @@ from broker.treerequests import EditFile
 from broker.treeresults import EditFileResult
 from sandbox.file_errors import Changed, NotFound
 from sandbox.files import FileFacts, Files
+from sandbox.threads import run_in_thread
 
 
 @attrs.frozen(kw_only=True)
@@ -38,7 +38,7 @@ async def perform_edit_file(scope: Scope, request: EditFile, path: str) -> EditF
         require_size(host, existing.size_bytes, "the file")
         data = await _read_all(files, path, existing)
         # Several megabytes to look through and to hash: not in the thread that serves everybody.
-        outcome = await trio.to_thread.run_sync(_edit, host, request, data, place.name)
+        outcome = await run_in_thread(_edit, host, request, data, place.name)
         size_bytes = len(outcome.edited.data)
         async with written(scope, place.fd, size_bytes), await files.part(place) as part:
             await part.fill(outcome.edited.data)

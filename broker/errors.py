@@ -20,6 +20,7 @@ from broker.session import SessionClosed
 from broker.supervisor import CreationFailed, SessionExpired, SessionLimitReached, SessionNotFound
 from broker.wire import json_value, safe_text
 from sandbox import faults, file_errors
+from sandbox.shortage import shortage_of
 from transfers import refusals
 
 
@@ -62,6 +63,7 @@ class ErrorCode(Enum):
     CALL_CANCELLED = ("CALL_001", False, "Look at what was done, then call again: nobody waited for the end of it.")
     INVALID_ARGUMENTS = ("ARG_001", False, "Correct the arguments that error_message names, then call again.")
     AUDIT_UNAVAILABLE = ("AUDIT_001", True, "Nothing was done. The operator must make the audit log writable.")
+    SYSTEM_SHORTAGE = ("SYS_001", True, "End what you no longer need or wait, then call again; or tell the operator.")
     SYSTEM_INTERNAL_ERROR = ("SYS_999", False, "Give the incident id to the operator; the error log has the details.")
 
     def __init__(self, code: str, retryable: bool, what_to_do: str) -> None:  # noqa: FBT001  rows, not calls
@@ -142,6 +144,7 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
         file_errors.TookTooLong: ErrorCode.FILE_TIMEOUT,
         file_errors.WriteFailed: ErrorCode.FILE_WRITE_ERROR,
         file_errors.Unanswered: ErrorCode.FILE_WRITE_ERROR,
+        file_errors.RanShort: ErrorCode.SYSTEM_SHORTAGE,
         file_errors.OpenerGone: ErrorCode.SESSION_CLOSED,
         file_errors.OutcomeUnknown: ErrorCode.FILE_OUTCOME_UNKNOWN,
         refusals.TransferNotFound: ErrorCode.TRANSFER_NOT_FOUND,
@@ -168,13 +171,25 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
 """The packages' vocabularies. Their messages are written for people and go to the wire as they are."""
 
 
+_ON_DISK = (refusals.UploadLost, refusals.SourceUnreadable)
+"""What transfers say of a failed system call, which is its cause."""
+
+
 def failure_of(error: Exception, incident_id: str) -> Failure:
     """The failure a client is told for *error*; a subclass has the row of its nearest listed ancestor."""
     if isinstance(error, BrokerError):
         return Failure(code=error.code, message=error.message, details=error.details, partial=error.partial)
+    short = shortage_of(error.__cause__ if isinstance(error, _ON_DISK) and error.__cause__ else error)
     for ancestor in type(error).__mro__:
         if code := FAILURES.get(ancestor):
-            return Failure(code=code, message=str(error), details=_public_facts(error))
+            message = str(error) if not short or short in str(error) else f"{error}. {short}"
+            row = ErrorCode.SYSTEM_SHORTAGE if short else code
+            return Failure(code=row, message=message, details=_public_facts(error))
+    if short := shortage_of(error, of_own_file=True):  # where nobody expected it, perhaps in the middle of something
+        return Failure(
+            code=ErrorCode.SYSTEM_SHORTAGE,
+            message=f"the broker ran short. {short}. What this call had begun may be done in part: look first",
+        )
     return Failure(
         code=ErrorCode.SYSTEM_INTERNAL_ERROR,
         message=f"the broker failed on this call; it is incident {incident_id} in the error log",

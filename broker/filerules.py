@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import attrs
-import trio
 
 from broker.decisions import Denied, require_path
 from broker.errors import BrokerError, ErrorCode
@@ -28,6 +27,7 @@ from policy.path import Purpose
 from sandbox.beneath import is_beneath_any
 from sandbox.file_errors import Changed, NoSpace, NotFound, OutcomeUnknown, TookTooLong
 from sandbox.files import EntryPlace, FileFacts, Place, Resolved, Work
+from sandbox.threads import run_in_thread
 
 P = TypeVar("P", Place, EntryPlace)
 
@@ -204,7 +204,7 @@ async def full_disk_told(host: Host, directory_fd: int, needed_bytes: int) -> As
     except NoSpace as error:
         full = error
     if full is not None:
-        room = await trio.to_thread.run_sync(os.fstatvfs, directory_fd)
+        room = await run_in_thread(os.fstatvfs, directory_fd)
         free_bytes = room.f_bavail * room.f_frsize
         needed = needed_bytes if full.needed_bytes is None else full.needed_bytes
         reserve = host.policy.file_limits.min_free_bytes

@@ -7,6 +7,7 @@ is dropped, and how much that was is said when there is somebody again.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -41,7 +42,7 @@ class Teller(logging.Handler):
     """Writes lines to a descriptor that may block, from a thread of its own, which ends with the program."""
 
     def __init__(self, fd: int, *, waiting_bytes: int = WAITING_BYTES, last_words_s: float = LAST_WORDS_S) -> None:
-        """Start the thread. *fd* is not closed by it."""
+        """Start the thread. *fd* is not closed by it. Raises OSError: there is no thread to be had."""
         super().__init__()
         self._fd = fd
         self._waiting_bytes = waiting_bytes
@@ -51,7 +52,10 @@ class Teller(logging.Handler):
         self._dropped = 0
         self._writing = False
         self._changed = threading.Condition()
-        threading.Thread(target=self._write, name="stderr", daemon=True).start()
+        try:
+            threading.Thread(target=self._write, name="stderr", daemon=True).start()
+        except RuntimeError as refused:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from refused
 
     def emit(self, record: logging.LogRecord) -> None:
         """Leave a line to the thread, or drop it."""

@@ -21,6 +21,7 @@ from sandbox.holders import Holders
 from sandbox.launcher import Launcher
 from sandbox.netpeers import Gone, NetPeers, PeersUnknown, choose_peers
 from sandbox.plan import Plan, Refused, SessionUser
+from sandbox.threads import run_in_thread
 
 RECORD_S = 1.0
 """Between two records: a command could write gigabytes of them. The next one says how many there were."""
@@ -142,7 +143,7 @@ class PeerWatch:
             await trio.lowlevel.checkpoint()
             return None
         likely = tuple(self._likely)
-        holder = await trio.to_thread.run_sync(self._holders.find, found.inode, likely, limiter=self._looking)
+        holder = await run_in_thread(self._holders.find, found.inode, likely, limiter=self._looking, or_here=True)
         if holder is None:
             return attrs.evolve(found, why=UNSEEN)
         if not holder.apart:
@@ -160,7 +161,7 @@ class PeerWatch:
         self._recorded_at, refused, self._unrecorded = now, self._unrecorded, 0
         pid = stranger.pid
         if pid == NOBODY and stranger.inode:
-            inside = await trio.to_thread.run_sync(self._holders.find_inside, stranger.inode, limiter=self._looking)
+            inside = await run_in_thread(self._holders.find_inside, stranger.inode, limiter=self._looking, or_here=True)
             pid = NOBODY if inside is None else inside
         known = {"uid": stranger.uid, "pid": pid}
         details = {name: number for name, number in known.items() if number != NOBODY}

@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import socket
 from contextlib import ExitStack
+from functools import partial
 
-import trio
+from sandbox.shortage import shortage_of
+from sandbox.threads import run_in_thread
 
 BACKLOG = 128
 _NOT_ON_THIS_MACHINE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
@@ -21,7 +23,7 @@ class ListenFailed(Exception):
     """No socket could be opened on the configured address; the text says why."""
 
     def __init__(self, host: str, port: int, why: OSError | None) -> None:
-        reason = (why.strerror or str(why)) if why else "the name has no address"
+        reason = (shortage_of(why) or why.strerror or str(why)) if why else "the name has no address"
         super().__init__(f"cannot listen on {host!r} port {port}: {reason}")
 
 
@@ -38,7 +40,8 @@ async def open_listeners(host: str, port: int, *, stall_s: float) -> list[socket
     Ownership: the sockets are the caller's; if this raises, none is left open.
     """
     try:
-        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = await run_in_thread(look_up, or_here=True)  # nobody is served yet
     except OSError as exc:  # socket.gaierror
         raise ListenFailed(host, port, exc) from exc
     sockets: list[socket.socket] = []

@@ -53,7 +53,11 @@ class SessionLimitReached(Exception):
 
 
 class CreationFailed(Exception):
-    """The session could not be born; nothing of it is left."""
+    """The session could not be born; nothing of it is left. `errno`: the kernel's number, if it refused something."""
+
+    def __init__(self, why: str, errno: int | None = None) -> None:
+        super().__init__(why)
+        self.errno = errno
 
 
 @attrs.frozen(kw_only=True)
@@ -195,7 +199,8 @@ class Supervisor(Generic[R]):
                 task_status.started(SessionClosed(session.id, session.ended))
         except* BirthFailed as failures:
             why = "; ".join(str(failure) for failure in failures.exceptions)
-            task_status.started(CreationFailed(f"the session could not be set up: {why}"))
+            numbers = [failure.errno for failure in failures.exceptions if isinstance(failure, BirthFailed)]
+            task_status.started(CreationFailed(f"the session could not be set up: {why}", numbers[0]))
         except* Exception as failures:  # noqa: BLE001  a broad catch: the wall
             crash = failures
             session.ended = EndReason.FAILED

@@ -32,6 +32,7 @@ from broker.treerequests import FindFiles, SearchFiles, StatPath
 from broker.treeresults import FindFilesResult, FoundEntry, Match, SearchFilesResult, StatPathResult
 from sandbox.file_errors import TookTooLong
 from sandbox.files import FileFacts, Resolved, Work
+from sandbox.threads import run_in_thread
 
 LIST_S = 20.0
 """Seconds for a listing in depth: about a million entries."""
@@ -237,7 +238,7 @@ async def _checksum(scope: Scope, found: Resolved) -> str:
     digest, offset = hashlib.sha256(), 0
     with trio.move_on_after(CHECKSUM_S):
         while data := await scope.own.files.read(found, offset, CHECKSUM_BLOCK_BYTES):
-            await trio.to_thread.run_sync(digest.update, data)
+            await run_in_thread(digest.update, data)
             offset += len(data)
         return digest.hexdigest()
     raise TookTooLong(found.asked, f"{found.asked}: it was not read to its end in {CHECKSUM_S:g} s", "ETIMEDOUT")

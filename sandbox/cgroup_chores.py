@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 import attrs
 import trio
 
+from sandbox.threads import run_in_thread
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -45,7 +47,7 @@ class Chores:
                 await self._wanted.wait()
                 self._wanted = trio.Event()
                 batch, self._queue = self._queue, []
-                results = await trio.to_thread.run_sync(_perform, batch, limiter=limiter)
+                results = await run_in_thread(_perform, batch, limiter=limiter, or_here=True)
                 for (_, then), result in zip(batch, results, strict=True):
                     then(result)
 

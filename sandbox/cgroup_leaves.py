@@ -13,10 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
-import trio
 
 from sandbox.cgroup import CgroupFault
 from sandbox.cgroup_values import CommandUsage, GroupLimits, shown_size
+from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,7 +118,7 @@ class Leaves:
 
     async def kill_all(self) -> None:
         """Kill everything in the session, our own processes included."""
-        await trio.to_thread.run_sync(_kill, self._session.group)
+        await run_in_thread(_kill, self._session.group, or_here=True)
 
     def release(self, leaf: Leaf) -> None:
         """Have *leaf* removed, now or when what still lives in it has ended."""

@@ -33,6 +33,7 @@ from sandbox.cgroup_base import REQUIRED, NoCgroup
 from sandbox.cgroup_chores import Chores
 from sandbox.cgroup_leaves import Leaf
 from sandbox.cgroup_values import FILES
+from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -103,11 +104,11 @@ class SessionGroup:
 
     async def join(self, pid: int) -> None:
         """Put the session's first process in, before it is told anything."""
-        await trio.to_thread.run_sync(self.group.join, pid)
+        await run_in_thread(self.group.join, pid)
 
     async def settle(self) -> None:
         """Move what lives here into a leaf, so that commands can have limits of their own beside it."""
-        await trio.to_thread.run_sync(self._settle)
+        await run_in_thread(self._settle)
 
     def _settle(self) -> None:
         _vacate(self.group, self.group.create("init"))
@@ -124,10 +125,10 @@ class SessionGroup:
 
 async def _end(group: Group) -> None:
     """Kill everything in *group* and remove it. The caller bounds it."""
-    await trio.to_thread.run_sync(group.kill)
+    await run_in_thread(group.kill, or_here=True)
     await group.wait_empty()
     with contextlib.suppress(CgroupFault):  # a process that hangs in the kernel; the next broker tries again
-        await trio.to_thread.run_sync(group.remove)
+        await run_in_thread(group.remove, or_here=True)
 
 
 async def sweep(base: Group) -> list[str]:

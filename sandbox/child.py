@@ -12,6 +12,7 @@ import fcntl
 import os
 import signal
 import sys
+from errno import EMFILE
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from sandbox import wire
 from sandbox.faults import BirthFailed
 from sandbox.pids import pid_of
 from sandbox.polled import close_descriptor, close_socket, wait_ended
+from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
     import socket
@@ -105,7 +107,7 @@ class Child:
             raise BirthFailed("start", "the interpreter ended without a word")
         message, _ = received
         if message["op"] == "failed":
-            raise BirthFailed(message["stage"], message["why"])
+            raise BirthFailed(message["stage"], message["why"], message["errno"])
         return received
 
     async def _receive(self) -> tuple[wire.Message, list[int]] | None:
@@ -117,7 +119,8 @@ class Child:
                 continue
             except wire.WireBroken as error:
                 self._lose()
-                raise BirthFailed("start", str(error)) from error
+                number = EMFILE if isinstance(error, wire.Truncated) else None
+                raise BirthFailed("start", str(error), number) from error
 
     async def wait_gone(self) -> int:
         """Wait until it exited; reap it; return its wait code (negative: a signal)."""
@@ -185,7 +188,7 @@ class Child:
         """Reap what was started and what came out of it, which no descriptor of ours stands for."""
         self._close_pidfd()
         with trio.move_on_after(END_S, shield=True):
-            await trio.to_thread.run_sync(_reap_group, self.pid, abandon_on_cancel=True)
+            await run_in_thread(_reap_group, self.pid, abandon_on_cancel=True)
             return True
         return False
 
@@ -236,7 +239,7 @@ def start_interpreter(code: str, flags: int = 0) -> Child:
             ours, theirs = map(undo.enter_context, wire.pair())
             pid, pidfd = _spawn_held(theirs, code)
         except OSError as error:
-            raise BirthFailed("start", f"{sys.executable}: {error.strerror}") from error
+            raise BirthFailed("start", f"{sys.executable}: {error.strerror}", error.errno) from error
         theirs.close()
         undo.pop_all()
     ours.setblocking(False)

@@ -14,6 +14,7 @@ import trio
 
 from sandbox.file_errors import NoSpace, OutcomeUnknown, from_errno, shown
 from sandbox.room import STEP_BYTES, ReserveReached, require_room
+from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +40,7 @@ class Disk:
         Cancellation: waits for the call, whose descriptors must outlive it.
         """
         try:
-            return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)
+            return await run_in_thread(call, *args, limiter=self._limiter)
         except ReserveReached as full:
             raise NoSpace(asked, f"{shown(asked)}: {full.strerror}", "ENOSPC") from full
         except _LeftBehind as left:

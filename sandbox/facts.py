@@ -19,6 +19,8 @@ import attrs
 import psutil
 import trio
 
+from sandbox.threads import run_in_thread
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
@@ -115,7 +117,7 @@ class FactSource:
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         # A dead network mount blocks statvfs for ever: a caller with a deadline must be able to leave.
-        return await trio.to_thread.run_sync(call, limiter=self._limiter, abandon_on_cancel=True)
+        return await run_in_thread(call, limiter=self._limiter, abandon_on_cancel=True)
 
     def _system(self) -> SystemFacts:
         memory = psutil.virtual_memory()

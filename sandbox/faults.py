@@ -14,11 +14,12 @@ class UserUnavailable(SandboxError):
 class BirthFailed(SandboxError):
     """A session init could not be born; `stage` names the step. Nothing of it is left."""
 
-    def __init__(self, stage: str, why: str) -> None:
-        """Keep stage and reason apart."""
+    def __init__(self, stage: str, why: str, errno: int | None = None) -> None:
+        """Keep stage, reason and the kernel's number apart."""
         super().__init__(f"the session's process could not be set up, at stage {stage!r}: {why}")
         self.stage = stage
         self.why = why
+        self.errno = errno
 
 
 class SpawnFailed(SandboxError):

@@ -11,6 +11,8 @@ import os
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from sandbox import shortage
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -100,7 +102,11 @@ class TookTooLong(FileError):
 
 
 class WriteFailed(FileError):
-    """Reading or writing failed for a reason of the machine: a bad disk, no descriptors left, ..."""
+    """Reading or writing failed for a reason of the machine: a bad disk, ..."""
+
+
+class RanShort(FileError):
+    """The machine, the user or a process had no more of something; see `sandbox/shortage.py`. Try again."""
 
 
 class OpenerGone(FileError):
@@ -132,6 +138,7 @@ _REASONS: Mapping[type[FileError], tuple[int, ...]] = MappingProxyType(
         Changed: (errno.ESTALE,),
         Exists: (errno.EEXIST,),
         NotEmpty: (errno.ENOTEMPTY,),
+        RanShort: tuple(shortage.LIMITS),
     }
 )
 _BY_ERRNO = MappingProxyType({number: kind for kind, numbers in _REASONS.items() for number in numbers})
@@ -159,7 +166,8 @@ _BY_REFUSAL = MappingProxyType(
 def from_errno(path: str, number: int) -> FileError:
     """Return the error for a failed system call on *path*."""
     kind = _BY_ERRNO.get(number, WriteFailed)
-    sentence = f"{shown(path)}: {os.strerror(number)}{_HINTS.get(number, '')}"
+    what = shortage.said(number) if kind is RanShort else f"{os.strerror(number)}{_HINTS.get(number, '')}"
+    sentence = f"{shown(path)}: {what}"
     return kind(path, sentence, errno.errorcode.get(number, str(number)))
 
 

@@ -44,7 +44,7 @@ def main(fd: int, broker_pid: int) -> NoReturn:
     try:
         born = _be_born(sock)
     except StageFailed as failed:
-        wire.send(sock, {"op": "failed", "stage": failed.stage, "why": failed.why})
+        wire.send(sock, {"op": "failed", "stage": failed.stage, "why": failed.why, "errno": failed.errno})
         os._exit(1)
     gc.disable()  # as in the keepers and leaders: what they make is reused or gone soon
     Init(sock, born).serve()

@@ -216,7 +216,7 @@ class Launcher:
         except ConnectionError as error:
             raise BirthFailed("start", "the waiting interpreter is gone") from error
         except (OSError, ValueError) as error:  # no descriptors left, or a policy that is too long
-            raise BirthFailed("start", str(error)) from error
+            raise BirthFailed("start", str(error), getattr(error, "errno", None)) from error
         child.terminal_maker_fd = makers[0] if makers else -1
         return self._judge(answer["layers"])
 
@@ -235,7 +235,7 @@ def _pair() -> tuple[socket.socket, socket.socket]:
     try:
         return wire.pair()
     except OSError as error:
-        raise BirthFailed("start", error.strerror or str(error)) from error
+        raise BirthFailed("start", error.strerror or str(error), error.errno) from error
 
 
 def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Message:

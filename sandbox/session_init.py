@@ -17,6 +17,7 @@ from sandbox.faults import ProcessNotFound
 from sandbox.keepers import Keepers
 from sandbox.rlimits import of_ours
 from sandbox.slots import SlotPool
+from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
     import socket
@@ -98,7 +99,7 @@ class Init:
 
     async def descendants(self) -> frozenset[int]:
         """List the processes of this session's commands, without the sandbox's own."""
-        return await trio.to_thread.run_sync(_below, self._keepers_with_trees())
+        return await run_in_thread(_below, self._keepers_with_trees(), or_here=True)
 
     async def signal(self, pid: int, signum: int) -> None:
         """Send *signum* to a process of this session's commands.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from errno import EAGAIN
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -72,16 +73,19 @@ class SlotPool:
             with trio.fail_after(TAKE_S):
                 return await self._take()
         except trio.TooSlowError:
-            raise SpawnFailed("keeper", f"no process was ready within {TAKE_S:g} s{self._why_not()}") from None
+            raise self._not_in_time() from None
 
-    def _why_not(self) -> str:
-        refused = self._keepers.shortage or self._refused()
-        if refused:
-            return (
+    def _not_in_time(self) -> SpawnFailed:
+        why, number = "", None
+        if refused := self._keepers.shortage or self._refused():
+            number = EAGAIN
+            why = (
                 f": the kernel refuses one ({refused}); a limit on processes or open files is used up, of the user, "
                 "the control group, the container or the machine: try again when fewer run"
             )
-        return f": {self.leaves.fault}" if self.leaves is not None and self.leaves.fault is not None else ""
+        elif self.leaves is not None and self.leaves.fault is not None:
+            why = f": {self.leaves.fault}"
+        return SpawnFailed("keeper", f"no process was ready within {TAKE_S:g} s{why}", number)
 
     async def _take(self) -> Slot:
         self._grow()

@@ -23,6 +23,7 @@ import trio
 from sandbox.child import END_S, PACKAGE_PARENT, SOCKET_FD, Child, start_interpreter
 from sandbox.faults import BirthFailed
 from sandbox.sniffer import PACKET_BYTES, READY
+from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -154,7 +155,7 @@ class Sniffing:
         if self._unable or trio.current_time() < self._rest_until:
             return None
         try:
-            folder = await trio.to_thread.run_sync(_folder_of, self._module_name)
+            folder = await run_in_thread(_folder_of, self._module_name)
             self._child = start_interpreter(self._code(folder))
             with trio.fail_after(START_S):
                 report = await _hear(self._child)

@@ -15,6 +15,7 @@ import trio
 
 from sandbox.ends import Ends
 from sandbox.nameless import open_nameless, punch, write_at
+from sandbox.threads import run_in_thread
 from sandbox.transcript import STDERR, STDOUT, Extract, Point, Transcript, View
 
 if TYPE_CHECKING:
@@ -127,8 +128,8 @@ class Spill:
             data = bytes(memoryview(self._log.pending)[:count])
             try:
                 if self._fd < 0:
-                    self._fd = await trio.to_thread.run_sync(open_nameless, self._folder, limiter=self._limiter)
-                await trio.to_thread.run_sync(write_at, self._fd, data, self._log.written, limiter=self._limiter)
+                    self._fd = await run_in_thread(open_nameless, self._folder, limiter=self._limiter)
+                await run_in_thread(write_at, self._fd, data, self._log.written, limiter=self._limiter)
             except OSError as error:
                 self.broken = error.strerror or str(error)
                 self._log.sealed = True
@@ -167,7 +168,7 @@ class Spill:
             start = min(max(cursor, begin), end)
             extract = Extract(view, start, max_bytes, self._log.locate(view, start))
             if extract.position < self._log.written:
-                await trio.to_thread.run_sync(_extract, extract, self._fd, self._log.written, limiter=self._limiter)
+                await run_in_thread(_extract, extract, self._fd, self._log.written, limiter=self._limiter)
             if not extract.satisfied and extract.position >= self._log.written:
                 extract.feed(bytes(memoryview(self._log.pending)[extract.position - self._log.written :]))
             return Page(
@@ -204,7 +205,7 @@ class Spill:
         await self.settle()
         async with self._lock:
             if self._fd < 0:
-                self._fd = await trio.to_thread.run_sync(open_nameless, self._folder, limiter=self._limiter)
+                self._fd = await run_in_thread(open_nameless, self._folder, limiter=self._limiter)
             # One of its own, so that whoever searches cannot write.
             reader = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
             return reader, self._log.locate(view, cursor), self._log.written
@@ -233,7 +234,7 @@ class Spill:
         """Have the disk back what lies before *kept_from*; what a cancelled call left, the next one takes along."""
         if kept_from > self._punched:
             count = kept_from - self._punched
-            await trio.to_thread.run_sync(punch, self._fd, self._punched, count, limiter=self._limiter)
+            await run_in_thread(punch, self._fd, self._punched, count, limiter=self._limiter)
             self._punched = kept_from
 
     def give_up(self) -> None:

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 class StageFailed(Exception):
     """One stage could not be done: there will be no session."""
 
-    def __init__(self, stage: str, why: str) -> None:
-        """Keep stage and reason apart."""
+    def __init__(self, stage: str, why: str, errno: int | None = None) -> None:
+        """Keep stage, reason and the kernel's number apart."""
         super().__init__(f"{stage}: {why}")
         self.stage = stage
         self.why = why
+        self.errno = errno
 
 
 @contextlib.contextmanager
@@ -25,4 +26,4 @@ def stage(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StageFailed(name, error.strerror or str(error)) from error
+        raise StageFailed(name, error.strerror or str(error), error.errno) from error

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import re
 import threading
+from contextlib import suppress
 
 import attrs
 import trio
 
 from sandbox.plan import NEVER, Names
 from sandbox.system import SYSTEM_PATHS
+from sandbox.threads import run_in_thread
 
 WAIT_S = 2.0
 """Seconds that a birth waits for the end of the look: it takes some tenths of one where the disk is near."""
@@ -34,12 +36,21 @@ class _Look:
     _stop: threading.Event = attrs.field(factory=threading.Event, init=False)
 
     async def run(self, roots: tuple[str, ...]) -> None:
-        """Look through *roots* in a thread. Cancellation: it ends with the directory that it is in."""
+        """Look through *roots* in a thread; without one, `done` stays away, and the next birth begins another look.
+
+        Cancellation: it ends with the directory that it is in.
+        """
         try:
-            await trio.to_thread.run_sync(self._walk, roots, abandon_on_cancel=True)
-            self.done.set()
+            with suppress(OSError):  # there is no thread
+                await run_in_thread(self._walk, roots, abandon_on_cancel=True)
+                self.done.set()
         finally:
             self._stop.set()
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it ended before it had looked at everything."""
+        return self._stop.is_set() and not self.done.is_set()
 
     def _walk(self, roots: tuple[str, ...]) -> None:
         from_root, anywhere = re.compile(self.blocked.from_root).match, re.compile(self.blocked.anywhere).search
@@ -72,7 +83,8 @@ class SystemSearch:
         """
         if blocked.anywhere == NEVER:
             return None
-        if self._last is None or (self._last.blocked, self._last.last_names) != (blocked, last_names):
+        last = self._last
+        if last is None or last.given_up or (last.blocked, last.last_names) != (blocked, last_names):
             self._last = _Look(blocked, last_names)
             self._nursery.start_soon(self._last.run, self._roots)
         return self._last

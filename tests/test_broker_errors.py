@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,10 @@ from broker.contract import TOOLS, Tool, encode
 from broker.errors import FAILURES, BrokerError, ErrorCode, Failure, failure_of
 from broker.results import ExecuteCommandResult
 from broker.session import EndReason, SessionClosed
-from sandbox.file_errors import FileError, NotFound
-from transfers.refusals import OffsetMismatch, TransferError
+from broker.supervisor import CreationFailed
+from sandbox.faults import SpawnFailed
+from sandbox.file_errors import FileError, NotFound, from_errno
+from transfers.refusals import OffsetMismatch, TransferError, UploadLost
 
 
 def subclasses(cls: type[Exception]) -> Iterator[type[Exception]]:
@@ -137,3 +140,39 @@ def test_every_failure_fits_every_output_schema(tool: Tool) -> None:
         structured = failure.to_structured()
         jsonschema.validate(structured, tool.output_schema)
         json.dumps(structured, ensure_ascii=False, allow_nan=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("error", "limit"),
+    [
+        (BlockingIOError(errno.EAGAIN, "hunter2", "/hunter2"), "RLIMIT_NPROC"),
+        (OSError(errno.EMFILE, "hunter2"), "RLIMIT_NOFILE"),
+        (OSError(errno.ENOMEM, "hunter2"), "memory"),
+        (MemoryError("hunter2"), "memory"),
+        (OSError(errno.ENOSPC, "hunter2", "/hunter2"), "disk"),
+        (ExceptionGroup("hunter2", [MemoryError(), ExceptionGroup("", [OSError(errno.ENFILE, "")])]), "memory"),
+        (from_errno("a.txt", errno.ETOOMANYREFS), "RLIMIT_NOFILE"),
+        (SpawnFailed("exec", "no more", errno.EAGAIN), "RLIMIT_NPROC"),
+        (CreationFailed("no more", errno.EMFILE), "RLIMIT_NOFILE"),
+    ],
+)
+def test_a_shortage_says_which_limit_was_met_and_may_be_tried_again(error: Exception, limit: str) -> None:
+    structured = failure_of(error, "i-1").to_structured()
+    assert (structured["error_code"], structured["retryable"]) == ("SYS_001", True)
+    assert limit in str(structured["error_message"])
+    assert "hunter2" not in json.dumps(structured)
+
+
+def test_what_is_no_shortage_stays_an_incident() -> None:
+    mixed = ExceptionGroup("", [MemoryError(), ValueError()])
+    for error in (mixed, OSError(errno.EBADF, ""), RuntimeError("can't start new thread")):
+        assert failure_of(error, "i-1").code is ErrorCode.SYSTEM_INTERNAL_ERROR
+    assert failure_of(SpawnFailed("exec", "no such file", errno.ENOENT), "i-1").code is ErrorCode.CMD_EXEC_FAILED
+
+
+def test_a_transfer_that_ran_short_says_so() -> None:
+    lost = UploadLost("a", "no thread")
+    lost.__cause__ = OSError(errno.EAGAIN, "")
+    assert failure_of(lost, "i-1").code is ErrorCode.SYSTEM_SHORTAGE
+    lost.__cause__ = OSError(errno.EIO, "")
+    assert failure_of(lost, "i-1").code is ErrorCode.FILE_WRITE_ERROR

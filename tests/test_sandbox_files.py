@@ -15,7 +15,7 @@ import trio.testing
 from door import OTHER_UID, descriptors, needs_root, open_door, reachable, read, start_opener
 
 from sandbox import wire
-from sandbox.file_errors import AccessDenied, BadPath, Changed, NotFound, OpenerGone, Unanswered, WriteFailed, WrongKind
+from sandbox.file_errors import AccessDenied, BadPath, Changed, NotFound, OpenerGone, RanShort, Unanswered, WrongKind
 
 
 @pytest.fixture
@@ -343,7 +343,7 @@ async def test_more_answers_than_a_user_may_have_under_way_are_refused_not_fatal
         refused = []
 
         async def ask() -> None:
-            with pytest.raises(WriteFailed) as caught:
+            with pytest.raises(RanShort) as caught:
                 await door.files.resolve(str(shared / "f"), read=True)
             refused.append(caught.value.errno_name)
 

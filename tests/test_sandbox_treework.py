@@ -14,7 +14,7 @@ from archiving import OPEN_RULES
 from door import Door, descriptors, open_door
 from test_sandbox_files_write import full  # noqa: F401  a small disk, as a fixture
 
-from sandbox.file_errors import BadPattern, Exists, NoSpace, OpenerGone, TooLarge, WriteFailed
+from sandbox.file_errors import BadPattern, Exists, NoSpace, OpenerGone, RanShort, TooLarge, WriteFailed
 from sandbox.files import Work
 
 MAX_FILE = 1 << 40
@@ -128,7 +128,7 @@ async def test_workers_end_with_their_opener(tmp_path: Path) -> None:
     (tmp_path / "1").write_text("a" * 100 + "b")
 
     async def interrupted() -> None:
-        with pytest.raises((OpenerGone, WriteFailed)):
+        with pytest.raises((OpenerGone, RanShort, WriteFailed)):
             await search(door, tmp_path, r"^(a+)+$", 60)
 
     async with open_door() as door:

@@ -1,6 +1,6 @@
 """The blocking half of transfers: who closes a descriptor, and what worker threads do on one.
 
-The functions here block and are called only through `trio.to_thread`; chunk and hash are one hop, since a
+The functions here block and are called only through `run_in_thread`; chunk and hash are one hop, since a
 hop costs about as much as writing 100 KiB.
 """
 

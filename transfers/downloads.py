@@ -26,6 +26,7 @@ from transfers.refusals import (
     TransfersClosed,
 )
 from transfers.settings import TransferSettings
+from transfers.threads import run_in_thread
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -194,7 +195,7 @@ class Downloads:
     async def _on_disk(self, source: _Source, pin: disk.Pin, work: Callable[[int, *Ts], T], *args: *Ts) -> T:
         try:
             with pin.use() as fd:
-                return await trio.to_thread.run_sync(work, fd, *args, limiter=self._limiter)
+                return await run_in_thread(work, fd, *args, limiter=self._limiter)
         except OSError as fault:
             raise SourceUnreadable(source.path, fault.strerror or str(fault)) from fault
 

@@ -18,6 +18,7 @@ from transfers.part import Cause
 from transfers.readahead import ReadAhead, reading_ahead
 from transfers.refusals import OffsetBeyondEnd, SourceChanged, SourceUnreadable
 from transfers.streams import PIECE_BYTES
+from transfers.threads import run_in_thread
 from transfers.uploads import Uploads
 
 T = TypeVar("T")
@@ -139,7 +140,7 @@ class FileSource:
     async def _on_disk(self, work: Callable[[int, *Ts], T], *args: *Ts) -> T:
         try:
             with self._pin.use() as fd:
-                return await trio.to_thread.run_sync(work, fd, *args, limiter=self._limiter)
+                return await run_in_thread(work, fd, *args, limiter=self._limiter)
         except OSError as fault:
             raise SourceUnreadable(self.path, fault.strerror or str(fault)) from fault
 
@@ -156,7 +157,7 @@ async def open_file_source(path: str, fd: int, limiter: trio.CapacityLimiter) ->
         undo.callback(pin.close)
         try:
             with pin.use():
-                identity = await trio.to_thread.run_sync(disk.identify, fd, path, limiter=limiter)
+                identity = await run_in_thread(disk.identify, fd, path, limiter=limiter)
         except OSError as fault:
             raise SourceUnreadable(path, fault.strerror or str(fault)) from fault
         undo.pop_all()

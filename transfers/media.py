@@ -16,6 +16,8 @@ from typing import TypeAlias
 import attrs
 import trio
 
+from transfers.threads import run_in_thread
+
 HEAD_BYTES = 4096
 """As many bytes as libmagic needs for all but a few exotic formats."""
 UNKNOWN = "application/octet-stream"
@@ -48,7 +50,7 @@ class MediaTypes:
         Raises:
             OSError: the file cannot be read.
         """
-        head = await trio.to_thread.run_sync(os.pread, fd, HEAD_BYTES, 0, limiter=self._limiter)
+        head = await run_in_thread(os.pread, fd, HEAD_BYTES, 0, limiter=self._limiter)
         return await self.of_bytes(head, filename)
 
     async def of_bytes(self, head: bytes, filename: str) -> MediaType:
@@ -60,7 +62,7 @@ class MediaTypes:
         if found is None and head:  # an empty file has nothing but its name
             found = await self._look(head)
         if found is None:  # the first time, the system's tables are read
-            return await trio.to_thread.run_sync(_by_name, filename, limiter=self._limiter)
+            return await run_in_thread(_by_name, filename, limiter=self._limiter)
         self._known[digest] = found
         if len(self._known) > KNOWN_HEADS:
             self._known.popitem(last=False)

@@ -32,6 +32,7 @@ from transfers.refusals import (
     UploadInDoubt,
     UploadLost,
 )
+from transfers.threads import run_in_thread
 from transfers.upload import Answer, Commit, Refuse, State, Step, Sync, Upload, Verify, Why, Write
 
 T = TypeVar("T")
@@ -200,7 +201,7 @@ class Part:
                 case Write():
                     return self.upload.wrote(step, await self._write(step))
                 case Verify():
-                    same = await trio.to_thread.run_sync(step.matches, limiter=self._limiter)
+                    same = await run_in_thread(step.matches, limiter=self._limiter)
                     return self.upload.verified(step, same=same)
                 case Sync():
                     await self._on_disk(os.fsync)
@@ -222,7 +223,7 @@ class Part:
 
     async def _on_disk(self, work: Callable[[int, *Ts], T], *args: *Ts) -> T:
         with self._pin.use() as fd:
-            return await trio.to_thread.run_sync(work, fd, *args, limiter=self._limiter)
+            return await run_in_thread(work, fd, *args, limiter=self._limiter)
 
     async def _commit(self) -> None:
         with trio.move_on_after(COMMIT_BOUND_S, shield=True) as bound:
