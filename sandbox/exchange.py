@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 PATH_MAX_BYTES = 4096
 UNHEARD = "it was done, and there were no descriptors left to hear the whole answer"
+MAX_ERRNO = 4095  # as the kernel has it
 
 
 @attrs.define(eq=False)
@@ -197,9 +198,14 @@ class Exchange:
         except wire.Truncated as cut:
             self._cut_off(cut.message or {})
             return True
-        if message is not None:
-            self._deliver(*message)
-        return message is not None
+        if message is None:
+            return False
+        body, fds = message
+        if not _is_answer(body):
+            Answer(body, fds, []).close()
+            raise wire.WireBroken("an answer came that no opener of ours gives")
+        self._deliver(body, fds)
+        return True
 
     def _cut_off(self, body: dict[str, Any]) -> None:
         """Refuse what was answered, for want of descriptors of ours to take the answer, and have it undone."""
@@ -234,6 +240,19 @@ class Exchange:
             one.done.set()
         self._unsettled.clear()
         self._settle()
+
+
+def _is_answer(body: dict[str, Any]) -> bool:
+    """Whether *body* has the shape that all here rely on: a fault of who sent it must be no exception of ours."""
+    number = body.get("errno", 0)
+    texts = (body.get("why", ""), body.get("refused", ""), body.get("led_to", ""))
+    return (
+        type(body.get("n")) is int
+        and isinstance(body.get("piece", []), list)
+        and (type(number) is int and 0 <= number <= MAX_ERRNO)
+        and all(isinstance(text, str) for text in texts)
+        and ("refused" not in body or {"errno", "why"} <= body.keys())
+    )
 
 
 def checked_path(path: str) -> str:

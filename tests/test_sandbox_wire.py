@@ -8,12 +8,15 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from test_sandbox_births import open_fds
 from test_sandbox_descriptors import descriptors_left
 
 from sandbox import wire
+from sandbox.exchange import open_exchange
+from sandbox.file_errors import FileError, NotFound, OpenerGone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,3 +118,52 @@ def test_descriptors_without_room_for_them_cost_one_message_and_not_the_wire(end
     assert received[0] == {"number": 1}
     for fd in received[1]:
         os.close(fd)
+
+
+async def answered(body: wire.Message) -> FileError | None:
+    """Ask one question of an opener that answers with *body* and a descriptor; return the refusal."""
+    ours, theirs = wire.pair()
+
+    async def answer() -> None:
+        await trio.lowlevel.wait_readable(theirs)
+        assert wire.receive(theirs)
+        wire.send(theirs, body, [theirs.fileno()])
+
+    with theirs:
+        async with open_exchange(ours, answer_s=10) as exchange, trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            try:
+                (await exchange.ask("look", "/a", {})).close()
+            except FileError as error:
+                return error
+    return None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"n": "0"},
+        {"n": [0]},
+        {"n": 0, "piece": 7},
+        {"n": 0, "refused": ""},
+        {"n": 0, "refused": "", "errno": 2},
+        {"n": 0, "refused": [], "errno": 2, "why": ""},
+        {"n": 0, "refused": "", "errno": "2", "why": ""},
+        {"n": 0, "refused": "", "errno": 1 << 40, "why": ""},
+        {"n": 0, "refused": "", "errno": 2, "why": 7},
+        {"n": 0, "refused": "", "errno": 2, "why": "", "led_to": None},
+    ],
+    ids=str,
+)
+async def test_an_answer_that_no_opener_gives_ends_the_exchange_and_raises_nothing_else(body: wire.Message) -> None:
+    before = open_fds()
+    assert isinstance(await answered(body), OpenerGone)
+    assert open_fds() == before
+
+
+async def test_an_answer_that_openers_give_is_taken() -> None:
+    """The control."""
+    assert await answered({"n": 0, "anything": "else"}) is None
+    refused = await answered({"n": 0, "refused": "", "errno": 2, "why": "", "led_to": "/b"})
+    assert isinstance(refused, NotFound)
