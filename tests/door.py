@@ -26,7 +26,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user
 
 # Imports first: the other user may not be able to read the interpreter's folders.
 OPENER = """
-import ctypes, os, resource, socket, struct, sys
+import ctypes, os, platform, resource, socket, struct, sys
 sys.path.insert(0, sys.argv[1])
 from sandbox.opener import serve
 libc = ctypes.CDLL(None)
