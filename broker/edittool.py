@@ -7,7 +7,7 @@ import hashlib
 import attrs
 
 from broker.errors import BrokerError, ErrorCode
-from broker.filerules import held, require_place, require_size, told_what_it_makes, written
+from broker.filerules import held, require_size, require_writable, told_what_it_makes, written
 from broker.host import Host, Scope
 from broker.names import shown_path
 from broker.textedit import SHOWN_LINES, Edited, lines_of, replace_exactly
@@ -31,7 +31,7 @@ async def perform_edit_file(scope: Scope, request: EditFile, path: str) -> EditF
     """
     host, files = scope.host, scope.own.files
     async with held(scope, files.place, (path, "write")) as (place,):
-        await require_place(scope, place)
+        await require_writable(scope, place)
         existing = place.existing
         if existing is None:
             raise NotFound(path, f"{path}: No such file or directory", "ENOENT")

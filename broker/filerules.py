@@ -104,6 +104,11 @@ async def require_file(scope: Scope, found: Resolved, purpose: Purpose) -> None:
 async def require_place(scope: Scope, place: Place) -> None:
     """Decide on where a file is to be written."""
     require_path(scope.host, place.path, "write")
+    await require_writable(scope, place)
+
+
+async def require_writable(scope: Scope, place: Place) -> None:
+    """Decide on what is at a place whose path was decided on: its kind, its other names."""
     place.check()
     if place.existing is not None:
         await require_no_blocked_link(scope, place.existing)

@@ -16,7 +16,16 @@ import trio
 
 from broker.belongings import PartDestination
 from broker.edittool import perform_edit_file
-from broker.filerules import held, in_turn, require_file, require_place, require_size, told_what_it_makes, written
+from broker.filerules import (
+    held,
+    in_turn,
+    require_file,
+    require_place,
+    require_size,
+    require_writable,
+    told_what_it_makes,
+    written,
+)
 from broker.host import Scope, Step
 from broker.names import shown_path
 from broker.readtool import perform_read_file
@@ -32,7 +41,7 @@ async def perform_write_file(scope: Scope, request: WriteFile, path: str) -> Wri
     data = request.content.encode()
     require_size(host, len(data))
     async with held(scope, files.place, (path, "write")) as (place,):
-        await require_place(scope, place)
+        await require_writable(scope, place)
         appends = request.mode == "append"
         told = nullcontext() if appends and place.existing else told_what_it_makes(data)
         async with written(scope, place.fd, len(data)):
