@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from sandbox.descriptors import Disk
 
 ROOT = Path(__file__).parent.parent
 OTHER_UID = 61190
+ANSWER_S = 20.0
+STOPPED_S = 0.3
 landlock_abi = ctypes.CDLL(None).syscall(444, None, 0, 1)
 needs_landlock = pytest.mark.skipif(landlock_abi < 1, reason="this kernel has no Landlock, or it is switched off")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
@@ -84,6 +87,16 @@ class Door:
     files: rooms.Files
     opener: subprocess.Popen[bytes]
 
+    def stop(self) -> None:
+        """Have the opener answer nothing any more; it is not waited for as long as one that is only slow."""
+        self.opener.send_signal(signal.SIGSTOP)
+        self.files._exchange.answer_s = STOPPED_S
+
+    def go_on(self) -> None:
+        """Have it serve what it was asked for meanwhile, and what comes."""
+        self.files._exchange.answer_s = ANSWER_S
+        self.opener.send_signal(signal.SIGCONT)
+
 
 def start_opener(
     *, uid: int = 0, tmpfile: bool = True, walls: Path | None = None, open_files: int = 256, fault: str = ""
@@ -104,7 +117,7 @@ async def open_door(
     tmpfile: bool = True,
     walls: Path | None = None,
     open_files: int = 256,
-    answer_s: float = 20,
+    answer_s: float = ANSWER_S,
     fault: str = "",
     disk: Disk | None = None,
 ) -> AsyncIterator[Door]:

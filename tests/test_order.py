@@ -15,13 +15,19 @@ import trio
 import trio.testing
 from door import Door, open_door
 
+from broker.calls import Answer
 from broker.errors import BrokerError, ErrorCode
 from broker.namelocks import LOCK_WAIT_S, Name, NameLocks, name_of
 from sandbox.file_errors import OutcomeUnknown
 from tests.whole import Whole, open_whole
 
+
+def at_once(call: Callable[[], None]) -> None:
+    call()
+
+
 SESSIONS = 4
-ROUNDS = 12
+ROUNDS = 8
 
 
 @asynccontextmanager
@@ -46,6 +52,7 @@ async def raise_counter(whole: Whole, sid: str, *, known: bool) -> int:
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["old_text", "expected_sha256"])
+@pytest.mark.bounded(120)
 async def test_no_acknowledged_edit_is_lost(tmp_path: Path, *, known: bool) -> None:
     async with sessions(tmp_path) as (whole, sids):
         await whole.ok("write_file", session_id=sids[0], path="counter", content="0\n")
@@ -60,6 +67,7 @@ async def test_no_acknowledged_edit_is_lost(tmp_path: Path, *, known: bool) -> N
         assert int((whole.work / "counter").read_text()) == sum(raised) == SESSIONS * ROUNDS
 
 
+@pytest.mark.bounded(120)
 async def test_first_appends_to_one_file_all_succeed(tmp_path: Path) -> None:
     async with sessions(tmp_path) as (whole, sids):
         lines = [f"{sid}:{number}\n" for sid in sids for number in range(6)]
@@ -76,6 +84,7 @@ async def test_first_appends_to_one_file_all_succeed(tmp_path: Path) -> None:
         assert sorted((whole.work / "log").read_text().splitlines(keepends=True)) == sorted(lines)
 
 
+@pytest.mark.bounded(120)
 async def test_appends_and_edits_of_one_file_keep_each_other(tmp_path: Path) -> None:
     async with sessions(tmp_path) as (whole, sids):
         await whole.ok("write_file", session_id=sids[0], path="counter", content="0 raised\n")
@@ -102,6 +111,39 @@ async def test_appends_and_edits_of_one_file_keep_each_other(tmp_path: Path) -> 
         assert (int(first.split()[0]), sorted(others)) == (raised, lines)
 
 
+CHANGES = {
+    "write_file": {"path": "f", "content": "new"},
+    "edit_file": {"path": "f", "old_text": "old", "new_text": "new"},
+    "upload_file": {"path": "f", "chunk_data": "bmV3", "is_last": True},
+    "move_path": {"source": "f", "destination": "g"},
+    "copy_path": {"source": "other", "destination": "f", "overwrite": True},
+    "delete_path": {"path": "f"},
+}
+
+
+@pytest.mark.parametrize("tool", CHANGES)
+async def test_each_change_waits_for_its_turn_and_then_succeeds(tmp_path: Path, tool: str) -> None:
+    async with sessions(tmp_path, 1) as (whole, (sid,)):
+        for name in ("f", "other"):
+            await whole.ok("write_file", session_id=sid, path=name, content="old")
+        directory, answers, locks = whole.work.stat(), list[Answer](), whole.gateway._host.locks
+
+        async def change() -> None:
+            answers.append(await whole.answer(tool, session_id=sid, **CHANGES[tool]))
+
+        async with (
+            trio.open_nursery() as nursery,
+            locks.hold([(directory.st_dev, directory.st_ino, "f")], "f", at_once),
+        ):
+            nursery.start_soon(change)
+            while not any(lock.free.statistics().tasks_waiting for lock in locks._locks.values()):
+                await trio.lowlevel.checkpoint()
+            assert (whole.work / "f").read_text() == "old"
+            assert not (whole.work / "g").exists()
+        assert not answers[0].is_error, answers[0].structured
+        assert locks.names == 0
+
+
 async def test_other_spellings_of_a_name_take_the_same_turns(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("folder")
@@ -121,10 +163,6 @@ async def test_other_spellings_of_a_name_take_the_same_turns(tmp_path: Path) -> 
 
 
 ONE, TWO = (1, 1, "one"), (1, 1, "two")
-
-
-def at_once(call: Callable[[], None]) -> None:
-    call()
 
 
 async def hold(locks: NameLocks, *names: Name, heard: Callable[[str], None], end: trio.Event) -> None:
@@ -193,14 +231,14 @@ async def replace_held(locks: NameLocks, door: Door, file: Path, data: bytes) ->
             await door.files.part(place) as part,
         ):
             await part.fill(data)
-            os.kill(door.opener.pid, signal.SIGSTOP)
+            door.stop()
             await part.commit()
 
 
 async def remove_cancelled(locks: NameLocks, door: Door, file: Path) -> None:
     with await door.files.names.entry(str(file)) as entry, trio.CancelScope() as scope:
         async with locks.hold([name_of(entry)], str(file), door.files.when_settled), trio.open_nursery() as nursery:
-            os.kill(door.opener.pid, signal.SIGSTOP)
+            door.opener.send_signal(signal.SIGSTOP)
             nursery.start_soon(door.files.names.remove, entry)
             await trio.testing.wait_all_tasks_blocked()
             scope.cancel()
@@ -212,7 +250,7 @@ async def test_a_change_whose_caller_left_keeps_its_name_until_it_came(tmp_path:
     async with open_door() as frozen, open_door() as door:
         await remove_cancelled(locks, frozen, file)
         assert (locks.names, file.exists()) == (1, True)
-        os.kill(frozen.opener.pid, signal.SIGCONT)
+        frozen.go_on()
         with await door.files.place(str(file)) as place:
             async with locks.hold([name_of(place)], "f", door.files.when_settled):
                 assert not file.exists()
@@ -224,7 +262,7 @@ async def test_a_change_whose_caller_left_keeps_its_name_until_it_came(tmp_path:
 async def test_a_change_that_may_yet_come_keeps_its_name_and_no_other(tmp_path: Path, end: signal.Signals) -> None:
     locks, file = NameLocks(), tmp_path / "f"
     file.write_text("old")
-    async with open_door(answer_s=0.5) as frozen, open_door() as door:
+    async with open_door() as frozen, open_door() as door:
         with pytest.raises(OutcomeUnknown):
             await replace_held(locks, frozen, file, b"late")
         assert locks.names == 1
