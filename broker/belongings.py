@@ -107,6 +107,7 @@ async def open_belongings(
 async def tend(own: Belongings) -> None:
     """Look for abandoned transfers now and then, and for what commands leave; return when the init has ended."""
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(own.init.rest)
         nursery.start_soon(_sweep, own)
         nursery.start_soon(own.aftermath.run, own.files.trees, lambda: own.working_dir)
         await own.init.wait_exited()

@@ -93,6 +93,12 @@ class Init:
     def _keepers_with_trees(self) -> frozenset[int]:
         return frozenset(pid for pool in self._pools for pid in pool.keepers_with_trees())
 
+    async def rest(self) -> None:
+        """Give back, until cancelled, what commands needed that have ended."""
+        async with trio.open_nursery() as nursery:
+            for pool in self._pools:
+                nursery.start_soon(pool.rest)
+
     async def wait_exited(self) -> None:
         """Wait until the process is gone: without `end`, somebody killed it and the session is over."""
         await self._child.wait_exited()

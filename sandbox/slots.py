@@ -2,8 +2,8 @@
 
 A slot is free (its keeper has a leader ready, or is getting one ready), busy (a command owns it), or lingering (its
 command ended and left daemons, which live until the session ends). A call that finds no leader ready makes the
-pool grow, calls that do let it shrink again slowly: forking stays off the path of a call, and an idle session
-pays for one keeper of the usual kind.
+pool grow, calls that do let it shrink again slowly, and rest lets it shrink at once: forking stays off the path of a
+call, and an idle session pays for one keeper of the usual kind.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sandbox.keepers import Keepers
 
 SHRINK = 0.99  # of the pool's size per command: from 8 to 7 in 13
+REST_S = 3.0  # after which slots that no call had use for are let go: each is a process and two descriptors
 TAKE_S = 10.0  # usually no time at all, 1.5 ms when the pool grows
 SLOTS_MAX = 64  # commands at once and commands that left daemons, together
 
@@ -52,6 +53,8 @@ class SlotPool:
         self._busy: set[Slot] = set()
         self._lingering: list[Slot] = []
         self._need = 1.0  # slots, without lingering ones, that calls have had use for lately
+        self._peak = 0  # of busy ones, since the last rest
+        self._grown = trio.Event()  # there is more than one
         keepers.pools.append(self)
 
     def get_ready(self) -> None:
@@ -109,6 +112,7 @@ class SlotPool:
         if ready is not None:
             self._free.remove(ready)
             self._busy.add(ready)
+            self._peak = max(self._peak, len(self._busy))
         elif self._keepers.gone:
             raise SpawnFailed("keeper", "the session's process is gone")
         return ready
@@ -126,6 +130,20 @@ class SlotPool:
             self._free.append(slot)
             self.provide(slot)
         self._need = max(1.0, self._need * SHRINK)
+
+    async def rest(self) -> None:
+        """Let go of slots that no call had use for in the last REST_S seconds, again and again, until cancelled."""
+        while True:
+            await self._grown.wait()
+            self._peak = len(self._busy)
+            await trio.sleep(REST_S)
+            self._need = max(1.0, min(self._need, self._peak + 1.0 if self._peak else 1.0))
+            spare = [slot for slot in self._free if not slot.awaited]
+            while spare and self._live() > math.ceil(self._need):
+                self._free.remove(spare[-1])
+                spare.pop().close()
+            if self._live() <= 1:
+                self._grown = trio.Event()
 
     def provide(self, slot: Slot) -> None:
         """Have a leaf made for the command after the one that *slot* has, if it has none yet."""
@@ -206,6 +224,8 @@ class SlotPool:
             self._free.append(Slot(keeper_pid, sock))
         else:
             self._free.append(Slot(keeper_pid, sock, leaves=self.leaves, next_leaf=leaf, promised=True))
+        if self._live() > 1:
+            self._grown.set()
 
     def miss(self, leaf: Leaf | None) -> None:
         """Do without one that was asked for."""

@@ -16,6 +16,7 @@ from test_sandbox_births import (
     all_armed,
     everything_below,
     needs_landlock,
+    open_fds,
     open_world,
     stray_fds,
     wait_exit,
@@ -270,6 +271,29 @@ async def test_many_commands_leave_everything_as_it_was() -> None:
         assert stray_fds(world) == before
         assert threading.active_count() <= threads  # an idle one may have ended meanwhile
         assert len(everything_below(world.init)) <= 10  # init, opener, two keepers or three, and their leaders
+
+
+async def test_a_session_at_rest_gives_back_what_its_commands_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox.slots.REST_S", 0.05)
+    async with open_world() as world, trio.open_nursery() as nursery:
+        await world.run("/bin/true")
+        await all_armed(world)
+        before = open_fds()
+        async with trio.open_nursery() as together:
+            for _ in range(5):
+                together.start_soon(world.run, "/bin/sleep", "0.1")
+        await all_armed(world)
+        assert world.pool.size > 2
+        assert open_fds() > before
+        nursery.start_soon(world.init.rest)
+        keepers = [slot.keeper_pid for slot in world.pool._free]
+        while world.pool.size > 1:
+            await trio.lowlevel.checkpoint()
+        await all_armed(world)
+        assert open_fds() == before
+        await wait_exit(*(set(keepers) - {slot.keeper_pid for slot in world.pool._free}))
+        assert (await world.run("/bin/true")).how == Exited(0)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_pool_that_grew_shrinks_again() -> None:
