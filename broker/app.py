@@ -24,6 +24,7 @@ from broker.endpoint import McpServer, build_server
 from broker.gateway import Gateway
 from broker.listener import serve_http
 from broker.peerwatch import PeerWatch, open_watch
+from broker.pulse import open_pulse
 from broker.rawtransfers import TransferDesk
 from broker.records import Records
 from broker.sockets import ListenFailed
@@ -161,6 +162,7 @@ async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[B
     with open_audit(audit_settings(server)) as audit:
         records = Records(audit)
         async with (
+            open_pulse(),
             open_groups(foundation.cgroup, server.sandbox, foundation.limit_files) as (groups, layer),
             open_launcher(plan := foundation.plan.with_cgroup(layer), groups) as launcher,
             open_sniffing(say=partial(log.info, "types of files: %s")) as sniffing,
