@@ -44,6 +44,7 @@ def main(
     limits: dict[str, int | None] | None,
 ) -> NoReturn:
     """Keep commands until there is nobody to keep them for. *limits*: those of all of them, which are then spawned."""
+    prctl.default_signals(signal.SIGTERM)  # the init's handler came along, and would swallow it until ours is there
     prctl.die_with(init_pid, signal.SIGTERM)
     prctl.prctl(prctl.SET_CHILD_SUBREAPER, 1)
     sock = socket.socket(fileno=prctl.keep_only(sock_fd))

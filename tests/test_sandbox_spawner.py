@@ -250,6 +250,27 @@ for call in (lambda: libc.tgkill(keeper, keeper, 0), lambda: libc.kill(keeper, 0
         assert (await world.run(PYTHON, "-I", "-c", script)).how == Exited(0)
 
 
+def test_the_end_of_the_init_ends_a_keeper_that_is_not_ready_for_it() -> None:
+    """It is forked with a handler of the init's, which does nothing, and told by a signal."""
+    script = f"""
+import os, signal, sys
+sys.path.append({str(ROOT)!r})
+from sandbox import keeper, landlock, wire
+from sandbox.wakeup import Wakeup
+ours, theirs = wire.pair()
+Wakeup(theirs)
+init_pid = os.getpid()
+pid = os.fork()
+if pid == 0:
+    signal.set_wakeup_fd(-1)
+    landlock.scope_signals = lambda abi: os.kill(os.getpid(), signal.SIGTERM)
+    keeper.main(theirs.fileno(), abi=0, tasks_room=9, init_pid=init_pid, grouped=False, limits=None)
+os._exit(os.waitpid(pid, 0)[1])
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", script], check=False, timeout=20)
+    assert done.returncode == signal.SIGTERM
+
+
 def stopped(pid: int) -> bool:
     """Whether all of its threads are."""
     threads = Path("/proc").glob(f"{pid}/task/*/stat")
