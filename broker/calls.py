@@ -12,6 +12,8 @@ from typing import Any, Protocol, TypeAlias
 
 import attrs
 
+from broker.answerroom import Reserve
+
 Report: TypeAlias = Callable[[float, str], Awaitable[None]]
 """Tells the client how far its call is: seconds so far, and a message."""
 
@@ -22,6 +24,7 @@ class Call:
 
     `arguments` are the client's own, not validated. `client` and `request_id` are what the client says of
     itself: good for the audit log, never for a decision. `report` is there if the client asked for progress.
+    `reserve` waits for room for a large answer, where answers are bounded; it raises NoRoomForAnswer.
     `base_url` is how it reaches this server over HTTP, without a slash at the end; empty where it does not.
     """
 
@@ -32,6 +35,7 @@ class Call:
     request_id: str
     report: Report | None = None
     base_url: str = ""
+    reserve: Reserve | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -227,7 +227,7 @@ class _Connection(TCPServer):
         size = READ_BYTES
         while data := await self._receive(size):
             await self.protocol.handle(RawData(data))
-            size = READ_BYTES if len(data) < READ_BYTES else BULK_READ_BYTES
+            size = READ_BYTES if len(data) < READ_BYTES else min(2 * len(data), BULK_READ_BYTES)
             if not self._places.holds(self._guest):
                 break  # it has to go, and no request has come
         if self._places.holds(self._guest):  # else half a request may be there, of which nobody has to hear

@@ -22,6 +22,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
+from broker.answerroom import ANSWER_ROOM_KEY, AnswerRoom
 from broker.bulk import BULK_KEY, Bulk
 from broker.calls import Answer, Call, Handler, Outputs, Report, ToolFace
 from broker.errors import failure_of
@@ -140,6 +141,7 @@ def _slot(request: Any) -> AbstractContextManager[None]:
 def call_of(context: Context) -> Call:
     """Who asks; which tool and with what arguments the caller fills in."""
     told = context.session.client_params
+    room: AnswerRoom | None = None if context.request is None else context.request.scope.get(ANSWER_ROOM_KEY)
     client = f"{told.client_info.name} {told.client_info.version}" if told else ""
     return Call(
         tool="",
@@ -148,6 +150,7 @@ def call_of(context: Context) -> Call:
         client=client[:CLIENT_CHARS],
         request_id=str(context.request_id)[:CLIENT_CHARS],
         base_url=_base_url(context.request),
+        reserve=None if room is None else room.reserve,
     )
 
 

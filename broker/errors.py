@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import attrs
 
+from broker.answerroom import NoRoomForAnswer
 from broker.auditlog import AuditUnavailable
 from broker.job import NotTaken
 from broker.jobs import CommandNotFound, TooManyCommands
@@ -64,6 +65,7 @@ class ErrorCode(Enum):
     INVALID_ARGUMENTS = ("ARG_001", False, "Correct the arguments that error_message names, then call again.")
     AUDIT_UNAVAILABLE = ("AUDIT_001", True, "Nothing was done. The operator must make the audit log writable.")
     SYSTEM_SHORTAGE = ("SYS_001", True, "End what you no longer need or wait, then call again; or tell the operator.")
+    SYSTEM_BUSY = ("SYS_002", True, "Call again after retry_after_s; read your answers, or ask for smaller parts.")
     SYSTEM_INTERNAL_ERROR = ("SYS_999", False, "Give the incident id to the operator; the error log has the details.")
 
     def __init__(self, code: str, retryable: bool, what_to_do: str) -> None:  # noqa: FBT001  rows, not calls
@@ -127,6 +129,7 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
         CommandNotFound: ErrorCode.CMD_NOT_FOUND,
         NotTaken: ErrorCode.CMD_NOT_TAKEN,
         AuditUnavailable: ErrorCode.AUDIT_UNAVAILABLE,
+        NoRoomForAnswer: ErrorCode.SYSTEM_BUSY,
         faults.SpawnFailed: ErrorCode.CMD_EXEC_FAILED,
         faults.ProcessNotFound: ErrorCode.PROC_NOT_FOUND,
         file_errors.NotFound: ErrorCode.FILE_NOT_FOUND,

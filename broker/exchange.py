@@ -15,7 +15,9 @@ from typing import Any
 import attrs
 import trio
 
+from broker.answerroom import AnswerRoom
 from broker.bulk import Bulk
+from broker.bytebudget import SMALL_BYTES
 from broker.large_answers import as_json, is_event_stream, lengthened
 
 Scope = MutableMapping[str, Any]
@@ -89,16 +91,24 @@ class Unread(Enum):
     TOO_LARGE = "too large"
     TOO_SLOW = "too slow"
     GONE = "the client left"
+    NO_ROOM = "too many large bodies before it"
 
 
-async def read_body(receive: Receive, *, declared_bytes: int, max_bytes: int, deadline_s: float) -> bytes | Unread:
+MakeRoom = Callable[[int], Awaitable[bool]]
+
+
+async def read_body(
+    receive: Receive, *, declared_bytes: int, max_bytes: int, deadline_s: float, make_room: MakeRoom
+) -> bytes | Unread:
     """Read the whole body, or say why not.
 
     A body that declares itself too large is refused before it is sent (*declared_bytes* is 0 if it does not);
-    all of it must have arrived *deadline_s* seconds from now.
+    all of it must have arrived *deadline_s* seconds after *make_room* has let it in, which is asked, with the most
+    bytes there can be, of a body that is not small.
     """
-    if declared_bytes > max_bytes:
-        return Unread.TOO_LARGE
+    has_room = declared_bytes > SMALL_BYTES
+    if declared_bytes > max_bytes or (has_room and not await make_room(declared_bytes)):
+        return Unread.TOO_LARGE if declared_bytes > max_bytes else Unread.NO_ROOM
     parts: list[bytes] = []
     size = 0
     with trio.move_on_after(deadline_s):
@@ -110,6 +120,10 @@ async def read_body(receive: Receive, *, declared_bytes: int, max_bytes: int, de
             size += len(part)
             if size > max_bytes:
                 return Unread.TOO_LARGE
+            if not has_room and size > SMALL_BYTES:
+                has_room = await make_room(max_bytes)
+                if not has_room:
+                    return Unread.NO_ROOM
             parts.append(part)
             if not message.get("more_body", False):
                 return b"".join(parts)
@@ -133,6 +147,7 @@ class Exchange:
     _send: Send
     _body: bytes | None
     _bulk: Bulk = attrs.field(factory=Bulk)
+    _room: AnswerRoom | None = None
     _on_complete: Callable[[], None] = lambda: None
     _is_stream: bool = False
     _held_start: Message | None = attrs.field(default=None, init=False)
@@ -164,6 +179,8 @@ class Exchange:
 
     async def _send_body(self, message: Message) -> None:
         growth = self._bulk.growth(message.get("body", b""))
+        if self._room is not None:
+            self._room.sends(len(message.get("body", b"")) + growth)
         if self._held_start is not None:
             held, self._held_start = self._held_start, None
             start, message = as_json(held, message, growth) or (held, message)

@@ -55,6 +55,7 @@ async def perform_download_file(scope: Scope, request: DownloadFile, path: str) 
     host, own = scope.host, scope.own
     with await own.files.resolve(path, read=True) as found:
         await require_file(scope, found, "read")
+        await scope.make_room(base64_bytes(min(request.chunk_size, max(0, found.facts.size_bytes - request.offset))))
 
         async def open_file() -> int:
             await trio.lowlevel.checkpoint()
@@ -123,3 +124,8 @@ STEPS: Mapping[type, Step] = MappingProxyType(
         UploadFile: Step(perform_upload_file, inside=True),
     }
 )
+
+
+def base64_bytes(size: int) -> int:
+    """Return how long so many bytes are in base64."""
+    return (size + 2) // 3 * 4

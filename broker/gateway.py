@@ -82,6 +82,7 @@ class Gateway:
             client=call.client,
             request_id=call.request_id,
             report=call.report,
+            reserve=call.reserve,
             base_url=call.base_url and (self._host.desk.public_url or call.base_url),
         )
         try:

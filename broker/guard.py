@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from functools import partial
 from typing import Any
 
 import attrs
 import trio
 
+from broker.answerroom import ANSWER_ROOM_KEY, AnswerRoom
 from broker.bodyshape import shape_fault
 from broker.bulk import BULK_KEY, Bulk
+from broker.bytebudget import ByteBudget, Hold
 from broker.exchange import (
+    ABORT_KEY,
     INVALID_REQUEST,
     PARSE_ERROR,
     SERVER_BUSY,
@@ -42,6 +46,10 @@ HEALTH_PATH = "/healthz"
 SLOT_KEY = "broker.slot"
 """Where the slot of a call is found in the ASGI scope, so that its work can hold it too."""
 VERSION_HEADER = b"mcp-protocol-version"
+ROOM_WAIT_S = 10.0
+"""Seconds a large body waits for room, unread: longer than those that keep others waiting have."""
+ROOM_RETRY_S = 5
+"""When to come back after that."""
 ANSWER_S = 2.0
 """Seconds that answers have to get out of the door once the drain has ended the work."""
 NOTIFICATION_BYTES = 64 * 1024
@@ -58,6 +66,26 @@ class GuardLimits:
     max_mcp_sessions: int = attrs.field(validator=attrs.validators.gt(0))
 
 
+@attrs.frozen(kw_only=True)
+class Rooms:
+    """What large bodies, and large answers, of all clients may hold together."""
+
+    bodies: ByteBudget
+    answers: ByteBudget
+
+
+@attrs.define(eq=False)
+class _Body:
+    """A whole body on its way to who needs it: a name for it on the way would keep it as long as the call."""
+
+    _bytes: bytes
+
+    def take(self) -> bytes:
+        """Return it, once."""
+        body, self._bytes = self._bytes, b""
+        return body
+
+
 @attrs.define(eq=False, kw_only=True)
 class Guard:
     """The ASGI application that Hypercorn runs; *app* is the SDK's."""
@@ -65,6 +93,7 @@ class Guard:
     _app: ASGIApp
     _rules: HostRules
     _limits: GuardLimits
+    _rooms: Rooms
     _version: str
     _handshake_versions: Collection[str]
     """A request that names another one, of the protocol, belongs to no MCP session."""
@@ -114,21 +143,24 @@ class Guard:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body of a request for MCP, and hand it to the SDK if all is well."""
-        match await self._read_body(scope, receive):
-            case bytes() as body:
-                await self._pass_on(scope, receive, send, body)
-            case Unread.TOO_LARGE:
-                reply = refusal(413, f"the body is larger than {self._limits.max_body_bytes} bytes")
-                await reply.send(send, rest=receive)
-            case Unread.TOO_SLOW:
-                await refusal(408, f"the body took longer than {self._limits.body_timeout_s:g} s").send(send)
-            case Unread.GONE:
-                pass  # nobody is left to answer
-            case None:
-                await self._busy("requests").send(send)
+        with ExitStack() as held:
+            match await self._read_body(scope, receive, held):
+                case _Body() as body:
+                    await self._pass_on(scope, receive, send, body, held)
+                case Unread.TOO_LARGE:
+                    reply = refusal(413, f"the body is larger than {self._limits.max_body_bytes} bytes")
+                    await reply.send(send, rest=receive)
+                case Unread.TOO_SLOW:
+                    await refusal(408, f"the body took longer than {self._limits.body_timeout_s:g} s").send(send)
+                case Unread.GONE:
+                    pass  # nobody is left to answer
+                case Unread.NO_ROOM:
+                    await self._no_room().send(send, rest=receive)
+                case None:
+                    await self._busy("requests").send(send)
 
-    async def _read_body(self, scope: Scope, receive: Receive) -> bytes | Unread | None:
-        """Read the body; None: too many others began after it.
+    async def _read_body(self, scope: Scope, receive: Receive, held: ExitStack) -> _Body | Unread | None:
+        """Read the body, whose room is in *held* afterwards; None: it was slow, and others waited.
 
         Bodies on their way are bounded, or slow clients could fill memory. The one that began first has to go, for it
         is the slowest: refusing the next one instead would let slow clients keep calls out.
@@ -137,18 +169,44 @@ class Guard:
             slowest = next(iter(self._bodies))
             del self._bodies[slowest]
             slowest.cancel(reason="a body that has taken long makes room for others")
+        hold: Hold | None = None
         with trio.CancelScope() as mine:
+
+            async def make_room(size: int) -> bool:
+                nonlocal hold
+                hold = await self._rooms.bodies.reserve(size, wait_s=ROOM_WAIT_S)
+                if hold is None:
+                    return False
+                held.callback(hold.release)
+                hold.keeps_pace(partial(mine.cancel, reason="others wait, and this body is the slowest"))
+                return True
+
             self._bodies[mine] = None
             try:
-                return await read_body(
+                body = await read_body(
                     receive,
                     declared_bytes=_declared_bytes(scope),
                     max_bytes=self._limits.max_body_bytes,
                     deadline_s=self._limits.body_timeout_s,
+                    make_room=make_room,
                 )
             finally:
                 self._bodies.pop(mine, None)
+            if isinstance(body, Unread):
+                return body
+            if hold is not None:
+                hold.at_rest()
+                hold.resize(len(body))
+            return _Body(body)
         return None
+
+    def _no_room(self) -> Reply:
+        limit = self._rooms.bodies.limit_bytes
+        why = (
+            f"large bodies of all clients together may have {limit} bytes (server.max_bodies_bytes), and for this one "
+            f"there was no room in {ROOM_WAIT_S:g} s; try again"
+        )
+        return refusal(503, why, code=SERVER_BUSY, retry_after_s=ROOM_RETRY_S)
 
     def _refuse_sender(self, scope: Scope) -> Reply | None:
         """Check who asks, on which protocol and under which name; also writes the Host in its one spelling."""
@@ -180,27 +238,33 @@ class Guard:
             503, f"{limit} {what} are in flight, which is the limit; try again", code=SERVER_BUSY, retry_after_s=1
         )
 
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, body: _Body, held: ExitStack) -> None:
         """Hand a request to the SDK: streams (GET) can be ended, POSTs are counted, DELETEs just go through."""
         if scope["method"] == "GET":
-            await self._stream(scope, Exchange(receive, send, body, is_stream=True))
+            await self._stream(scope, Exchange(receive, send, body.take(), is_stream=True))
         elif scope["method"] == "POST":
-            bulk = Bulk()
-            body = bulk.take(body)
-            if fault := await shape_fault(body):
-                return await refusal(400, fault).send(send)
-            slot = self._admit(scope, body)
-            if isinstance(slot, Reply):
-                return await slot.send(send)
-            scope[SLOT_KEY], scope[BULK_KEY] = slot, bulk
-            with ExitStack() as held:
-                held.enter_context(slot.held())
-                exchange = Exchange(receive, send, body, bulk=bulk, on_complete=held.close)
-                greets = self._greets(scope, body)
-                await self._mcp_sessions.serve(scope, exchange.receive, exchange.send, greets=greets)
+            await self._call(scope, receive, send, body, held)
         else:
-            exchange = Exchange(receive, send, body)
+            exchange = Exchange(receive, send, body.take())
             await self._mcp_sessions.serve(scope, exchange.receive, exchange.send)
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send, whole: _Body, held: ExitStack) -> None:
+        bulk = Bulk()
+        body = bulk.take(whole.take())
+        if fault := await shape_fault(body):
+            return await refusal(400, fault).send(send)
+        slot = self._admit(scope, body)
+        if isinstance(slot, Reply):
+            return await slot.send(send)
+        slot.when_free = held.pop_all().close  # what the body holds is also the work's, which may outlive this
+        room = AnswerRoom(self._rooms.answers, scope["state"].get(ABORT_KEY, _no_connection))
+        scope[SLOT_KEY], scope[BULK_KEY], scope[ANSWER_ROOM_KEY] = slot, bulk, room
+        greets = self._greets(scope, body)
+        with closing(room), ExitStack() as placed:
+            placed.enter_context(slot.held())
+            exchange = Exchange(receive, send, body, bulk=bulk, room=room, on_complete=placed.close)
+            del body  # the exchange lets go of it when it has been asked for
+            await self._mcp_sessions.serve(scope, exchange.receive, exchange.send, greets=greets)
         return None
 
     async def _stream(self, scope: Scope, exchange: Exchange) -> None:
@@ -241,6 +305,10 @@ class Guard:
         if self.calls.full and not _is_notification(body):
             return self._busy("calls")
         return self.calls.new(key)
+
+
+def _no_connection() -> None:
+    """Under a server that has none to break, the answer goes on."""
 
 
 def _declared_bytes(scope: Scope) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from broker.aftermath import Listeners
+from broker.answerroom import Reserve
 from broker.belongings import Belongings, BelongingsSettings
 from broker.calls import Report
 from broker.namelocks import NameLocks
@@ -117,8 +118,14 @@ class Scope:
     client: str = ""
     request_id: str = ""
     report: Report | None = None
+    reserve: Reserve | None = None
     base_url: str = ""
     """See `broker.calls.Call`."""
+
+    async def make_room(self, size_bytes: int) -> None:
+        """Wait for room for an answer of so many bytes, before they are read. Raises: NoRoomForAnswer."""
+        if self.reserve is not None:
+            await self.reserve(size_bytes)
 
     @property
     def named_session(self) -> Session[Belongings]:

@@ -7,8 +7,8 @@ its answer), and only then let go of the connections. Hypercorn alone would stop
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import attrs
@@ -19,14 +19,17 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
+from broker.bytebudget import ByteBudget
 from broker.connections import serve_connections
-from broker.guard import MCP_PATH, Guard, GuardLimits
+from broker.guard import MCP_PATH, Guard, GuardLimits, Rooms
+from broker.heap import give_back_when_quiet
 from broker.library_logs import quiet_libraries
 from broker.origins import HostRules, host_rules
 from broker.peerwatch import PeerWatch
 from broker.sockets import host_and_port, open_listeners
 from broker.transferdoor import TransferDoor
 
+MIB = 1024 * 1024
 HEADER_BYTES = 32 * 1024
 KEEP_ALIVE_S = 30.0
 """Idle connections, and request headers on their way, have this long. Longer than clients keep an idle
@@ -47,6 +50,8 @@ class HttpSettings:
     max_body_bytes: int
     body_timeout_s: float
     max_calls_in_flight: int
+    max_bodies_bytes: int = 64 * MIB
+    max_answers_bytes: int = 64 * MIB
     max_mcp_sessions: int = 64
     mcp_session_idle_s: float = 900
     max_connections: int = 256
@@ -80,7 +85,8 @@ async def serve_http(
     """
     rules = host_rules(settings.host, settings.allowed_hosts, settings.allowed_origins)
     manager = _session_manager(settings, server, rules)
-    guard = _guard(settings, server, rules, manager, door)
+    rooms = Rooms(bodies=ByteBudget(settings.max_bodies_bytes), answers=ByteBudget(settings.max_answers_bytes))
+    guard = _guard(settings, server, rules, manager, door, rooms)
     sockets = await open_listeners(settings.host, settings.port, stall_s=settings.stall_s)
 
     async def drained() -> None:
@@ -90,7 +96,7 @@ async def serve_http(
     with quiet_libraries(), ExitStack() as open_sockets:
         for sock in sockets:
             open_sockets.enter_context(sock)
-        async with manager.run():
+        async with _heap_tended(rooms), manager.run():
             task_status.started(tuple(f"http://{host_and_port(sock)}{MCP_PATH}" for sock in sockets))
             await serve_connections(
                 guard,
@@ -100,6 +106,16 @@ async def serve_http(
                 until=drained,
                 watch=watch,
             )
+
+
+@asynccontextmanager
+async def _heap_tended(rooms: Rooms) -> AsyncIterator[None]:
+    """Give memory back after large bodies and answers, as long as the block runs."""
+    async with trio.open_nursery() as nursery:
+        for budget in (rooms.bodies, rooms.answers):
+            nursery.start_soon(give_back_when_quiet, budget)
+        yield
+        nursery.cancel_scope.cancel(reason="the server has stopped")
 
 
 def _session_manager(settings: HttpSettings, server: Server[Any], rules: HostRules) -> StreamableHTTPSessionManager:
@@ -122,6 +138,7 @@ def _guard(
     rules: HostRules,
     manager: StreamableHTTPSessionManager,
     door: TransferDoor | None,
+    rooms: Rooms,
 ) -> Guard:
     limits = GuardLimits(
         max_body_bytes=settings.max_body_bytes,
@@ -132,6 +149,7 @@ def _guard(
     return Guard(
         app=manager.handle_request,
         rules=rules,
+        rooms=rooms,
         version=server.version,
         handshake_versions=HANDSHAKE_PROTOCOL_VERSIONS,
         limits=limits,
@@ -146,6 +164,7 @@ def _hypercorn_config(settings: HttpSettings) -> Config:
     config.errorlog = logging.getLogger("hypercorn.error")
     config.include_server_header = False
     config.h11_max_incomplete_size = HEADER_BYTES
+    config.max_app_queue_size = 1  # pieces of a body that waits for room are memory, too
     config.keep_alive_timeout = settings.keep_alive_s
     config.keep_alive_max_requests = KEEP_ALIVE_REQUESTS
     config.graceful_timeout = GRACE_S

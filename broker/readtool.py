@@ -43,6 +43,8 @@ async def perform_read_file(scope: Scope, request: ReadFile, path: str) -> ReadF
         await require_file(scope, found, "read")
         read = partial(own.files.read, found)
         part = await _range(request, read, found.facts.size_bytes, path)
+        # The content stands in an answer twice: as structured content and as text.
+        await scope.make_room(2 * min(limit, max(0, found.facts.size_bytes - part.offset)))
         # A few bytes more: a character that begins within the limit is read whole.
         data = await read(part.offset, limit + MAX_CHARACTER_BYTES - 1)
         head = data if part.offset == 0 else await read(0, HEAD_BYTES)

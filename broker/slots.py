@@ -6,7 +6,7 @@ let a client start calls without limit by leaving each at once; so both the requ
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
 import attrs
@@ -20,6 +20,7 @@ class Slot:
     _slots: Slots
     _key: Hashable
     _holders: int = 0
+    when_free: Callable[[], None] = lambda: None
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -34,6 +35,7 @@ class Slot:
             self._holders -= 1
             if not self._holders:
                 self._slots.leave(self._key)
+                self.when_free()
 
 
 @attrs.define(eq=False)

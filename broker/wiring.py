@@ -184,6 +184,8 @@ def http_settings(server: ServerSettings) -> HttpSettings:
         body_timeout_s=server.body_timeout_s,
         max_calls_in_flight=server.max_calls_in_flight,
         max_connections=server.max_connections,
+        max_bodies_bytes=server.max_bodies_bytes,
+        max_answers_bytes=server.max_answers_bytes,
         max_mcp_sessions=server.max_mcp_sessions,
     )
 

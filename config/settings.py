@@ -125,6 +125,8 @@ class ServerSettings:
     body_timeout_s: float = attrs.field(validator=_DURATION)
     max_calls_in_flight: int = attrs.field(validator=Between(1, 100_000, "calls"))
     max_connections: int = attrs.field(validator=Between(8, 100_000, "connections"))
+    max_bodies_bytes: int = attrs.field(validator=Between(64 * 1024, 64 * 1024 * MIB, "bytes"))
+    max_answers_bytes: int = attrs.field(validator=Between(64 * 1024, 64 * 1024 * MIB, "bytes"))
     max_mcp_sessions: int = attrs.field(validator=Between(1, 100_000, "MCP sessions"))
     drain_s: float = attrs.field(validator=_GRACE)
     logging: LoggingSettings
@@ -142,6 +144,12 @@ class ServerSettings:
                 "max_body_bytes",
                 f"must be at least {needed}, since a chunk of transfers.max_chunk_bytes ({chunk} bytes) "
                 f"comes in base64; is {self.max_body_bytes}",
+            )
+
+        if self.max_bodies_bytes < self.max_body_bytes:
+            raise KeyFault(
+                "max_bodies_bytes",
+                f"must be at least max_body_bytes ({self.max_body_bytes} bytes), is {self.max_bodies_bytes}",
             )
 
     def anchored(self, base_dir: Path) -> ServerSettings:

@@ -7,9 +7,11 @@ its own. The table must be complete: see test_live_settings.py.
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
+import select
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -20,6 +22,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from front import modern_call
 from live import (
     Answer,
     BrokerFailed,
@@ -184,6 +187,51 @@ async def max_connections(brokers: Brokers) -> None:
                 with trio.move_on_after(0 if not first_closed else 10) as waited:
                     assert await silent[0].receive_some() == b""
                 assert waited.cancelled_caught is not first_closed
+
+
+async def max_bodies_bytes(brokers: Brokers) -> None:
+    """A large body that is still coming in keeps another one waiting where there is no room for both."""
+    size = 80 * 1024
+    with running_broker(
+        {"max_bodies_bytes": size + 1, "max_body_bytes": size, "transfers": {"max_chunk_bytes": 1024}}
+    ) as changed:
+        for broker, waits in ((brokers.usual, False), (changed, True)):
+            head = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size
+            async with await trio.open_tcp_stream("127.0.0.1", broker.port) as first:
+                await first.send_all(head + b"x")
+                async with await trio.open_tcp_stream("127.0.0.1", broker.port) as second:
+                    await second.send_all(head + b"x" * size)
+                    await second.receive_some()
+                    assert is_readable(first) is waits, "the first had to give way"
+                    assert not waits or (await first.receive_some()).startswith(b"HTTP/1.1 503")
+
+
+def is_readable(stream: trio.SocketStream) -> bool:
+    readable = select.poll()
+    readable.register(stream.socket.fileno(), select.POLLIN)
+    return bool(readable.poll(0))
+
+
+async def max_answers_bytes(brokers: Brokers) -> None:
+    """An answer that is not read is cut where somebody else's finds no room beside it."""
+    size = 9 * 1024 * 1024
+    with running_broker({"max_answers_bytes": 1024 * 1024}) as changed:
+        for broker, cut in ((brokers.usual, False), (changed, True)):
+            (broker.workspace / "large").write_bytes(b"x" * size)
+            async with connect(broker) as client, await trio.open_tcp_stream("127.0.0.1", broker.port) as unread:
+                session_id = await new_session(client, working_dir=str(broker.workspace))
+                arguments = {"session_id": session_id, "path": "large"}
+                body, headers = modern_call("read_file", arguments)
+                named = {"host": "localhost", "content-length": str(len(body)), **headers}
+                head = "".join(f"{name}: {value}\r\n" for name, value in named.items())
+                await unread.send_all(f"POST /mcp HTTP/1.1\r\n{head}\r\n".encode() + body)
+                seen = len(await unread.receive_some())
+                await ok(client, "read_file", **arguments, limit=200_000)
+                with contextlib.suppress(trio.BrokenResourceError):
+                    while seen < 2 * size and (more := await unread.receive_some()):
+                        seen += len(more)
+                assert (seen < 2 * size) is cut
+                await call(client, "kill_session", session_id=session_id, force=True)
 
 
 async def max_mcp_sessions(brokers: Brokers) -> None:
@@ -584,6 +632,8 @@ ROWS: Mapping[str, Row] = {
     "server.body_timeout_s": body_timeout_s,
     "server.max_calls_in_flight": max_calls_in_flight,
     "server.max_connections": max_connections,
+    "server.max_bodies_bytes": max_bodies_bytes,
+    "server.max_answers_bytes": max_answers_bytes,
     "server.max_mcp_sessions": max_mcp_sessions,
     "server.drain_s": drain_s,
     "server.logging.level": at_once(level),
