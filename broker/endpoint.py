@@ -27,7 +27,7 @@ from broker.bulk import BULK_KEY, Bulk
 from broker.calls import Answer, Call, Handler, Outputs, Report, ToolFace
 from broker.errors import failure_of
 from broker.guard import SLOT_KEY
-from broker.outputdesk import OutputDesk, declares_tasks
+from broker.outputdesk import SILENT_S, OutputDesk, declares_tasks
 from broker.toolresult import tool_result
 
 log = logging.getLogger(__name__)
@@ -50,12 +50,14 @@ def build_server(
     version: str,
     instructions: str,
     outputs: Outputs | None = None,
+    silent_s: float = SILENT_S,
 ) -> McpServer:
     """Build the MCP server that announces *tools* and gives every call to *handler*.
 
-    With *outputs* it serves what commands say as resources, and commands as tasks, too.
+    With *outputs* it serves what commands say as resources, and commands as tasks, too; a stream of news of them that
+    has been silent for *silent_s* seconds gives its place to a newcomer.
     """
-    desk = None if outputs is None else OutputDesk(handler, outputs, call_of)
+    desk = None if outputs is None else OutputDesk(handler, outputs, call_of, silent_s)
     adapter = _Adapter(handler, tools, desk)
     server: Server[Any] = Server(
         "remote-broker",

@@ -6,7 +6,7 @@ long as its request. What is told is decided in `resources.py` and `tasks.py`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 from mcp.shared.subscriptions import SUBSCRIPTION_ID_META_KEY
 
+from broker.admission import Places
 from broker.calls import Call, Handler, Outputs
 from broker.outputuri import parse_uri
 from broker.resources import ResourceNotFound, Resources
@@ -33,6 +34,8 @@ MAX_NAMED = 256
 """Of them; the one named longest ago is not listed any more."""
 MAX_STREAMS = 16
 """Streams of all clients together: each holds a call's place."""
+SILENT_S = 60.0
+"""Seconds without an event after which a stream gives its place to a newcomer: nobody can tell whether it is read."""
 NAME_HEADER = "mcp-name"
 
 Context = ServerRequestContext[Any, Any]
@@ -45,21 +48,35 @@ class TaskParams(types.RequestParams):
 
 
 @attrs.define(eq=False)
+class _Stream:
+    """One of `subscriptions/listen`; `told_at`: when its client was told of something last, or it began."""
+
+    told_at: float = attrs.field(factory=trio.current_time)
+    work: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+    def leave(self) -> None:
+        """End it."""
+        self.work.cancel(reason="silent for longest, and a newcomer needs the place")
+
+
+@attrs.define(eq=False)
 class OutputDesk:
     """Answers those questions. `_call_of` says who asks."""
 
     _handler: Handler
     _outputs: Outputs
     _call_of: Callable[[Context], Call]
+    _silent_s: float = SILENT_S
     tasks: Tasks = attrs.field(init=False)
     _resources: Resources = attrs.field(init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     _followed: dict[int, dict[str, trio.CancelScope]] = attrs.field(factory=dict, init=False)
-    _streams: int = attrs.field(default=0, init=False)
+    _streams: Places[_Stream] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.tasks = Tasks(self._handler)
         self._resources = Resources(self._handler, self._outputs)
+        self._streams = Places(MAX_STREAMS, self._choose)
 
     def open_at(self, server: Server[Any]) -> None:
         """Have *server* ask here."""
@@ -165,20 +182,37 @@ class OutputDesk:
         asked = params.notifications
         if (asked.model_extra or {}).get("taskIds") and not declares_tasks(context):
             raise _missing_tasks()
-        if self._streams >= MAX_STREAMS:
-            raise MCPError(types.INTERNAL_ERROR, f"{MAX_STREAMS} streams are open, which is the limit")
+        stream = _Stream()
+        if not self._streams.admit(stream):
+            why = (
+                f"{MAX_STREAMS} streams are open, which is the limit, and all had news in the last {self._silent_s:g} s"
+            )
+            raise MCPError(types.INTERNAL_ERROR, f"{why}; try again", {"retry_after_s": self._silent_s})
         principal = self._call_of(context).principal
         uris = self._resources.known(principal, list(asked.resource_subscriptions or ()))[:MAX_FOLLOWED]
         meta = {SUBSCRIPTION_ID_META_KEY: context.request_id}
-        self._streams += 1
+
+        async def tell(uri: str) -> None:
+            await _updated(context, uri, meta)
+            stream.told_at = trio.current_time()
+            self._streams.idle(stream)
+
         try:
-            await _acknowledge(context, uris, meta)
-            async with trio.open_nursery() as nursery:
-                for uri in uris:
-                    nursery.start_soon(self._resources.follow, principal, uri, partial(_updated, context, uri, meta))
+            with stream.work:
+                await _acknowledge(context, uris, meta)
+                async with trio.open_nursery() as nursery:
+                    for uri in uris:
+                        nursery.start_soon(self._resources.follow, principal, uri, partial(tell, uri))
         finally:
-            self._streams -= 1
+            self._streams.remove(stream)
+        if stream.work.cancelled_caught:
+            why = f"of {MAX_STREAMS} streams, this one had been silent for longest when a newcomer came; listen again"
+            raise MCPError(types.INTERNAL_ERROR, why)
         return {"resultType": "complete", "_meta": meta}
+
+    def _choose(self, silent: Iterable[_Stream]) -> _Stream | None:
+        latest = trio.current_time() - self._silent_s
+        return next((stream for stream in silent if stream.told_at <= latest), None)
 
     # --- tasks
 

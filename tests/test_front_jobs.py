@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ from whole import Whole, open_whole
 from broker.contract import TOOLS
 from broker.endpoint import build_server
 from broker.listener import HttpSettings, serve_http
+from broker.outputdesk import MAX_STREAMS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")  # the legacy client's, not ours
 ERAS = pytest.mark.parametrize("era", [MODERN, LEGACY])
@@ -56,10 +57,12 @@ class Front:
 
 
 @asynccontextmanager
-async def front(base: Path) -> AsyncIterator[Front]:
+async def front(base: Path, silent_s: float = 60) -> AsyncIterator[Front]:
     settings = HttpSettings(host="127.0.0.1", port=0, max_body_bytes=10**6, body_timeout_s=20, max_calls_in_flight=32)
     async with open_whole(base, server=SERVER.replace("max_session_age: 1", "max_session_age: 60")) as whole:
-        server = build_server(whole.gateway, TOOLS, version="1", instructions="", outputs=whole.gateway)
+        server = build_server(
+            whole.gateway, TOOLS, version="1", instructions="", outputs=whole.gateway, silent_s=silent_s
+        )
         stop = trio.Event()
         async with trio.open_nursery() as nursery:
 
@@ -437,3 +440,36 @@ async def test_a_subscriber_of_the_handshake_era_hears_of_more(tmp_path: Path) -
         await updated.wait()
         await mcp.session.unsubscribe_resource(uri)
         assert heard[0] == uri
+
+
+@pytest.mark.parametrize("silent_s", [0, 60])
+async def test_a_listener_gives_its_place_to_a_newcomer_when_it_has_been_silent_for_long(
+    silent_s: float, tmp_path: Path
+) -> None:
+    async with front(tmp_path, silent_s) as house, wire(house) as line, AsyncExitStack() as stack:
+        session_id = await new_wire_session(line)
+        await line.tool("execute_command", session_id=session_id, argv=WAITING, background=True)
+        meta = {
+            "io.modelcontextprotocol/protocolVersion": MODERN,
+            "io.modelcontextprotocol/clientCapabilities": {},
+            "io.modelcontextprotocol/clientInfo": {"name": "raw", "version": "9"},
+        }
+        followed = {"notifications": {"resourceSubscriptions": [f"command://{session_id}/c1/both"]}, "_meta": meta}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "subscriptions/listen", "params": followed}
+        body = json.dumps(message).encode()
+
+        async def listen() -> Raw:
+            conn = await stack.enter_async_context(raw(house))  # type: ignore[arg-type]
+            headers = {**modern_headers("subscriptions/listen"), "content-length": str(len(body))}
+            await conn.send_head("POST", "/mcp", headers)
+            await conn.send_body(body)
+            assert (await conn.event()).status_code == 200
+            return conn
+
+        first, *_ = [await listen() for _ in range(MAX_STREAMS)]
+        newcomer = await listen()
+        ended = first if silent_s == 0 else newcomer  # nobody has been silent for a minute
+        heard = b""
+        while b'"error"' not in heard:
+            heard += bytes((await ended.event()).data)
+        assert str(MAX_STREAMS).encode() in heard
