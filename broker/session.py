@@ -78,12 +78,21 @@ class Session(Generic[R]):
     entered: bool = attrs.field(default=False, init=False)
     """It may be where it is, says the supervisor; nobody can call it before."""
     closed: bool = attrs.field(default=False, init=False)
-    ended: EndReason = attrs.field(default=EndReason.EXPIRED, init=False)
+    _ended: EndReason | None = attrs.field(default=None, init=False)
     _own: R | None = attrs.field(default=None, init=False)
     _life: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     _gone: trio.Event = attrs.field(factory=trio.Event, init=False)
     _busy: int = attrs.field(default=0, init=False)
+
+    @property
+    def ended(self) -> EndReason:
+        """Why it is ending or over: what was told, else that it was idle, else that something broke."""
+        return self._ended or (EndReason.EXPIRED if self._life.cancel_called else EndReason.FAILED)
+
+    @ended.setter
+    def ended(self, reason: EndReason) -> None:
+        self._ended = reason
 
     @property
     def own(self) -> R:
@@ -150,9 +159,12 @@ class Session(Generic[R]):
         if self.closed or nursery is None:
             raise SessionClosed(self.id, self.ended)
         work: Work[T] = Work()
+        try:
+            nursery.start_soon(self._perform, work, fn, args)
+        except RuntimeError as closed:  # broken: all its tasks are gone, and it has not left the nursery yet
+            raise SessionClosed(self.id, self.ended) from closed
         self._busy += 1
         self._mind_idle()
-        nursery.start_soon(self._perform, work, fn, args)
         return work
 
     async def _perform(self, call: Work[T], fn: Callable[[*Ts], Awaitable[T]], args: tuple[*Ts]) -> None:

@@ -207,6 +207,8 @@ class Supervisor(Generic[R]):
             if not session.born:
                 task_status.started(failures)
         finally:
+            if session.ended is EndReason.FAILED and crash is None:  # it was cancelled, by a stop that cannot wait
+                session.ended = EndReason.DRAINING
             del self._live[key]
             if session.born:
                 self._forget(key, session, crash)

@@ -138,6 +138,38 @@ async def test_losing_the_resources_ends_the_session() -> None:
         assert stage.session.ended is EndReason.LOST
 
 
+async def test_a_session_that_breaks_is_not_said_to_have_been_idle() -> None:
+    broken, told = trio.Event(), trio.Event()
+
+    @asynccontextmanager
+    async def open_own() -> AsyncIterator[Own]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_break, broken)
+            try:
+                yield Own()
+            finally:
+                with trio.move_on_after(5, shield=True):
+                    await told.wait()
+
+    session = Session(id="s", idle_s=IDLE_S, open_resources=open_own, wait_lost=lambda own: own.lost.wait())
+    with pytest.RaisesGroup(OSError, flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(session.run)
+            broken.set()
+            with pytest.raises(SessionClosed) as caught:
+                await session.call(trio.sleep_forever)
+            assert caught.value.reason is EndReason.FAILED
+            with pytest.raises(SessionClosed) as caught:  # while the resources still close
+                await session.call(answer, 1)
+            assert caught.value.reason is EndReason.FAILED
+            told.set()
+
+
+async def _break(when: trio.Event) -> None:
+    await when.wait()
+    raise OSError("out of buffers")
+
+
 async def test_cancelling_the_caller_cancels_the_work_and_waits_until_it_is_gone() -> None:
     ended = False
 
