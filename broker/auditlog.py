@@ -1,8 +1,8 @@
 """One append-only log of lines: whole lines or none, rotation, and never through a symbolic link.
 
-Owns one descriptor. Knows nothing of what the lines say. Appends are synchronous: a line of a few hundred bytes into
-the page cache takes microseconds, so a record can exist before the effect it describes, and a `finally` can write one
-without awaiting. It survives the end of the process, not the loss of power.
+Owns one descriptor. Knows nothing of what the lines say, nor of threads: all of it is for the writer's thread alone,
+because an append to a disk that is frozen takes as long as that lasts. A line that was written survives the end of the
+process; who is told of each (`on_write`) sees to it that it survives the loss of power too.
 
 Several brokers may share a log (each client of the stdio mode starts one): a line is one O_APPEND write; who rotates
 holds a lock; who finds another file at the path, after a rotation of anyone or a deletion, opens that one.
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import itertools
 import os
 import stat
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import attrs
@@ -27,18 +27,52 @@ OPEN_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 BLOCK_BYTES = 65_536
 STANDARD_ERROR = 2
 OWED_LINES = 10_000
-"""Kept while the file does not work: ends of running calls, which are few, and refusals, which a client can flood."""
+"""Kept while the file does not work: ends of running calls, what stops or frees things, and refusals."""
 OWED_BYTES = 16 * 1024 * 1024
-"""Of those: the line of a refusal can be long."""
+"""Of those: a line can be long."""
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class AuditUnavailable(Exception):
     """A record could not be written, and nothing of it is in the log. The text is for clients: no path in it."""
 
-    def __init__(self, path: Path, why: str) -> None:
+    def __init__(self, path: Path, why: str, *, full: bool = False) -> None:
         super().__init__(f"the audit log cannot be written ({why}), so nothing was done; the operator must repair it")
         self.path = path
         self.why = why
+        self.full = full
+        """Whether room is all that it lacks."""
+
+
+@attrs.frozen(kw_only=True)
+class Keeping:
+    """When a log is rotated and how many of the rotated files are kept.
+
+    `max_bytes` 0: no rotation. The `backup_count` newest stay; those behind them too while they are younger than
+    `keep_s` seconds, but never more than `most_backups`.
+    """
+
+    max_bytes: int = attrs.field(validator=attrs.validators.ge(0))
+    backup_count: int = attrs.field(validator=attrs.validators.ge(0))
+    keep_s: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
+    most_backups: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+
+    def drops(self, number: int, age_s: float) -> bool:
+        """Whether the file that would become `.number` goes."""
+        return number > self.backup_count and (age_s >= self.keep_s or number > self.most_backups)
+
+
+@attrs.frozen(kw_only=True)
+class Hooks:
+    """Whom a log tells: of troubles (in words), of a descriptor that was written, of a young file that had to go.
+
+    `make_room` is asked when the disk is full and a line is owed: whether it is worth another try.
+    """
+
+    complain: Callable[[str], None]
+    on_write: Callable[[int], None] = lambda _: None
+    on_drop: Callable[[Path, os.stat_result], None] = lambda _path, _found: None
+    make_room: Callable[[], bool] = lambda: False
 
 
 @contextmanager
@@ -47,27 +81,30 @@ def _as_unavailable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror or type(error).__name__
-        raise AuditUnavailable(path, why) from error
+        raise AuditUnavailable(path, why, full=error.errno in NO_ROOM) from error
 
 
 @attrs.define(eq=False)
 class LogFile:
-    """See the module. `max_bytes` 0: no rotation; `backup_count` 0: a full file is dropped.
+    """See the module. `lost_lines` counts what found no room while the file did not work.
 
-    `lost_lines` counts what found no room while the file did not work.
     Ownership: `close` ends the descriptor; the next append would open it again.
     """
 
     path: Path
-    max_bytes: int
-    backup_count: int
-    _complain: Callable[[str], None]
+    _keeping: Keeping
+    _hooks: Hooks
     _fd: int | None = attrs.field(default=None, init=False)
     _identity: tuple[int, int] | None = attrs.field(default=None, init=False)
     _owed: deque[bytes] = attrs.field(factory=deque, init=False)
     _owed_bytes: int = attrs.field(default=0, init=False)
     lost_lines: int = attrs.field(default=0, init=False)
     _stuck: bool = attrs.field(default=False, init=False)
+
+    @property
+    def owed_lines(self) -> int:
+        """How many lines wait to be written."""
+        return len(self._owed)
 
     def append(self, line: bytes) -> None:
         """Write what is owed, then *line* (which ends with a newline).
@@ -87,9 +124,14 @@ class LogFile:
             self.lost_lines += 1
 
     def settle(self) -> None:
-        """Write every owed line, in order; raises AuditUnavailable as `append` does."""
+        """Write every owed line, in order, into room that is made for it; raises AuditUnavailable as `append` does."""
         while self._owed:
-            self._write(self._owed[0])
+            try:
+                self._write(self._owed[0])
+            except AuditUnavailable as error:
+                if error.full and self._hooks.make_room():
+                    continue
+                raise
             self._owed_bytes -= len(self._owed.popleft())
 
     def open(self) -> int:
@@ -98,9 +140,10 @@ class LogFile:
         with _as_unavailable(self.path):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with ExitStack() as on_failure:
-                fd = _above_standard(os.open(self.path, OPEN_FLAGS, 0o600))
+                fd = above_standard(os.open(self.path, OPEN_FLAGS, 0o600))
                 on_failure.callback(os.close, fd)
                 self._identity = self._adopt(fd)
+                self._mark_folder()
                 on_failure.pop_all()
             self._fd = fd
             return fd
@@ -109,6 +152,14 @@ class LogFile:
         """Close the descriptor, if there is one."""
         fd, self._fd, self._identity = self._fd, None, None
         if fd is not None:
+            os.close(fd)
+
+    def _mark_folder(self) -> None:
+        """Have the file's name survive the loss of power, as its lines do."""
+        fd = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._hooks.on_write(fd)
+        finally:
             os.close(fd)
 
     def _adopt(self, fd: int) -> tuple[int, int]:
@@ -127,12 +178,14 @@ class LogFile:
             except OSError:
                 self.close()  # opening it again mends what may be half there
                 raise
+        self._hooks.on_write(fd)
 
     def _ready(self, line_bytes: int) -> int:
         """The descriptor of the file that is at the path now and has room for the line."""
         fd = self._current()
         size_bytes = os.fstat(fd).st_size
-        if self.max_bytes and size_bytes and size_bytes + line_bytes > self.max_bytes:
+        limit_bytes = self._keeping.max_bytes
+        if limit_bytes and size_bytes and size_bytes + line_bytes > limit_bytes:
             self._rotate()
             fd = self._current()
         return fd
@@ -150,22 +203,36 @@ class LogFile:
                     self._shift()
         except OSError as error:
             if not self._stuck:
-                self._complain(f"{self.path} cannot be rotated, it grows on: {error.strerror}")
+                self._hooks.complain(f"{self.path} cannot be rotated, it grows on: {error.strerror}")
             self._stuck = True
         else:
             self._stuck = False
 
     def _shift(self) -> None:
-        if self.backup_count == 0:
-            self.path.unlink()
-            return
-        names = [self.path, *(self.path.with_name(f"{self.path.name}.{n + 1}") for n in range(self.backup_count))]
-        for newer, older in reversed(tuple(itertools.pairwise(names))):
-            with suppress(FileNotFoundError):  # not so many backups yet
-                newer.rename(older)
+        kept = [self.path]
+        while os.path.lexists(older := self._numbered(len(kept))):
+            kept.append(older)
+        while kept and self._let_go(kept[-1], len(kept)):
+            kept.pop()
+        for number in range(len(kept), 0, -1):
+            kept[number - 1].rename(self._numbered(number))
+
+    def _numbered(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{number}")
+
+    def _let_go(self, path: Path, number: int) -> bool:
+        """Delete *path*, which would become `.number`, if it need not be kept."""
+        found = path.stat(follow_symlinks=False)
+        age_s = time.time() - found.st_mtime
+        if not self._keeping.drops(number, age_s):
+            return False
+        path.unlink()
+        if age_s < self._keeping.keep_s:
+            self._hooks.on_drop(path, found)
+        return True
 
 
-def _above_standard(fd: int) -> int:
+def above_standard(fd: int) -> int:
     """Move off 0, 1 and 2, which are free in a daemon: else what is printed there would be in the log."""
     if fd > STANDARD_ERROR:
         return fd

@@ -2,7 +2,8 @@
 
 The session is born as a real one is, with the same walls. What attacks them is no program but `sandbox/siege.py`, which
 only this session has loaded: nothing more may be executed than in a real one. Each attack is tried first by the same
-user without walls. The broker's logs are not written; what is listened on is a port of this run's own.
+user without walls. The broker's logs are not written, only what is owed to them is told; what is listened on is a
+port of this run's own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -22,6 +24,7 @@ import trio
 
 from broker.aftermath import Listeners
 from broker.approaches import absent, take_back
+from broker.auditrun import read_runs
 from broker.belongings import tend
 from broker.checks import CHECKS, MEMORY_BYTES, NAMES, TASKS, Attempt, Check, Line, judge, skipped
 from broker.host import Host
@@ -57,6 +60,8 @@ class Diagnosis:
 
     layers: tuple[LayerReport, ...]
     lines: tuple[Line, ...]
+    audit: tuple[str, ...] = ()
+    """What the brokers that write this audit log say that they owe it."""
 
     @property
     def holds(self) -> bool:
@@ -77,7 +82,19 @@ async def examine(config: Config, foundation: Foundation) -> Diagnosis:
                 _open_port(host, foundation, around) as around_and_port,
             ):
                 lines = [await _check(host, init, around_and_port, check) for check in CHECKS]
-                return Diagnosis(layers=init.layers, lines=tuple(lines))
+                audit = tuple(_owed(config.server.logging.audit_log))
+                return Diagnosis(layers=init.layers, lines=tuple(lines), audit=audit)
+
+
+def _owed(log: Path) -> Iterator[str]:
+    """A sentence for each broker that writes to this log, or did until it was lost."""
+    for note, alive in read_runs(log):
+        who = f"run {note.run} (pid {note.pid}, since {note.started})"
+        owed = f"{note.owed} records, lost {note.lost}" if note.owed or note.lost else "nothing"
+        if alive:
+            yield f"{who} writes it and owes {owed}"
+        else:
+            yield f"{who} ended without a word and owed {owed}; the next start records it"
 
 
 @asynccontextmanager
@@ -251,6 +268,9 @@ def spoken(diagnosis: Diagnosis) -> Iterable[str]:
     yield "Attacks from inside one; each worked without walls first:"
     for line in diagnosis.lines:
         yield f"  {line.state:<11} {line.title}: {line.detail}"
+    if diagnosis.audit:
+        yield "The audit log:"
+        yield from (f"  {sentence}" for sentence in diagnosis.audit)
     states = [line.state for line in diagnosis.lines]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     yield f"{counts}. " + (

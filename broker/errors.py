@@ -63,7 +63,11 @@ class ErrorCode(Enum):
     PROC_ACCESS_DENIED = ("PROC_002", False, "Only processes that this session started can be signalled.")
     CALL_CANCELLED = ("CALL_001", False, "Look at what was done, then call again: nobody waited for the end of it.")
     INVALID_ARGUMENTS = ("ARG_001", False, "Correct the arguments that error_message names, then call again.")
-    AUDIT_UNAVAILABLE = ("AUDIT_001", True, "Nothing was done. The operator must make the audit log writable.")
+    AUDIT_UNAVAILABLE = (
+        "AUDIT_001",
+        True,
+        "Nothing was done. The operator must make the audit log writable; ending and deleting work meanwhile.",
+    )
     SYSTEM_SHORTAGE = ("SYS_001", True, "End what you no longer need or wait, then call again; or tell the operator.")
     SYSTEM_BUSY = ("SYS_002", True, "Call again after retry_after_s; read your answers, or ask for smaller parts.")
     SYSTEM_INTERNAL_ERROR = ("SYS_999", False, "Give the incident id to the operator; the error log has the details.")

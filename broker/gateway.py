@@ -19,6 +19,7 @@ from broker.calls import Answer, Call, OutputFace
 from broker.contract import find_tool
 from broker.decisions import Denied, decide, require_end
 from broker.errors import ErrorCode, Failure
+from broker.freeing import frees
 from broker.host import Host, Scope, Step
 from broker.job import Job
 from broker.jobs import CommandNotFound
@@ -74,7 +75,7 @@ class Gateway:
         step = STEPS[type(request)]
         session = self._session_of(call.principal, request)
         allow = decide(self._host, session, request)
-        record.begin(allow.rule)
+        await record.begin(allow.rule, owed=frees(request))
         scope = Scope(
             host=self._host,
             principal=call.principal,
@@ -130,21 +131,30 @@ class _Record:
         self._audit = audit
         self._events = events
         self._started_s = time.monotonic()
+        self._begun = False
         session_id = call.arguments.get("session_id") or call.arguments.get("id")
-        self._event = Event(
-            event_type=events.begun,
-            session_id=session_id if isinstance(session_id, str) else None,
-            tool_name=call.tool,
-            arguments=redact_arguments(call.arguments),
-            request_id=call.request_id,
-            principal=call.principal,
-            client=call.client,
-        )
+        self._facts: dict[str, Any] = {
+            "session_id": session_id if isinstance(session_id, str) else None,
+            "tool_name": call.tool,
+            "arguments": redact_arguments(call.arguments),
+            "request_id": call.request_id,
+            "principal": call.principal,
+            "client": call.client,
+        }
 
-    def begin(self, rule: str) -> None:
-        """Record what is about to happen, and the rule that allows it. Raises: AuditUnavailable."""
-        self._event = attrs.evolve(self._event, rule=rule)
-        self._audit.begin(self._event)
+    async def begin(self, rule: str, *, owed: bool) -> None:
+        """Record what is about to happen, and the rule that allows it; *owed*: it happens without its record, too.
+
+        Raises:
+            AuditUnavailable: it is not recorded; never if it may be owed.
+        """
+        self._facts["rule"] = rule
+        event = Event(event_type=self._events.begun, **self._facts)
+        if owed:
+            self._audit.end(event)
+        else:
+            await self._audit.begin(event)
+        self._begun = True
 
     def __enter__(self) -> Self:
         return self
@@ -164,7 +174,7 @@ class _Record:
         failure, facts = told_and_recorded(error)
         self._end(
             self._events.failed,
-            rule=error.rule if isinstance(error, Denied) else self._event.rule,
+            **({"rule": error.rule} if isinstance(error, Denied) else {}),
             **facts,
             **_details_of(failure.partial.get),
         )
@@ -172,7 +182,8 @@ class _Record:
 
     def _end(self, event_type: EventType, **facts: Any) -> None:
         duration_ms = round((time.monotonic() - self._started_s) * 1000)
-        self._audit.end(attrs.evolve(self._event, event_type=event_type, duration_ms=duration_ms, **facts))
+        record = self._audit.end if self._begun else self._audit.refuse
+        record(Event(**{**self._facts, "event_type": event_type, "duration_ms": duration_ms, **facts}))
 
 
 _RECORDED = MappingProxyType(

@@ -27,6 +27,8 @@ from broker.wire import safe_text
 REDACTED = "[redacted]"
 VALUE_CHARACTERS = 512
 """Of one value in a record; then it is cut, and the record says how many bytes there were."""
+REFUSED_CHARACTERS = 1024
+"""Of the arguments of a call that was refused: it had no effect, and whoever is refused can call again and again."""
 LOOKED_AT = 16
 """Times as much is looked at as is shown, because a pattern may reach past the cut."""
 SHOWN_ITEMS = 64
@@ -86,6 +88,13 @@ class Redacted:
 
     shown: Mapping[str, object]
     _secrets: tuple[str, ...] = attrs.field(repr=False)
+    _given: Mapping[str, object] = attrs.field(default=MappingProxyType({}), repr=False, eq=False)
+
+    def shortened(self) -> Redacted:
+        """As it is recorded of a call that was refused."""
+        if _characters(dict(self.shown)) <= REFUSED_CHARACTERS:
+            return self
+        return attrs.evolve(self, shown=_shortened(self.shown, self._given))
 
     def scrub(self, text: str) -> str:
         """*text* without what was hidden in the arguments, as it is or as a message would quote it."""
@@ -106,7 +115,60 @@ def redact_arguments(arguments: object) -> Redacted:
     if len(arguments) > SHOWN_ITEMS:
         shown["..."] = f"{len(arguments) - SHOWN_ITEMS} more"
     # The longest first: one secret may be a part of another.
-    return Redacted(shown=shown, secrets=tuple(sorted(set(secrets), key=len, reverse=True)))
+    return Redacted(shown=shown, secrets=tuple(sorted(set(secrets), key=len, reverse=True)), given=arguments)
+
+
+def _shortened(shown: Mapping[str, object], arguments: Mapping[str, object]) -> Mapping[str, object]:
+    """*shown*, which is long, cut to REFUSED_CHARACTERS: its first values, and what stands for the others."""
+    short: dict[str, object] = {}
+    left = REFUSED_CHARACTERS
+    for name, value in shown.items():
+        size = _characters(value)
+        given = arguments.get(name)
+        if len(name) + size <= left:
+            short[name] = value
+        elif isinstance(value, list) and isinstance(given, list):
+            short[name] = [*_first(value, left // 2), _whole(given)]
+        else:
+            short[name] = f"... [{size} characters]"
+        left -= len(name) + _characters(short[name])
+        if left <= 0:
+            break
+    if len(short) < len(shown):
+        short["..."] = f"{len(shown) - len(short)} more"
+    return short
+
+
+def _characters(value: object) -> int:
+    return len(json.dumps(value, default=str))
+
+
+def _first(items: list[object], characters: int) -> Iterator[object]:
+    """The first of *items* that fit."""
+    for item in items:
+        characters -= _characters(item)
+        if characters < 0:
+            return
+        yield item
+
+
+def _whole(items: list[object]) -> str:
+    """What stands for a list: how many, how long, and the SHA-256 of its words, each with a NUL behind it.
+
+    A digest is there only where nothing is hidden: a digest of a short secret is as good as the secret.
+    """
+    words = [item for item in items if isinstance(item, str)]
+    data = b"".join(word.encode(errors="surrogatepass") + b"\0" for word in words)
+    told = f"... {len(items)} in all, {len(data)} bytes"
+    if len(words) < len(items) or len(data) > DIGEST_BYTES or _has_secrets(words):
+        return told
+    return f"{told}, sha256 {hashlib.sha256(data).hexdigest()}"
+
+
+def _has_secrets(words: list[str]) -> bool:
+    return any(hidden is not None for hidden in hidden_in(words)) or any(
+        hide_secrets(word) != safe_text(word) or without_secrets(word, REDACTED)[1] for word in words
+    )
 
 
 def _argument(name: str, value: object, secrets: list[str]) -> object:

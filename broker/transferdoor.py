@@ -79,7 +79,7 @@ class TransferDoor:
                 record.cut = range_behind_the_end(size_bytes)
                 return _unsatisfiable(size_bytes)
         start, stop = part or (0, size_bytes)
-        record.begin(start, stop)
+        await record.begin(start, stop)
 
         def sent(length: int) -> None:
             source.sent(start + record.moved_bytes, length)
@@ -103,7 +103,7 @@ class TransferDoor:
     async def _upload(self, wire: Wire, transfer: RawUpload, record: TransferRecord) -> Reply | None:
         head = upload_head(wire.method, wire.headers)
         _require_fit(head, transfer)
-        record.begin(head.offset, None if head.body_bytes is None else head.offset + head.body_bytes)
+        await record.begin(head.offset, None if head.body_bytes is None else head.offset + head.body_bytes)
 
         async def write(data: bytes) -> None:
             await transfer.sink.write(data)
@@ -152,7 +152,7 @@ class TransferDoor:
         """The same answer for whatever is no token, or none any more."""
         message = "there is no transfer at this URL: its session has ended, it is long over, or it never was"
         failure = failure_of(BrokerError(ErrorCode.TRANSFER_NOT_FOUND, message), "")
-        self._audit.end(
+        self._audit.refuse(
             Event(
                 event_type=EventType.TRANSFER_REFUSED,
                 error="a request named a transfer that does not exist, or no longer",

@@ -35,6 +35,7 @@ class TransferRecord:
         """Why it ended early, where no exception says it."""
         self._audit = audit
         self._transfer = transfer
+        self._begun = False
         self._done = EventType.FILE_DOWNLOAD if isinstance(transfer, RawDownload) else EventType.FILE_UPLOAD
         self._started_s = time.monotonic()
         self._event = Event(
@@ -46,11 +47,12 @@ class TransferRecord:
             details={"transfer_id": transfer.id, "path": transfer.path, "method": method},
         )
 
-    def begin(self, start: int, stop: int | None) -> None:
+    async def begin(self, start: int, stop: int | None) -> None:
         """Record which bytes are about to move (None: to the end). Raises: AuditUnavailable."""
         details = {**(self._event.details or {}), "offset": start, "stop": stop}
         self._event = attrs.evolve(self._event, details=details)
-        self._audit.begin(self._event)
+        await self._audit.begin(self._event)
+        self._begun = True
 
     def __enter__(self) -> Self:
         return self
@@ -74,4 +76,5 @@ class TransferRecord:
     def _end(self, event_type: EventType, **facts: Any) -> None:
         duration_ms = round((time.monotonic() - self._started_s) * 1000)
         event = attrs.evolve(self._event, event_type=event_type, duration_ms=duration_ms, data_bytes=self.moved_bytes)
-        self._audit.end(attrs.evolve(event, **facts))
+        record = self._audit.end if self._begun else self._audit.refuse
+        record(attrs.evolve(event, **facts))

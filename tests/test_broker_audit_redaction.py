@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -33,7 +34,7 @@ def raw_logs(folder: Path, arguments: object, error: str = "", exception: Except
             error=error or None,
             exception=exception,
         )
-        audit.begin(event)
+        trio.run(audit.begin, event)
         audit.end(event)
     return (folder / "a").read_bytes() + (folder / "b").read_bytes()
 

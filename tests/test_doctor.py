@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live import ROOT, live_folder, marked, write_config
+import trio
+from live import ROOT, connect, live_folder, marked, new_session, ok, running_broker, write_config
 from live_plain_user import plain_user
 from test_sandbox_births import open_world
 
@@ -53,6 +54,23 @@ def test_a_person_reads_the_layers_and_a_line_for_each_attack() -> None:
             assert f" {check.title}: " in done.stdout
         assert done.stdout.rstrip().endswith("All that is claimed holds.")
         assert not (base / "log").exists(), "the doctor writes no audit"
+
+
+@pytest.mark.long
+@pytest.mark.bounded(120)
+async def test_what_a_broker_owes_its_log_is_said() -> None:
+    with running_broker() as broker:
+        async with connect(broker) as client:
+            session = await new_session(client)
+            log = broker.base / "log" / "audit.log"
+            aside = log.rename(log.with_name("audit.log-aside"))
+            log.symlink_to(aside)  # the broker follows none
+            await ok(client, "kill_session", session_id=session)
+            done = await trio.to_thread.run_sync(doctor, broker.base, "--json")
+            aside.replace(log)
+        (said,) = json.loads(done.stdout)["audit"]
+        assert f"(pid {broker.process.pid}, " in said
+        assert "owes 3 records, lost 0" in said
 
 
 @pytest.mark.long
