@@ -131,7 +131,7 @@ def _logs(config: Config) -> Iterator[tuple[str, str]]:
         if holds_only(log.parent, logs):
             yield str(log.parent), "the folder of the logs"
         else:
-            yield from ((f"{log}.{number}", "a rotated log") for number in range(1, logging.backup_count + 2))
+            yield from ((f"{log}.{number}", "a rotated log") for number in range(1, logging.most_backups + 2))
 
 
 def holds_only(folder: Path, logs: Iterable[Path]) -> bool:

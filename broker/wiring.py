@@ -197,4 +197,6 @@ def audit_settings(server: ServerSettings) -> AuditSettings:
         error_log=server.logging.error_log,
         max_bytes=server.logging.max_size_bytes,
         backup_count=server.logging.backup_count,
+        keep_s=server.logging.keep_s,
+        most_backups=server.logging.most_backups,
     )

@@ -28,6 +28,7 @@ from policy.rules import Policy
 from sandbox.plan import SandboxSettings
 
 MIB = 1024 * 1024
+KEPT_FILES = 1000  # of one log, however small they are: each rotation renames them all
 BODY_ENVELOPE_BYTES = 64 * 1024  # JSON-RPC around a chunk: names, path, ids
 
 _DURATION = Between(0.001, 7 * 24 * 3600, "seconds")
@@ -48,7 +49,9 @@ class LoggingSettings:
     audit_log: Path = attrs.field(validator=check_file_path)
     error_log: Path = attrs.field(validator=check_file_path)
     max_size_mb: float = attrs.field(validator=Between(0.001, 1024 * 1024, "MiB"))
-    backup_count: int = attrs.field(validator=Between(1, 1000, "files"))
+    backup_count: int = attrs.field(validator=Between(1, KEPT_FILES, "files"))
+    keep_days: float = attrs.field(validator=Between(0, 3650, "days"))
+    max_total_mb: float = attrs.field(validator=Between(0.001, 1024 * 1024, "MiB"))
 
     @error_log.default
     def _beside_the_audit_log(self) -> Path:
@@ -58,6 +61,16 @@ class LoggingSettings:
     def max_size_bytes(self) -> int:
         """Return the size at which a log file is rotated."""
         return int(self.max_size_mb * MIB)
+
+    @property
+    def keep_s(self) -> float:
+        """Return the age in seconds up to which rotated files are kept, whatever their number."""
+        return self.keep_days * 24 * 3600
+
+    @property
+    def most_backups(self) -> int:
+        """Return how many rotated files of one log there can be at most."""
+        return max(self.backup_count, min(KEPT_FILES, int(self.max_total_mb / self.max_size_mb) - 1))
 
     def __attrs_post_init__(self) -> None:
         if self.error_log == self.audit_log:

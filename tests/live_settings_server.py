@@ -51,6 +51,7 @@ CHANGED_SERVER: Mapping[str, Any] = {
         "format": "text",
         "max_size_mb": 0.01,
         "backup_count": 2,
+        "keep_days": 0,
         "audit_log": "elsewhere/trail.log",
         "error_log": "elsewhere/trouble.log",
     },
@@ -317,6 +318,21 @@ async def backup_count(brokers: Brokers) -> None:
     await max_size_mb(brokers)
     kept = sorted(path.name for path in (brokers.changed.base / "elsewhere").glob("trail.log.*"))
     assert kept == ["trail.log.1", "trail.log.2"]
+
+
+async def keep_days(brokers: Brokers) -> None:
+    """The two settings are one: files beyond backup_count stay while they are young and there is room for them."""
+    kept: dict[float, int] = {}
+    for total_mb in (1024, 0.05):
+        logging = {"max_size_mb": 0.01, "backup_count": 1, "keep_days": 1, "max_total_mb": total_mb}
+        with running_broker({"logging": logging}) as broker:
+            async with connect(broker) as client:
+                session_id = await new_session(client)
+                for _call in range(100):
+                    await run(client, session_id, "true")
+            kept[total_mb] = len(list((broker.base / "log").glob("audit.log.*")))
+    assert kept[0.05] == 4
+    assert kept[1024] > 4
 
 
 async def max_session_age(brokers: Brokers) -> None:
@@ -642,6 +658,8 @@ ROWS: Mapping[str, Row] = {
     "server.logging.error_log": error_log,
     "server.logging.max_size_mb": max_size_mb,
     "server.logging.backup_count": backup_count,
+    "server.logging.keep_days": keep_days,
+    "server.logging.max_total_mb": keep_days,
     "server.sessions.max_session_age": max_session_age,
     "server.sessions.max_concurrent": max_concurrent,
     "server.sessions.cleanup_interval": cleanup_interval,

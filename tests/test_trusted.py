@@ -86,7 +86,7 @@ def test_a_log_among_other_things_is_hidden_with_all_its_rotations(config: Confi
     hidden = look(config).hidden
     assert within(shared / "a.log", hidden)
     assert within(shared / "a.log.1", hidden)
-    assert within(shared / f"e.log.{logging.backup_count}", hidden)
+    assert within(shared / f"e.log.{logging.most_backups}", hidden)
     assert not within(shared / "notes", hidden)
     (shared / "notes").rename(shared / "a.log.2026")
     assert within(shared / "anything", look(config).hidden)

@@ -1,0 +1,210 @@
+"""History is not pushed out by what is recorded: refusals are short and counted, files are kept by age as well."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from live import connect, new_session, run, running_broker
+from test_broker_audit import command, ids, kinds, opened, patient, records
+
+from broker.audit import AuditSettings, Clocks, Event, EventType, open_audit
+from broker.auditlog import Keeping
+from broker.redact import REFUSED_CHARACTERS, redact_arguments
+from broker.refusals import CALLERS, IN_FULL, INTERVAL_S, NAMED_TOOLS, OTHERS, Refusals
+
+__all__ = ["patient"]  # a fixture for each test here too
+LONG = [f"{number:03d}" + "x" * 509 for number in range(64)]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> AuditSettings:
+    log = tmp_path / "log"
+    return AuditSettings(audit_log=log / "audit.log", error_log=log / "errors.log", max_bytes=0, backup_count=0)
+
+
+def refusal(principal: str = "me", code: str = "POLICY_001", tool: str = "execute_command") -> Event:
+    return Event(event_type=EventType.COMMAND_FAILED, tool_name=tool, principal=principal, error="no", error_code=code)
+
+
+# --- repeated refusals
+
+
+def test_the_first_refusals_are_recorded_and_the_others_counted(settings: AuditSettings) -> None:
+    with opened(settings) as (audit, _):
+        for _number in range(IN_FULL + 500):
+            audit.refuse(refusal())
+        audit.refuse(refusal(code="POLICY_002"))
+        audit.refuse(refusal(principal="other"))
+    found = records(settings.audit_log)
+    assert kinds(settings.audit_log) == ["COMMAND_FAILED"] * (IN_FULL + 2) + ["REFUSALS_COUNTED"]
+    assert found[-1]["details"] == {"refused": 500, "tools": {"execute_command": 500}, "interval_s": INTERVAL_S}
+    assert (found[-1]["principal"], found[-1]["error_code"]) == ("me", "POLICY_001")
+    assert records(settings.error_log) == found
+
+
+def test_a_count_is_recorded_when_its_interval_is_over_though_nobody_calls(settings: AuditSettings) -> None:
+    now = [0.0]
+    with open_audit(settings, clocks=Clocks(interval=lambda: now[0])) as audit:
+        for _number in range(IN_FULL + 3):
+            audit.refuse(refusal())
+        assert "REFUSALS_COUNTED" not in kinds(settings.audit_log)
+        now[0] = INTERVAL_S
+        audit.settle()  # the thread looks at the clock again; a real one would have woken it
+        audit.settle()
+        assert kinds(settings.audit_log)[-1] == "REFUSALS_COUNTED"
+        audit.refuse(refusal())
+        assert kinds(settings.audit_log)[-1] == "COMMAND_FAILED", "a new interval"
+
+
+def test_counting_is_bounded_whatever_a_client_makes_up() -> None:
+    refusals = Refusals(lambda: 0.0)
+    for number in range(IN_FULL + 100):
+        refusals.in_full(refusal(tool=f"made-up-{number}"))
+    (counted,) = refusals.due(all_of_them=True)
+    assert counted.details is not None
+    tools: Any = counted.details["tools"]
+    assert len(tools) == NAMED_TOOLS + 1
+    assert tools[OTHERS] == 100 - NAMED_TOOLS
+    for number in range(CALLERS + 100):
+        refusals.in_full(refusal(principal=f"p{number}"))
+    assert sum(refusals.in_full(refusal(principal=f"q{number}")) for number in range(100)) == 0
+
+
+def test_a_slow_stream_of_refusals_is_recorded_in_full() -> None:
+    now = [0.0]
+    refusals = Refusals(lambda: now[0])
+    for _number in range(5 * IN_FULL):
+        assert refusals.in_full(refusal())
+        now[0] += INTERVAL_S / IN_FULL
+
+
+# --- a refusal is short
+
+
+def argv_of(record: dict[str, Any]) -> list[Any]:
+    argv: list[Any] = record["arguments"]["argv"]
+    return argv
+
+
+def test_a_long_refused_argv_is_cut_with_its_length_and_the_digest_of_the_whole(settings: AuditSettings) -> None:
+    event = attrs.evolve(refusal(), arguments=redact_arguments({"session_id": "s", "argv": LONG}))
+    with opened(settings) as (audit, _):
+        audit.refuse(event)
+        audit.end(event)
+    short, full = records(settings.audit_log)
+    assert argv_of(full) == LONG, "the control: of a call that was not refused"
+    data = b"".join(word.encode() + b"\0" for word in LONG)
+    assert argv_of(short)[-1] == f"... 64 in all, {len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}"
+    assert LONG[: len(argv_of(short)) - 1] == argv_of(short)[:-1]
+    assert len(json.dumps(short["arguments"])) < 2 * REFUSED_CHARACTERS
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        pytest.param(["curl", "--token", "hunter2", *LONG], id="an option"),
+        pytest.param([*LONG, *LONG, "PASSWORD=hunter2"], id="behind those that are shown"),
+        pytest.param([*LONG, "x" * 9000 + " password=hunter2 "], id="behind what is looked at"),
+        pytest.param([*LONG, ["hunter2"]], id="no word"),
+    ],
+)
+def test_what_has_a_secret_in_it_has_no_digest(argv: list[object]) -> None:
+    shown = json.dumps(redact_arguments({"argv": argv}).shortened().shown)
+    assert "in all" in shown
+    assert "sha256" not in shown
+    assert "hunter2" not in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param({f"unknown-{number}": "x" * 9000 for number in range(1000)}, id="unknown"),
+        pytest.param({"environment": {f"N{number}": "x" * 9000 for number in range(1000)}}, id="environment"),
+        pytest.param({"x" * 100_000: 1, "y" * 100_000: 2, "z" * 100_000: 3}, id="names"),
+        pytest.param({"path": "p" * 100_000, "argv": LONG, "include": LONG, "exclude": LONG}, id="all"),
+    ],
+)
+def test_whatever_is_refused_is_short(arguments: dict[str, object]) -> None:
+    assert len(json.dumps(dict(redact_arguments(arguments).shortened().shown))) < 3 * REFUSED_CHARACTERS
+
+
+@pytest.mark.parametrize("what", ["argv", "transfers"])
+async def test_a_flood_of_refusals_leaves_the_log_small(what: str) -> None:
+    calls = 200
+    with running_broker() as broker:
+        async with connect(broker) as client:
+            session = await new_session(client)
+            for _number in range(calls):
+                if what == "argv":
+                    assert (await run(client, session, "curl", *LONG)).is_error
+                else:
+                    assert (await trio.to_thread.run_sync(broker.request, "GET", "/transfers/x"))[0] == 404
+        broker.stop()
+        counted = [record for record in broker.audit() if record["event_type"] == "REFUSALS_COUNTED"]
+        assert [record["details"]["refused"] for record in counted] == [calls - IN_FULL]
+        assert (broker.base / "log" / "audit.log").stat().st_size < 100_000
+
+
+# --- files are kept by age
+
+
+DAY_S = 24 * 3600.0
+
+
+@pytest.fixture
+def small(settings: AuditSettings) -> AuditSettings:
+    return attrs.evolve(settings, max_bytes=1000, backup_count=2, keep_s=DAY_S, most_backups=6)
+
+
+def backups(settings: AuditSettings) -> list[str]:
+    return sorted(path.name for path in settings.audit_log.parent.glob("audit.log.*"))
+
+
+def names(*numbers: int) -> list[str]:
+    return [f"audit.log.{number}" for number in numbers]
+
+
+def test_young_files_stay_beyond_their_number_and_old_ones_do_not(small: AuditSettings) -> None:
+    number = 0
+    with opened(small) as (audit, complaints):
+        while len(backups(small)) < 5:
+            audit.end(command(number := number + 1))
+        oldest = small.audit_log.with_name("audit.log.5")
+        assert ids(oldest)[0] == "1", "nothing is lost"
+        for name in names(3, 4, 5):
+            os.utime(small.audit_log.with_name(name), (time.time() - 2 * DAY_S,) * 2)
+        newest = small.audit_log.with_name("audit.log.1").stat().st_ino
+        while small.audit_log.with_name("audit.log.1").stat().st_ino == newest:
+            audit.end(command(number := number + 1))
+        assert backups(small) == names(1, 2, 3)
+        assert complaints == []
+    assert "LOG_DROPPED" not in kinds(small.audit_log)
+
+
+def test_a_flood_pushes_young_files_out_at_the_limit_alone_and_it_is_said(small: AuditSettings) -> None:
+    with opened(small) as (audit, complaints):
+        for number in range(100):
+            audit.end(command(number))
+        assert backups(small) == names(1, 2, 3, 4, 5, 6)
+    everything = [r for path in small.audit_log.parent.glob("audit.log*") for r in records(path)]
+    dropped = [record for record in everything if record["event_type"] == "LOG_DROPPED"]
+    assert dropped
+    assert dropped[0]["details"]["file"] == "audit.log.6"
+    assert "keep_days" in complaints[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "age_s", "drops"),
+    [(2, 9e9, False), (3, 0, False), (3, DAY_S, True), (6, 1, False), (7, 1, True)],
+)
+def test_what_is_dropped(number: int, age_s: float, *, drops: bool) -> None:
+    keeping = Keeping(max_bytes=1, backup_count=2, keep_s=DAY_S, most_backups=6)
+    assert keeping.drops(number, age_s) == drops
