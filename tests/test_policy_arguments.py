@@ -82,3 +82,25 @@ def test_only_arguments_are_looked_at_never_the_name_of_the_program(name: str, w
 def test_every_entry_of_the_known_programs_denies_its_own_spelling(name: str, data: st.DataObject) -> None:
     entry = data.draw(st.sampled_from(KNOWN[name].denied_args))
     assert find_denied((name, *entry.split()), KNOWN[name].denied_args)
+
+
+def test_an_entry_with_a_subcommand_looks_at_all_that_follows_it() -> None:
+    assert denied("grep -O", "grep", "-O")
+    assert denied("submodule foreach", "submodule", "foreach")
+    assert denied("a b -x", "a", "b", "-x")
+    assert denied("bundle create", "-q", "create"), "an option in front of it: nobody knows"
+
+
+def test_an_argument_with_one_dash_is_denied_with_a_value_too_and_a_word_is_not() -> None:
+    assert denied("-exec", "-exec=x")
+    assert not denied("exec", "exec=x")
+    assert denied("exec", "exec")
+    assert not denied("xo", "-ao"), "a word of two letters is no letter"
+
+
+def test_a_flag_stands_first_and_only_a_long_one_has_its_value_behind_a_sign() -> None:
+    assert find_unlisted(("p", "-a"), ()) == "-a"
+    assert find_unlisted(("p", "-n=5"), ("-n",)) == "-n=5"
+    assert find_unlisted(("p", "--n=5"), ("--n",)) is None
+    assert find_unlisted(("p", "-Ux"), ("-U*",)) is None
+    assert find_unlisted(("p", "-x"), ("-U*",)) == "-x"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.command import decide_command, executables, prove_examples
+from policy.command import NAMED_COMMANDS, decide_command, executables, prove_examples
 from policy.decision import Allow, CommandDecision, Confirm, Deny, strictness
 from policy.explain import explain
 from policy.git import INSERTED
@@ -318,3 +318,91 @@ def test_every_denial_names_a_rule_and_says_something_printable(argv: list[str])
     assert decision.rule
     assert decision.reason.endswith((".", "?"))
     assert decision.reason.isprintable()
+
+
+def test_a_rule_that_lists_its_flags_denies_others_by_that_rule() -> None:
+    policy = policy_of({"ls": attrs.evolve(LS, allowed_flags=("-l", "--color"))})
+    assert isinstance(decide("ls", "-l", "--color=never", "x", policy=policy), Allow)
+    denied = denial("ls", "-l", "-a", policy=policy)
+    assert denied.rule == "allowed_commands.ls.allowed_flags"
+    assert "'-a'" in denied.reason
+    assert denial("ls", "-a", policy=policy_of({"ls": attrs.evolve(LS, allowed_flags=())})).rule.endswith(
+        "allowed_flags"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["git"], "alone"),
+        (["git", "-C", "x", "status"], "'-C'"),  # what stands in the way
+        (["git", "-C", "x", "push"], "'-C'"),
+        (["git", "-x"], "'-x'"),
+        (["git", "push", "status"], "'push'"),  # no option: it is the subcommand that is wrong
+        (["git", "remote", "add", "x"], "'remote add'"),  # the longest prefix, where the first word is right
+        (["git", "push", "origin", "x"], "'push'"),
+    ],
+    ids=str,
+)
+def test_a_denied_subcommand_is_named_by_what_is_wrong_with_it(argv: list[str], told: str) -> None:
+    reason = denial(*argv).reason
+    before_the_list = reason.partition(": the words")[0]
+    assert told in before_the_list
+    assert ("in front of the subcommand" in before_the_list) == (argv[1:2] == ["-C"] and "status" in argv)
+
+
+def test_a_path_stands_for_a_rule_only_where_it_is_the_same_program_of_the_same_name() -> None:
+    real = {"/bin/ls": "/usr/bin/busybox", "/usr/bin/ls": "/usr/bin/busybox", "/x/ls": "/x/ls", "/usr/bin/cat": "/x"}
+    real["/bin/cat"] = "/usr/bin/busybox"
+
+    def allowed(path: str) -> bool:
+        return isinstance(decide_command(POLICY, [path], confirm=False, programs=real), Allow)
+
+    assert allowed("/usr/bin/ls")
+    assert not allowed("/x/ls"), "the name alone"
+    assert not allowed("/bin/cat"), "the program alone"
+
+
+def test_what_is_listed_in_a_refusal_is_bounded_and_counted() -> None:
+    def reason(count: int) -> str:
+        return denial("nothing", policy=policy_of({f"c{number:02}": LS for number in range(count)})).reason
+
+    assert "none" in reason(0)
+    assert "more" not in reason(NAMED_COMMANDS)
+    assert "and 1 more" in reason(NAMED_COMMANDS + 1)
+    assert "c39" in reason(NAMED_COMMANDS + 1)
+    assert "c40" not in reason(NAMED_COMMANDS + 1)
+
+
+def test_whether_it_was_confirmed_is_said_where_it_mattered() -> None:
+    assert "confirmed" in decide("python3", "x", confirm=True).reason
+    assert "confirmed" not in decide("ls", confirm=True).reason
+
+
+def test_an_example_that_needs_confirmation_holds_and_a_rule_without_examples_stops_nothing() -> None:
+    confirmed = attrs.evolve(PYTHON, examples=Examples(allow=("python3 x.py",), deny=("python3 -i",)))
+    assert prove_examples(policy_of({"ls": LS, "python3": confirmed}), {}) == ()
+    wrong = attrs.evolve(PYTHON, examples=Examples(allow=(), deny=("python3 x.py",)))
+    assert [fault.command for fault in prove_examples(policy_of({"ls": LS, "python3": wrong}), {})] == ["python3"]
+
+
+def test_an_explanation_says_all_that_would_happen() -> None:
+    def lines(*argv: str, rule: CommandRule) -> dict[str, str]:
+        text = explain(decide(*argv, policy=policy_of({"tool": rule})), argv)
+        return {label: rest.strip() for label, _, rest in (line.partition(":") for line in text.splitlines())}
+
+    rule = CommandRule(executable="/bin/tool", max_args=2)
+    told = lines("tool", rule=rule)
+    assert told["decision"] == "allow"
+    assert told["runs"] == "/bin/tool with argv ['tool']"
+    assert "any program" in told["may start"]
+    assert {"sets", "limits"}.isdisjoint(told)
+    told = lines("tool", "a", "b", rule=rule)
+    assert (told["decision"], told["runs"]) == ("deny", "nothing")
+    rule = attrs.evolve(rule, requires_confirmation=True, env={"B": "2", "A": "1"}, may_run=("/bin/a", "/bin/b"))
+    rule = attrs.evolve(rule, resource_override=ResourceOverride(memory_max=7))
+    told = lines("tool", rule=rule)
+    assert (told["decision"], told["may start"]) == ("confirm", "/bin/a, /bin/b")
+    assert told["sets"] == "A='1', B='2'"
+    assert "7" in told["limits"]
+    assert lines("tool", rule=attrs.evolve(rule, may_run=()))["may start"] == "no other program"

@@ -141,3 +141,13 @@ def test_no_session_changes_the_path_or_the_configuration_of_git(session_env: di
     built = build_environment(POLICY, user=USER, rule_env={}, session_env=session_env)
     fixed = {name: value for name, value in BASE.items() if name == "PATH" or name.startswith("GIT_")}
     assert fixed.items() <= built.items()
+
+
+def test_where_names_are_listed_no_other_may_be_set() -> None:
+    policy = attrs.evolve(POLICY, allowed_env=("MY_*",))
+    assert isinstance(decide_variable(policy, "MY_A"), Allow)
+    denied = decide_variable(policy, "OTHER")
+    assert isinstance(denied, Deny)
+    assert denied.rule == "allowed_env"
+    assert decide_environment(policy, {"MY_A": "", "OTHER": ""}) == denied
+    assert decide_environment(policy, {"MY_A": ""}) is None

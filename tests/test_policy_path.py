@@ -11,8 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy.decision import Allow, Deny, PathDecision
-from policy.path import CHANGES, PathRules, Pattern, Purpose, Root, decide_path, kernel_roots, lexical_path
-from policy.pattern import components, matches_name
+from policy.path import (
+    CHANGES,
+    SHOWN_PATTERNS,
+    PathRules,
+    Pattern,
+    Purpose,
+    Root,
+    decide_beneath,
+    decide_path,
+    kernel_roots,
+    lexical_path,
+)
+from policy.pattern import components, matched_depths, matches_name
 from policy.rules import ClosedPath
 
 HOME = "/home/ann"
@@ -334,3 +345,40 @@ def test_a_lexical_path_is_never_malformed(path: str) -> None:
     everything = attrs.evolve(PathRules.compile(("/**",), (), HOME))
     assert isinstance(decide(absolute, rules=everything), Allow) == (path != "")
     assert lexical_path("/elsewhere", absolute, "/other") == absolute
+
+
+def test_what_is_matched_is_every_depth_and_no_more() -> None:
+    assert list(matched_depths(("a", "**"), ("a", "b"))) == [1, 2]
+    assert list(matched_depths(("a",), ("a",))) == [1]
+    assert list(matched_depths(("**",), ())) == [0]
+    assert list(matched_depths(("a", "**", "b"), ("a", "b", "b"))) == [2, 3]
+
+
+def test_a_star_is_any_characters_and_skips_none_of_its_pattern() -> None:
+    assert not matches_name("*ab", "b")
+    assert not matches_name("*ab", "xb")
+    assert matches_name("*ab", "ab")
+    assert matches_name("*ab", "xaab")
+
+
+def test_what_lies_in_a_directory_is_decided_whatever_its_name() -> None:
+    rules = PathRules.compile(["/srv/*", "/data/**"], ["/data/closed/**"], HOME)
+    assert isinstance(decide_beneath(rules, "/srv"), Allow)
+    assert isinstance(decide_beneath(rules, "/data/"), Allow)
+    assert isinstance(decide_beneath(rules, "/srv/x"), Deny)
+    assert isinstance(decide_beneath(rules, "/data/closed"), Deny)
+
+
+def test_the_home_of_a_lexical_path_has_all_its_names() -> None:
+    assert lexical_path("/", "~", HOME) == HOME
+    assert lexical_path("/", "~/x", HOME) == f"{HOME}/x"
+
+
+def test_the_paths_listed_in_a_refusal_are_bounded_and_counted() -> None:
+    def reason(count: int) -> str:
+        return decide("/x", rules=PathRules.compile([f"/p{number:02}" for number in range(count)], [], HOME)).reason
+
+    assert "there are none" in reason(0)
+    assert "more" not in reason(SHOWN_PATTERNS)
+    assert "and 1 more" in reason(SHOWN_PATTERNS + 1)
+    assert f"/p{SHOWN_PATTERNS:02}" not in reason(SHOWN_PATTERNS + 1)
