@@ -7,6 +7,7 @@ The matrix of Pythons has one home, the classifiers of pyproject.toml; of those,
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -141,7 +142,8 @@ def lock(session: nox.Session) -> None:
     check = "requirements/check.txt"
     session.run(*write, "pyproject.toml", "--group", "dev", "-o", check, *session.posargs)
     session.run(*write, "pyproject.toml", "--group", "build", "-c", check, "-o", "requirements/run.txt")
-    session.run(*write, "--group", "conformance", "-c", check, "-o", "requirements/conformance.txt", *session.posargs)
+    for group in ("conformance", "fuzz"):
+        session.run(*write, "--group", group, "-c", check, "-o", f"requirements/{group}.txt", *session.posargs)
 
 
 @nox.session(tags=["full", "rest"])
@@ -156,6 +158,15 @@ def soak(session: nox.Session) -> None:
     """Ten thousand commands and a gigabyte of output leave everything where it was."""
     bound = ["-o", "faulthandler_timeout=420"]  # these tests are long by design; each has a bound of its own
     run_here(session, "pytest", *AT_ONCE, *bound, "-m", "soak", *session.posargs)
+
+
+@nox.session(tags=["full", "rest"])
+def fuzz(session: nox.Session) -> None:
+    """Coverage-guided fuzzing of all that parses a stranger's bytes, for two minutes; `-- --seconds 600` is longer."""
+    if platform.machine() != "x86_64" or sys.version_info >= (3, 14):
+        session.skip("atheris has wheels for x86_64 and Python 3.11 to 3.13 alone")
+    install(session, "fuzz")
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
 
 
 @nox.session(tags=["full", "rest"])

@@ -1,0 +1,89 @@
+"""Coverage-guided fuzzing: `python -m tests.fuzz [--seconds N] [TARGET...]`, with atheris (libFuzzer) installed.
+
+Each target gets so many seconds, two targets at a time, from what is in `corpus/` on. An input that breaks one is
+written to `fuzz-findings/` in the current folder, with what it raised; the status says how many targets broke.
+Nothing is added to the corpus but by `--grow`, which keeps of what was found the least that reaches as much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CORPUS = HERE / "corpus"
+FINDINGS = Path("fuzz-findings")
+AT_ONCE = 2
+SECONDS = 9  # and about five to start, which is two minutes for all on two cores
+INPUT_BYTES = 2048
+GROWN_BYTES = 256  # of an input that is kept: small ones are read
+ONE_INPUT_S = 10
+MEMORY_MB = 2048
+FACTS = ("number_of_executed_units", "average_exec_per_sec", "new_units_added", "peak_rss_mb")
+
+
+def fuzz_one(target: str, arguments: list[str]) -> None:
+    """Fuzz in this process; libFuzzer ends it."""
+    import atheris  # noqa: PLC0415  the one part that needs it
+
+    sys.path.insert(0, str(HERE.parent))
+    with atheris.instrument_imports(include=["broker", "config", "policy", "sandbox"]):
+        from .targets import TARGETS  # noqa: PLC0415  so that what it imports is instrumented
+    atheris.Setup([sys.argv[0], *arguments], TARGETS[target])
+    atheris.Fuzz()
+
+
+def _run(target: str, seconds: int, *, grow: bool) -> tuple[str, int, str]:
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as fresh:
+        bounds = [f"-max_len={INPUT_BYTES}", f"-timeout={ONE_INPUT_S}", f"-rss_limit_mb={MEMORY_MB}"]
+        bounds += [f"-artifact_prefix={FINDINGS}/{target}-"]
+        bounded = [*bounds, f"-max_total_time={seconds}", "-print_final_stats=1"]
+        status, said = _start(target, [*bounded, fresh, _kept(target)])
+        if grow and not status:
+            status, said = _start(target, [*bounds, f"-max_len={GROWN_BYTES}", "-merge=1", _kept(target), fresh])
+    return target, status, said
+
+
+def _start(target: str, arguments: list[str]) -> tuple[int, str]:
+    command = [sys.executable, "-m", "tests.fuzz", "--one", target, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    return done.returncode, done.stdout.decode(errors="replace")
+
+
+def _kept(target: str) -> str:
+    folder = CORPUS / target
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--one"]:
+        fuzz_one(sys.argv[2], sys.argv[3:])
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=SECONDS, help=f"for each target; {SECONDS} if not said")
+    parser.add_argument("--grow", action="store_true", help="keep what reaches more")
+    every = [path.name for path in sorted(CORPUS.iterdir())]
+    parser.add_argument("targets", nargs="*", metavar="TARGET", default=every)
+    options = parser.parse_args()
+    FINDINGS.mkdir(exist_ok=True)
+    broken = 0
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        runs = [pool.submit(_run, target, options.seconds, grow=options.grow) for target in options.targets]
+        for run in concurrent.futures.as_completed(runs):
+            target, status, said = run.result()
+            facts = [line.split()[-1] for fact in FACTS for line in said.splitlines() if f"stat::{fact}:" in line]
+            print(f"{target}: {' '.join(f'{n}={v}' for n, v in zip(FACTS, facts, strict=False))}", flush=True)
+            if status:
+                broken += 1
+                print(f"{target} BROKE ({status}); the input is in {FINDINGS}/\n{said}", flush=True)
+    print(f"{broken} of {len(runs)} targets broke")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
