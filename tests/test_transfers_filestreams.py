@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trio
@@ -21,6 +23,7 @@ from transfers.refusals import SourceChanged, UnsizedSource
 from transfers.streams import PIECE_BYTES
 
 CONTENT = bytes(range(256)) * 8
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -122,3 +125,62 @@ async def test_a_file_that_went_out_is_complete_without_a_hash_that_takes_too_lo
     async with open_source(path) as source:
         source.sent(0, size_bytes)
         assert (await source.settle(), source.sha256) == (True, None)
+
+
+class Sending:
+    """A socket of this process, which others write to without waiting."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self._end = end
+
+    async def burst(self, write: Callable[[int], T], limiter: trio.CapacityLimiter) -> T:
+        return await trio.to_thread.run_sync(write, self._end.fileno(), limiter=limiter)
+
+
+async def test_nothing_goes_out_of_a_file_that_was_found_changed_even_if_it_looks_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(CONTENT)
+    before = path.stat().st_mtime_ns
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        async with open_source(path) as source:
+            assert (await source.burst(Sending(ours), 0, 100)).offset == 100
+            assert theirs.recv(4096) == CONTENT[:100]
+            path.write_bytes(CONTENT + b"!")
+            with pytest.raises(SourceChanged):
+                await source.burst(Sending(ours), 100, 200)
+            path.write_bytes(CONTENT)
+            os.utime(path, ns=(before, before))
+            for _ in range(2):
+                with pytest.raises(SourceChanged):
+                    await source.burst(Sending(ours), 100, 200)
+
+
+async def test_what_went_out_is_hashed_a_little_at_a_time_and_no_further(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    content = bytes(3 * PIECE_BYTES)
+    path.write_bytes(content)
+    async with open_source(path) as source:
+        assert not await source.hash_some(), "nothing went out"
+        source.sent(0, PIECE_BYTES + 10)
+        assert await source.hash_some()
+        assert await source.hash_some()
+        assert not await source.hash_some()
+        source.sent(PIECE_BYTES + 10, len(content) - PIECE_BYTES - 10)
+        rounds = 0
+        while await source.hash_some():
+            rounds += 1
+        assert rounds == 2
+        assert await source.settle()
+        assert source.sha256 == hashlib.sha256(content).hexdigest()
+
+
+async def test_a_change_is_seen_by_who_hashes_what_went_out(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(CONTENT)
+    async with open_source(path) as source:
+        source.sent(0, len(CONTENT))
+        path.write_bytes(CONTENT[:5])
+        with pytest.raises(SourceChanged):
+            await source.hash_some()

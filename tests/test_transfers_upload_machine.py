@@ -245,3 +245,13 @@ def test_complete_upload_cannot_be_lost() -> None:
     with pytest.raises(IllegalReportError):
         upload.lost("too late")
     assert upload.state is State.COMPLETE
+
+
+def test_a_repeated_last_chunk_does_not_finish_while_another_is_written() -> None:
+    upload = Upload(max_bytes=10)
+    write(upload, b"abc", is_last=False)
+    again = upload.offer(0, b"abc", is_last=True)
+    assert isinstance(again, Verify)
+    assert isinstance(upload.offer(3, b"def", is_last=False), Write)
+    assert upload.verified(again, same=True) == Refuse(why=Why.BUSY, expected_offset=3)
+    assert upload.state is State.WRITING
