@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import attrs
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -48,6 +50,7 @@ def rules_of(allowed: list[str], blocked: list[str], guarded: list[str], opened:
 @example(["/**"], ["/**"], ["/**"], [["a"]], ["/", "/a", "/a/b"])
 @example(["/**"], ["/a/*", "**/.ssh/**"], ["**/.env"], [["a", "b"]], ["/a/b", "/a/b/.env", "/a/b/.ssh", "/a/.env"])
 @example(["/**"], ["**/a/b/**", "**"], [], [["a"], ["a", "b"]], ["/a", "/a/b", "/a/b/a/b"])
+@example(["/**"], ["**/b/x"], [], [["a"], ["a", "b"]], ["/a/b/x", "/a/c/b/x"])
 @settings(deadline=None, max_examples=600)
 def test_the_expressions_decide_as_the_rules_do(
     allowed: list[str], blocked: list[str], guarded: list[str], opened: list[list[str]], paths: list[str]
@@ -61,3 +64,8 @@ def test_the_expressions_decide_as_the_rules_do(
             ("write", inside_walls.permit_file),
         ):
             assert says(path) == isinstance(decide_path(rules, path, purpose), Allow), (path, purpose)
+
+
+def test_the_last_name_of_what_is_closed_is_enough_for_a_walk_to_ask() -> None:
+    names = tree_filter(rules_of(["/**"], ["/a/b", "**/c/d*/**"], ["/e"], [])).last_names
+    assert [name for name in ("/b", "/dx", "/e", "/a", "/c", "/x") if re.match(names, name)] == ["/b", "/dx", "/e"]

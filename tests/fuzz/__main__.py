@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import hashlib
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,15 @@ def fuzz_one(target: str, arguments: list[str]) -> None:
     sys.path.insert(0, str(HERE.parent))
     with atheris.instrument_imports(include=["broker", "config", "policy", "sandbox"]):
         from .targets import TARGETS  # noqa: PLC0415  so that what it imports is instrumented
-    atheris.Setup([sys.argv[0], *arguments], TARGETS[target])
+
+    def keep_what_breaks(data: bytes) -> None:
+        try:
+            TARGETS[target](data)
+        except BaseException:  # libFuzzer writes it as well, by the same name, unless an alarm ends it on the way
+            (FINDINGS / f"{target}-crash-{hashlib.sha1(data, usedforsecurity=False).hexdigest()}").write_bytes(data)
+            raise
+
+    atheris.Setup([sys.argv[0], *arguments], keep_what_breaks)
     atheris.Fuzz()
 
 

@@ -257,7 +257,11 @@ def tar(data: bytes) -> None:
         return
     theirs = []
     with suppress(tarfile.TarError), tarfile.open(fileobj=io.BytesIO(whole)) as archive:
-        theirs = [(os.path.normpath(i.name), i.isdir(), i.size, int(i.mtime)) for i in archive]
+        # An old header says directory by a slash at its end; GNU tar looks at the end of the whole name, as we do.
+        directories = [i.isdir() or (i.type == tarfile.AREGTYPE and i.name.endswith("/")) for i in archive]
+        theirs = [
+            (os.path.normpath(i.name), d, i.size, int(i.mtime)) for i, d in zip(archive, directories, strict=True)
+        ]
     assert theirs == ours[: len(theirs)]  # it stops at owners that are no numbers, which we do not read
 
 
