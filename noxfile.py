@@ -23,7 +23,7 @@ PACKAGES = ["broker", "config", "policy", "sandbox", "transfers"]
 CODE = [*PACKAGES, "tests", "bench", "docs", "noxfile.py"]
 WAITING = re.compile(r"\b(async|await|trio)\b")
 # Which marks run where. What has a session of its own is in none of these.
-APART = "conformance or soak or guest"
+APART = "conformance or soak or guest or histories"
 QUICK = f"not ({APART} or long)"
 LONG = f"long and not ({APART})"
 ELSEWHERE = f"not ({APART} or once)"
@@ -158,6 +158,13 @@ def soak(session: nox.Session) -> None:
     """Ten thousand commands and a gigabyte of output leave everything where it was."""
     bound = ["-o", "faulthandler_timeout=420"]  # these tests are long by design; each has a bound of its own
     run_here(session, "pytest", *AT_ONCE, *bound, "-m", "soak", *session.posargs)
+
+
+@nox.session(venv_backend="none", tags=["full", "rest"])
+def histories(session: nox.Session) -> None:
+    """Clients at work on the same things while the broker is struck; HISTORIES_SEED=N repeats one that failed."""
+    bound = ["-o", "faulthandler_timeout=420"]  # a storm has a bound of its own
+    run_here(session, "pytest", *bound, "-m", "histories", *session.posargs)
 
 
 @nox.session(tags=["full", "rest"])
