@@ -23,7 +23,7 @@ PACKAGES = ["broker", "config", "policy", "sandbox", "transfers"]
 CODE = [*PACKAGES, "tests", "bench", "docs", "noxfile.py"]
 WAITING = re.compile(r"\b(async|await|trio)\b")
 # Which marks run where. What has a session of its own is in none of these.
-APART = "conformance or soak or guest or histories"
+APART = "conformance or soak or guest or histories or failing"
 QUICK = f"not ({APART} or long)"
 LONG = f"long and not ({APART})"
 ELSEWHERE = f"not ({APART} or once)"
@@ -175,6 +175,13 @@ def fuzz(session: nox.Session) -> None:
         session.skip("atheris has wheels for x86_64 and Python 3.11 to 3.13 alone")
     install(session, "fuzz")
     session.run("python", "-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session(venv_backend="none", tags=["full", "rest"])
+def failing(session: nox.Session) -> None:
+    """System calls of the broker and its sessions fail, one after the other; FAILING_CALLS=all: every one."""
+    bound = ["-o", "faulthandler_timeout=5400"]
+    run_here(session, "pytest", *AT_ONCE, *bound, "-m", "failing", *session.posargs, "tests/test_failing_calls.py")
 
 
 @nox.session(tags=["full", "rest"])

@@ -67,7 +67,10 @@ class Disk:
     async def read(self, asked: str, fd: int, offset: int, length: int) -> bytes:
         """Return up to *length* bytes at *offset*; fewer only at the end of the file."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        length = min(length, max(0, os.fstat(fd).st_size - offset))
+        try:
+            length = min(length, max(0, os.fstat(fd).st_size - offset))
+        except OSError as fault:
+            raise from_errno(asked, fault.errno or errno.EIO) from fault
         # A thread costs about as much as all the rest of a small read. RWF_NOWAIT reads what the page cache
         # holds and never waits for a disk, so it may run in the loop; the rest is the thread's.
         done = _read_cached(fd, offset, length) if length <= INLINE_READ_BYTES else b""

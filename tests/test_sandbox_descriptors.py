@@ -23,6 +23,7 @@ from test_sandbox_births import (
 from test_sandbox_shortage import eventually, expect_success, running
 
 from sandbox import trees
+from sandbox.descriptors import Disk
 from sandbox.faults import BirthFailed, SpawnFailed
 from sandbox.file_errors import FileError
 from sandbox.files import open_files
@@ -134,3 +135,8 @@ async def test_a_launch_without_descriptors_is_refused_as_such() -> None:
         with descriptors_left(0), pytest.raises(SpawnFailed, match=TOO_MANY):
             await world.run("/bin/true")
         await expect_success(world)
+
+
+async def test_a_file_that_cannot_even_be_looked_at_is_told_by_its_path() -> None:
+    with pytest.raises(FileError, match="notes: "):
+        await Disk().read("notes", -1, 0, 1)
