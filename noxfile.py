@@ -53,7 +53,7 @@ def _answers(python: str) -> bool:
 
 # Named, because collecting everything is slow in a guest.
 GUEST_TESTS = ["tests/test_walls_cgroup_guest.py", "tests/test_whole_cgroup_guest.py", "tests/test_escape_guest.py"]
-GUEST_TESTS += ["tests/test_histories_guest.py"]
+GUEST_TESTS += ["tests/test_histories_guest.py", "tests/test_live_memory.py"]
 # As many tests at once as there are cores. More than four would share the session user's limit of processes.
 AT_ONCE = ["-n", "logical", "--maxprocesses", "4"]
 PYTEST = [*AT_ONCE, "--dist", "loadscope"]  # a module's tests may share a broker
