@@ -127,7 +127,7 @@ def limited(user: PlainUser, processes: int) -> PlainUser:
 
 
 @needs_root
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_start_that_runs_short_of_processes_says_so_in_one_line(processes: int) -> None:
     with live_folder() as base:
         write_config(base, {}, POLICY)
