@@ -103,10 +103,10 @@ def of_version_1() -> Iterator[Limited]:
 
 @pytest.mark.guest
 @pytest.mark.skipif(bool(WHY_NOT), reason=f"no delegated cgroup here: {WHY_NOT}")
-@pytest.mark.bounded(400)  # emulated, a second of the machine may be ten
+@pytest.mark.bounded(800)  # emulated, a second of the machine may be ten
 @pytest.mark.parametrize("time", [1, 2])
 async def test_the_broker_outlives_what_takes_all_memory_in_a_guest(time: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("live.START_BOUND_S", 300)
+    monkeypatch.setattr("live.START_BOUND_S", 600)
     with unified() as limited:
         await require_survival(limited)
 
