@@ -184,6 +184,12 @@ def failing(session: nox.Session) -> None:
     run_here(session, "pytest", *AT_ONCE, *bound, "-m", "failing", *session.posargs, "tests/test_failing_calls.py")
 
 
+@nox.session(venv_backend="none", tags=["full", "rest"])
+def mutation(session: nox.Session) -> None:
+    """A sample of the mutants of policy/, drawn anew for each state of it: one that no test notices is a finding."""
+    run_here(session, "tests.mutation", *(session.posargs or ["--sample", "100"]))
+
+
 @nox.session(tags=["full", "rest"])
 def guest(session: nox.Session) -> None:
     """The tests that need a kernel of their own: in a guest, as root and as a user with a delegated cgroup."""

@@ -51,7 +51,7 @@ def _outside_prefixes(key: str, rule: CommandRule, words: tuple[str, ...]) -> De
 def _first_words(words: tuple[str, ...], prefixes: list[tuple[str, ...]]) -> str:
     if len(words) == 1:
         return f"{shown(words[0])} alone is not allowed"
-    if words[1].startswith("-") and any(words[2:] and prefix[0] in words[2:] for prefix in prefixes):
+    if words[1].startswith("-") and any(prefix[0] in words[2:] for prefix in prefixes):
         return f"Option {shown(words[1])} stands in front of the subcommand, which is not allowed"
     longest = max(len(prefix) for prefix in prefixes if prefix)
     same_start = any(prefix[0] == words[1] for prefix in prefixes)

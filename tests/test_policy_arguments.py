@@ -89,6 +89,8 @@ def test_an_entry_with_a_subcommand_looks_at_all_that_follows_it() -> None:
     assert denied("submodule foreach", "submodule", "foreach")
     assert denied("a b -x", "a", "b", "-x")
     assert denied("bundle create", "-q", "create"), "an option in front of it: nobody knows"
+    assert denied("grep -O", "-Oless", "grep"), "nor whether it is the option in front"
+    assert not denied("grep grep", "grep", "x"), "the subcommand itself is no argument of it"
 
 
 def test_an_argument_with_one_dash_is_denied_with_a_value_too_and_a_word_is_not() -> None:

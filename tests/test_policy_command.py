@@ -406,3 +406,8 @@ def test_an_explanation_says_all_that_would_happen() -> None:
     assert told["sets"] == "A='1', B='2'"
     assert "7" in told["limits"]
     assert lines("tool", rule=attrs.evolve(rule, may_run=()))["may start"] == "no other program"
+
+
+def test_no_more_than_three_names_are_offered_for_one_that_is_near() -> None:
+    near = denial("lss", policy=policy_of(dict.fromkeys(("ls1", "ls2", "ls3", "ls4", "ls5"), LS))).reason
+    assert near.partition("Allowed commands")[0].count(" or ") == 2

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy.decision import Allow, Deny, PathDecision
+from policy.explain import explain
 from policy.path import (
     CHANGES,
     SHOWN_PATTERNS,
@@ -382,3 +383,8 @@ def test_the_paths_listed_in_a_refusal_are_bounded_and_counted() -> None:
     assert "more" not in reason(SHOWN_PATTERNS)
     assert "and 1 more" in reason(SHOWN_PATTERNS + 1)
     assert f"/p{SHOWN_PATTERNS:02}" not in reason(SHOWN_PATTERNS + 1)
+
+
+def test_an_explanation_of_a_path_runs_nothing() -> None:
+    lines = explain(decide("/etc/hosts"), ["/etc/hosts"]).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["asked", "decision", "rule", "reason"]

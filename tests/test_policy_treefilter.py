@@ -69,3 +69,8 @@ def test_the_expressions_decide_as_the_rules_do(
 def test_the_last_name_of_what_is_closed_is_enough_for_a_walk_to_ask() -> None:
     names = tree_filter(rules_of(["/**"], ["/a/b", "**/c/d*/**"], ["/e"], [])).last_names
     assert [name for name in ("/b", "/dx", "/e", "/a", "/c", "/x") if re.match(names, name)] == ["/b", "/dx", "/e"]
+
+
+def test_rules_have_their_expressions_with_them() -> None:
+    rules = rules_of(["/a/**"], ["**/b"], ["/a/c"], [["a"]])
+    assert rules.tree == tree_filter(rules)

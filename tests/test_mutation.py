@@ -1,0 +1,70 @@
+"""The mutants are the faults they are named for, and what is argued away is still there to be argued about."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from mutants import code_of, mutants_of
+
+ROOT = Path(__file__).parent.parent
+ARGUED = Path(__file__).parent / "mutation_argued.txt"
+SOURCE = '''
+"""A module."""
+LIMIT = 3
+
+def f(a: int, b: int = 1) -> int:
+    """Say something."""
+    if a < b and not b == 4:
+        raise ValueError(f"{a + b}")
+    return a + 2
+'''
+NAMES = [
+    "without `a < b` in `a < b and (not b == 4)`",
+    "without `not b == 4` in `a < b and (not b == 4)`",
+    "`a < b and (not b == 4)` -> `not (a < b and (not b == 4))`",
+    "`a < b` -> `a <= b`",
+    "`not b == 4` -> `b == 4`",
+    "`b == 4` -> `b != 4`",
+    "`4` -> `5`",
+    "without `raise ValueError(f'{a + b}')`",
+    "without `return a + 2`",
+    "`a + 2` -> `a - 2`",
+    "`2` -> `3`",
+]
+
+
+def test_each_mutant_is_one_fault_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(SOURCE)
+    mutants = list(mutants_of(tmp_path, "m.py"))
+    assert [mutant.name for mutant in mutants] == [f"m.py f: {name}" for name in NAMES]
+    answers = {mutant.name: answer(code_of(tmp_path, mutant)) for mutant in mutants}
+    whole = answer(compile(SOURCE, "m.py", "exec"))
+    assert whole == [ValueError, 7, 6, 3, 5]
+    assert {name for name, said in answers.items() if said == whole} == set()
+
+
+def answer(code: Any) -> list[Any]:
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102  it is ours
+    said: list[Any] = []
+    for arguments in ((2, 3), (5, 4), (4, 4), (1, 1), (3, 4)):
+        try:
+            said.append(names["f"](*arguments))
+        except ValueError:
+            said.append(ValueError)
+    return said
+
+
+def test_what_is_argued_away_is_a_mutant_and_has_a_reason() -> None:
+    lines = [line for line in ARGUED.read_text().splitlines() if line and not line.startswith("#")]
+    names = [line for line in lines if not line.startswith(" ")]
+    there: Counter[str] = Counter()
+    for file in {name.split(" ")[0] for name in names}:
+        there.update(mutant.name for mutant in mutants_of(ROOT, file))
+    assert [name for name in names if not there[name]] == []
+    assert len(names) == len({*names})
+    for name in names:
+        assert lines[lines.index(name) + 1 :][0:1][0].startswith(" ") or lines[lines.index(name) + 1] in names, name
+    assert lines[-1:] == [] or lines[-1].startswith(" ")
