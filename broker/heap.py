@@ -12,10 +12,10 @@ it is given back once nothing large has been held for a while.
 from __future__ import annotations
 
 import ctypes
-
-import trio
+from contextlib import suppress
 
 from broker.bytebudget import ByteBudget
+from sandbox.threads import run_in_thread
 
 QUIET_S = 1.0
 """Seconds after the last large body or answer: chunks follow each other faster."""
@@ -34,4 +34,5 @@ async def give_back_when_quiet(budget: ByteBudget) -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
     while trim is not None:
         await budget.wait_quiet(QUIET_S)
-        await trio.to_thread.run_sync(trim, 0)
+        with suppress(OSError):  # no thread to be had: the next time
+            await run_in_thread(trim, 0)

@@ -196,6 +196,8 @@ class Exchange:
         except BlockingIOError:
             return True
         except wire.Truncated as cut:
+            if cut.message and not _is_answer(cut.message):
+                raise wire.WireBroken("an answer came that no opener of ours gives") from cut
             self._cut_off(cut.message or {})
             return True
         if message is None:

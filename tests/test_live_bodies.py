@@ -127,7 +127,7 @@ async def test_answers_that_nobody_reads_take_a_bounded_sum_and_keep_nobody_out(
             await conn.send_body(body)
         # Somebody who reads gets an answer of the same kind, though all the room was taken by others.
         while (answer := await call(client, tool, **arguments)).is_error:
-            assert answer.error == ("SYS_001", "SYSTEM_BUSY")
+            assert answer.error == ("SYS_002", "SYSTEM_BUSY")
             assert answer["retryable"]
             await ok(client, "read_file", session_id=session_id, path="small")
         await ok(client, "read_file", session_id=session_id, path="small")
