@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import queue
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -147,6 +148,8 @@ def test_when_the_room_is_used_up_records_wait_and_come_by_themselves(small: Pat
 @pytest.fixture
 def loop_disk(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """A file, and the file system in it, mounted."""
+    if missing := [tool for tool in ("mkfs.ext4", "fsfreeze") if shutil.which(tool) is None]:
+        pytest.skip(f"a disk that can be frozen needs {missing}")
     image = tmp_path / "image"
     with image.open("wb") as file:
         file.truncate(24 << 20)
