@@ -25,10 +25,10 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.task_group import TaskGroup, _handle
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
+from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from broker.admission import Places, longest_idle
@@ -36,6 +36,7 @@ from broker.bodysocket import BodySocket
 from broker.exchange import ABORT_KEY, BODY_SOCKET_KEY, SERVER_BUSY, Reply, refusal
 from broker.library_logs import describe_without_text
 from broker.peerwatch import PeerWatch
+from sandbox.threads import run_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +188,7 @@ class _Connection(TCPServer):
         try:
             client = parse_socket_addr(self._socket.family, self._socket.getpeername())
             server = parse_socket_addr(self._socket.family, self._socket.getsockname())
-            async with TaskGroup() as tasks:
+            async with _Tasks() as tasks:
                 self._task_group = tasks
                 self.protocol = cast(
                     "Any",
@@ -247,6 +248,39 @@ class _Connection(TCPServer):
         if isinstance(event, Updated):
             (self._places.idle if event.idle else self._places.busy)(self._guest)
         await super().protocol_send(Closed() if self._client_left and isinstance(event, Updated) else event)
+
+
+class _Tasks(TaskGroup):
+    """Hypercorn's, but a request's end is told without waiting, and nobody waits to tell an app that has ended.
+
+    It is told by the app's own task, in the middle of a send: with a full queue that task would wait for itself.
+    """
+
+    async def spawn_app(
+        self, app: AppWrapper, config: Config, scope: Any, send: Callable[[Any], Awaitable[None]]
+    ) -> Callable[[Any], Awaitable[None]]:
+        """Start *app* on a request; return what hands it the events of that."""
+        events, heard = trio.open_memory_channel[Any](config.max_app_queue_size)
+
+        async def to_its_end(*arguments: Any) -> None:
+            with heard:
+                await app(*arguments)
+
+        async def receive() -> Any:
+            try:
+                return await heard.receive()
+            except trio.EndOfChannel:
+                return {"type": "http.disconnect"}
+
+        async def hand_on(event: Any) -> None:
+            if event["type"] == "http.disconnect":
+                events.close()
+            else:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    await events.send(event)
+
+        self.spawn(_handle, to_its_end, config, scope, receive, send, run_in_thread, trio.from_thread.run)
+        return hand_on
 
 
 class _Http1(H11Protocol):

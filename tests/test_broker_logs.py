@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 from live import (
     ROOT,
     START_BOUND_S,
@@ -149,10 +150,17 @@ def killed(process: subprocess.Popen[bytes]) -> Iterator[None]:
         process.wait()
 
 
+def busy(port: int) -> socket.socket:
+    """Return a connection with half a request; to refuse one beyond the limit is worth a line."""
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.sendall(b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: 9\r\n\r\n{" % port)
+    return connection
+
+
 @pytest.mark.bounded(90)
 async def test_a_broker_whose_stderr_nobody_reads_answers_and_stops() -> None:
     with live_folder() as base:
-        write_config(base, {"logging": {"level": "DEBUG"}})
+        write_config(base, {"logging": {"level": "DEBUG"}, "max_connections": 8})
         port = free_port()
         command = [sys.executable, "-m", "broker", "--config-dir", str(base / "config"), "--port", str(port)]
         process = subprocess.Popen(
@@ -164,17 +172,18 @@ async def test_a_broker_whose_stderr_nobody_reads_answers_and_stops() -> None:
             fcntl.fcntl(process.stderr, SET_PIPE_SIZE, PIPE_BYTES)
             heard = b""
             while b"/mcp" not in heard:
-                heard += more(process.stdout.fileno())
+                heard += (said := more(process.stdout.fileno()))
+                assert said, "it has ended"
             os.read(process.stderr.fileno(), 65536)  # and never again
             broker = LiveBroker(base=base, host="127.0.0.1", port=port, process=process, printed=Printed())
             async with connect(broker) as client:
                 session_id = await new_session(client)
-                with ExitStack() as too_many:  # each of those beyond the limit is worth a line
+                with ExitStack() as too_many:
                     while waiting(process.stderr.fileno()) < PIPE_BYTES - LINE_BYTES:
-                        too_many.enter_context(socket.create_connection(("127.0.0.1", port)))
-                        await ok(client, "get_system_info")
+                        too_many.enter_context(busy(port))
+                        await trio.sleep(0.01)
                     for _ in range(50):
-                        too_many.enter_context(socket.create_connection(("127.0.0.1", port)))
-                        await ok(client, "list_directory", session_id=session_id, path=".")
+                        too_many.enter_context(busy(port))
+                await ok(client, "list_directory", session_id=session_id, path=".")
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=20) == 0

@@ -34,6 +34,11 @@ RUDE = {
     "a greeting of TLS": b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(64),
     "a head without end": b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 12_000,
     "a line without end": b"A" * 70_000,
+    "a refused body in many pieces": b"POST /nowhere HTTP/1.1\r\n"
+    + HEAD
+    + b"Transfer-Encoding: chunked\r\n\r\n"
+    + b"1\r\nx\r\n" * 4000
+    + b"0\r\n\r\n",
     "many requests in a row": (b"GET /healthz HTTP/1.1\r\n" + HEAD + b"\r\n") * 50,
 }
 WAYS_TO_LEAVE = ("close", "reset", "half-close", "wait")
