@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, closing, contextmanager, suppress
 
 import attrs
 import trio
@@ -74,17 +74,19 @@ async def open_belongings(
     Raises:
         BirthFailed: the init could not be born; nothing is left of it.
     Ownership: closed names are looked for a last time, then URLs close, then transfers (an unfinished upload is
-        discarded), then files, then everything below the init is ended and gone, then the commands' output.
+        discarded), then files, then everything below the init is ended and gone, and with it every change that was
+        still to come; then the commands' output.
     """
     limiter = trio.CapacityLimiter(DISK_THREADS)
     aftermath = Aftermath(listeners)
     jobs = Jobs(settings.max_commands, settings.output, aftermath.job_ended)
-    with closing(jobs):
+    with closing(jobs), ExitStack() as when_gone:
         async with (
             launcher.open_init(walls) as init,
             open_files(init.files_socket, disk=Disk(reserve_bytes=settings.transfers.reserve_bytes)) as files,
             open_transfers(settings.transfers, limiter=limiter, on_discard=on_discard) as transfers,
         ):
+            when_gone.callback(files.settle)
             with closing(SessionTransfers(desk, limiter)) as raw:
                 own = Belongings(
                     init=init,

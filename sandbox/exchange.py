@@ -76,7 +76,7 @@ class Exchange:
         self._waiting: dict[int, _Waiting] = {}
         self._undos: dict[int, str] = {}  # of questions whose asker left
         self._unsettled: set[int] = set()  # changes whose asker left before the answer
-        self._when_settled: list[Callable[[], None]] = []
+        self._when_settled: list[tuple[set[int], Callable[[], None]]] = []  # each with what it still waits for
         self._sending = trio.Lock()  # only one task may wait for a socket to become writable
         self._gone = False
 
@@ -116,13 +116,25 @@ class Exchange:
         return answer
 
     def when_settled(self, call: Callable[[], None]) -> None:
-        """Call *call* once no change can happen any more that was asked for and whose asker left; mostly at once."""
-        self._when_settled.append(call)
+        """Call *call* once no change can come any more whose asker has left by now; mostly at once.
+
+        Changes whose askers leave later are not waited for: there might be no end of them.
+        """
+        self._when_settled.append((self._unsettled.copy(), call))
+        self._settle()
+
+    def settle(self) -> None:
+        """Learn that the opener is gone, and with it every change that was still to come."""
+        self._unsettled.clear()
         self._settle()
 
     def _settle(self) -> None:
-        while self._when_settled and not self._unsettled:
-            self._when_settled.pop(0)()
+        waiting, self._when_settled = self._when_settled, []
+        for awaited, call in waiting:
+            if awaited.isdisjoint(self._unsettled):
+                call()
+            else:
+                self._when_settled.append((awaited, call))
 
     def _leave(self, number: int, waiting: _Waiting) -> None:
         if self._waiting.pop(number, None) is not None and waiting.asked:
@@ -187,6 +199,7 @@ class Exchange:
             return  # nothing after it can be trusted; every request says OpenerGone from here on
         finally:
             self._end()
+        self.settle()  # its socket ended with it
 
     async def _hear(self) -> bool:
         """Wait for one answer and hand it over; return whether there can be more."""
@@ -236,12 +249,13 @@ class Exchange:
             waiting.done.set()
 
     def _end(self) -> None:
+        """Say OpenerGone from here on. An opener that is not heard any more may still make what it was asked for."""
         self._gone = True
         waiting, self._waiting = self._waiting, {}
-        for one in waiting.values():
+        for number, one in waiting.items():
+            if one.changes and one.asked:
+                self._unsettled.add(number)
             one.done.set()
-        self._unsettled.clear()
-        self._settle()
 
 
 def _is_answer(body: dict[str, Any]) -> bool:

@@ -79,8 +79,12 @@ class Files:
         self.links = TreeWork(exchange)  # of its own: a file is not kept waiting by searches
 
     def when_settled(self, call: Callable[[], None]) -> None:
-        """Call *call* once nothing that was asked of this session can change a name any more; mostly at once."""
+        """Call *call* once nothing whose asker has left can change a name of this session any more; mostly at once."""
         self._exchange.when_settled(call)
+
+    def settle(self) -> None:
+        """Learn that the opener is gone, and with it every change that was still to come."""
+        self._exchange.settle()
 
     async def resolve(self, path: str, *, read: bool = False) -> Resolved:
         """Follow *path* to its end and pin what is there; with *read*, open it for reading as well.
@@ -194,7 +198,8 @@ async def open_files(
         sock: the broker's end of the pair whose other end `opener.serve` got.
         disk: where blocking calls run; by default a few threads of this session's own.
         answer_s: seconds after which a silent opener makes a request fail as Unanswered.
-    Ownership: *sock* is closed at the end, which ends the opener.
+    Ownership: *sock* is closed at the end, which ends the opener, after what it was asked for. Who knows that it is
+        gone says so (`Files.settle`); names of changes that may still come are kept until then.
     """
     async with open_exchange(sock, answer_s=answer_s) as exchange, trio.open_nursery() as nursery:
         try:

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from door import Door, open_door
+from door import Door, open_door, start_opener
 
 from broker.calls import Answer
 from broker.errors import BrokerError, ErrorCode
 from broker.namelocks import LOCK_WAIT_S, Name, NameLocks, name_of
 from sandbox.file_errors import OutcomeUnknown
+from sandbox.files import open_files
 from tests.whole import Whole, open_whole
 
 
@@ -279,3 +280,54 @@ async def test_a_change_that_may_yet_come_keeps_its_name_and_no_other(tmp_path: 
                 assert file.read_text() == ("late" if end is signal.SIGCONT else "old")
                 await door.files.overwrite(place, b"next")
         assert (file.read_text(), locks.names) == ("next", 0)
+
+
+async def test_a_change_that_its_session_left_behind_keeps_its_name_until_the_opener_is_gone(tmp_path: Path) -> None:
+    """Its socket is closed before it ends, and what it was asked for is still in there."""
+    locks, file = NameLocks(), tmp_path / "f"
+    file.write_text("old")
+    ours, opener = start_opener()
+    try:
+        async with open_files(ours, answer_s=20) as files:
+            frozen = Door(files, opener)
+            await remove_cancelled(locks, frozen, file)
+        assert locks.names == 1
+        opener.send_signal(signal.SIGCONT)
+        await trio.to_thread.run_sync(opener.wait)
+        assert (locks.names, file.exists()) == (1, False)
+        files.settle()
+        assert locks.names == 0
+    finally:
+        opener.kill()
+        opener.wait()
+
+
+async def test_a_session_lets_go_of_its_names_when_it_is_gone(tmp_path: Path) -> None:
+    async with sessions(tmp_path, 1) as (whole, (sid,)):
+        freed = trio.Event()
+        files = whole.gateway._host.supervisor.get("me", sid).own.files
+        files._exchange._unsettled.add(-1)  # what only its end can answer
+        files.when_settled(freed.set)
+        await whole.ok("kill_session", session_id=sid)
+        assert freed.is_set()
+
+
+async def test_a_name_waits_for_no_change_that_was_left_after_its_own(tmp_path: Path) -> None:
+    """A client that leaves one call after the other does not keep what it changed before."""
+    for name in "fg":
+        (tmp_path / name).write_text("old")
+    freed = list[str]()
+    async with open_door() as door:
+        entry = door.files.names.entry
+        with await entry(str(tmp_path / "f")) as one, await entry(str(tmp_path / "g")) as two:
+            with trio.move_on_after(0.1):
+                door.opener.send_signal(signal.SIGSTOP)
+                await door.files.names.remove(one)
+            door.files.when_settled(lambda: freed.append("f"))
+            with trio.move_on_after(0.1):
+                await door.files.names.remove(two)
+            exchange = door.files._exchange
+            first, later = sorted(exchange._unsettled)
+            exchange._deliver({"n": first}, [])
+            assert (freed, exchange._unsettled) == (["f"], {later})
+            door.go_on()
