@@ -50,7 +50,6 @@ class Child:
     flags: int
     terminal_maker_fd: int = -1  # see `open_terminal`; ours, until the end
     _moved: bool = False
-    _lost: bool = False  # there is a process of its group that we have no descriptor of
     _starter_pidfd: int = -1  # of the process that was started, until it is reaped
 
     async def wait_ahead(self) -> None:
@@ -87,7 +86,6 @@ class Child:
 
     def _lose(self) -> None:
         """Let go of what came without a descriptor that we could keep: it ends with its socket."""
-        self._lost = self.flags != 0 and not self._moved
         close_socket(self.sock)
 
     async def _reap_starter(self) -> None:
@@ -172,7 +170,7 @@ class Child:
             self.terminal_maker_fd = -1
         if self._pidfd < 0:
             return True
-        if self._lost:
+        if self.flags and not self._moved:
             return await self._end_group()
         with trio.move_on_after(END_S, shield=True):
             await self.wait_gone()
@@ -185,8 +183,10 @@ class Child:
         return False
 
     async def _end_group(self) -> bool:
-        """Reap what was started and what came out of it, which no descriptor of ours stands for."""
+        """Kill and reap what was started, and what may have come out of it, of which we have no descriptor."""
         self._close_pidfd()
+        with contextlib.suppress(ProcessLookupError):  # the number is ours until we have reaped it
+            os.killpg(self.pid, signal.SIGKILL)
         with trio.move_on_after(END_S, shield=True):
             await run_in_thread(_reap_group, self.pid, abandon_on_cancel=True)
             return True

@@ -21,6 +21,7 @@ import trio
 from descriptors import open_descriptors
 
 from sandbox import capabilities, trees
+from sandbox.child import PACKAGE_PARENT, start_interpreter
 from sandbox.claims import Claims
 from sandbox.command import Ended, ExecPlan, Exited, run_command
 from sandbox.faults import BirthFailed, SpawnFailed
@@ -291,6 +292,32 @@ async def test_a_stopped_spare_is_replaced(settings: dict[str, Any], *, ahead: b
                 assert init.pid != pid
             await wait_exit(pid)
         assert trees.descendants(os.getpid()) == []
+
+
+DIES_ON_ITS_WAY = """
+import os, signal, sys
+sys.path.append({parent!r})
+from sandbox import namespaces
+namespaces.unshare({flags})
+namespaces.clone_first(lambda pidfd: os.kill(os.getpid(), signal.{end}))
+os.read(3, 1)
+"""
+
+
+@needs_namespaces
+@pytest.mark.parametrize("end", ["SIGKILL", "SIGSTOP"])
+async def test_a_spare_that_ends_before_it_says_what_came_out_of_it_leaves_nothing(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the clone and the word of it nobody has a descriptor of the new process, which is a child of ours."""
+    monkeypatch.setattr("sandbox.child.END_S", 0.5)
+    flags = plan_for().spaces
+    child = start_interpreter(DIES_ON_ITS_WAY.format(parent=PACKAGE_PARENT, flags=flags, end=end), flags)
+    with trio.fail_after(10):
+        while len(trees.descendants(os.getpid())) < 2:
+            await trio.lowlevel.checkpoint()
+        assert await child.end()
+    assert trees.descendants(os.getpid()) == []
 
 
 async def test_several_births_at_once() -> None:
