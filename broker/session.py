@@ -38,10 +38,11 @@ class EndReason(Enum):
 
 
 class SessionClosed(Exception):
-    """The session ended before the call did, or had ended already."""
+    """The session ended before the call did, or had ended already. *begun*: the call may have done something."""
 
-    def __init__(self, session_id: str, reason: EndReason) -> None:
-        super().__init__(f"session {session_id} is closed: {reason.value}; create a new session")
+    def __init__(self, session_id: str, reason: EndReason, *, begun: bool = False) -> None:
+        done = "; what this call had begun may have been done" if begun else ""
+        super().__init__(f"session {session_id} is closed: {reason.value}{done}; create a new session")
         self.session_id = session_id
         self.reason = reason
 
@@ -62,7 +63,7 @@ class Work(Generic[T]):
             case Exception() as error:
                 raise error
             case _:
-                raise SessionClosed(session.id, session.ended)
+                raise SessionClosed(session.id, session.ended, begun=True)
 
 
 @attrs.define(eq=False)

@@ -114,7 +114,7 @@ async def test_resources_close_after_the_last_work_is_gone() -> None:
     async with live_session() as stage, trio.open_nursery() as clients:
 
         async def client() -> None:
-            with pytest.raises(SessionClosed):
+            with pytest.raises(SessionClosed, match="may have been done"):
                 await stage.session.call(work, stage.own.log)
 
         clients.start_soon(client)
@@ -127,8 +127,9 @@ async def test_resources_close_after_the_last_work_is_gone() -> None:
 async def test_a_killed_session_refuses_calls_at_once() -> None:
     async with live_session() as stage:
         stage.session.kill()
-        with pytest.raises(SessionClosed):
+        with pytest.raises(SessionClosed) as caught:
             await stage.session.call(answer, 1)
+        assert "may have been done" not in str(caught.value)
 
 
 async def test_losing_the_resources_ends_the_session() -> None:
