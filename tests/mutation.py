@@ -45,8 +45,11 @@ TESTS = {
     "transfers/*.py": ("transfers_*", "transfer_stalls", "quotas"),
     "broker/decode.py": ("broker_contract",),
     "broker/bulk.py": ("front_bulk",),
+    "broker/bodyshape.py": ("front_shape",),
     "broker/audit.py": ("broker_audit*", "broker_logs"),
     "broker/auditlog.py": ("broker_audit*", "broker_logs"),
+    "broker/auditwriter.py": ("broker_audit*", "broker_logs"),
+    "broker/refusals.py": ("broker_audit*", "broker_logs"),
     "broker/records.py": ("broker_audit*", "broker_logs"),
 }
 """What can be mutated, and the test files (`tests/test_*.py`) that answer for it."""

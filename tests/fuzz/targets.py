@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from test_config_arbitrary import check_answer, loaded
 from test_sandbox_gitconfig import keys as keys_that_git_reads
 
 from broker.ansi import SEQUENCE_BYTES, strip_ansi, whole_sequences
+from broker.bodyshape import BodyShape
 from broker.bulk import BULK_BYTES, Bulk
 from broker.connections import _framing_fault
 from broker.contract import TOOLS, InvalidArguments
@@ -70,6 +72,30 @@ def _parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
 
 
 # --- what a client sends
+
+
+_STRING = rb'"(?:[^"\\]|\\.)*"'
+_TOKEN = re.compile(_STRING + rb"|[][{},:]|[^][{},:\"\s]+")
+
+
+def body_shape(data: bytes) -> None:
+    """Fed in slices (the first byte says how long), JSON has what its tokens say; more is never built than counted."""
+    body, slice_bytes = data[1:], 1 + (data[0] if data else 0) % 16
+    shape = BodyShape()
+    for start in range(0, len(body), slice_bytes):
+        shape.feed(body[start : start + slice_bytes])
+    built: list[Any] = []
+    note, extend = built.append, built.extend
+    try:
+        json.loads(body.decode(), parse_int=note, parse_float=note, parse_constant=note, object_pairs_hook=extend)
+    except (ValueError, RecursionError):
+        assert len(built) <= shape.elements
+        return
+    tokens = _TOKEN.findall(body)
+    empty = sum(pair in {(b"[", b"]"), (b"{", b"}")} for pair in itertools.pairwise(tokens))
+    assert shape.elements == empty + sum(token not in b"]},:" for token in tokens)
+    assert len(built) <= shape.elements - empty
+    assert shape.outside_bytes == len(re.sub(_STRING, b"", body))
 
 
 def bulk(data: bytes) -> None:
@@ -471,8 +497,8 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = MappingProxyType(
     {
         target.__name__: target
         for target in (
-            *(bulk, bulk_answer, arguments, request_head, transfer_head, inside_message, opener_answers, tar),
-            *(git_configuration, text, ansi, redaction, secret_words, yaml_document, configuration),
+            *(body_shape, bulk, bulk_answer, arguments, request_head, transfer_head, inside_message, opener_answers),
+            *(tar, git_configuration, text, ansi, redaction, secret_words, yaml_document, configuration),
             *(path_pattern, tree_glob),
         )
     }
