@@ -133,6 +133,8 @@ def _may_be_dropped(node: ast.AST) -> bool:
             return False
         case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="log")))):
             return False
+        case ast.Expr(value=ast.Call(func=ast.Name(id="assert_never"))):  # which the type checker answers for
+            return False
         case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
             return True
         case ast.Return(value=None | ast.Constant(value=None)):  # most stand at the end, where nothing says the same

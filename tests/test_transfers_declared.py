@@ -55,3 +55,8 @@ def test_what_is_too_short_can_go_on() -> None:
     step = upload.offer(2, b"cd", is_last=True)
     assert isinstance(step, Write)
     assert isinstance(upload.wrote(step, step.digest_after()), Sync)
+
+
+def test_what_goes_beyond_the_declared_size_with_a_later_piece_is_refused() -> None:
+    upload = Upload(max_bytes=100, declared=Declared(size_bytes=4))
+    assert send(upload, b"abcde", [3]) == Refuse(why=Why.BEYOND, expected_offset=3)

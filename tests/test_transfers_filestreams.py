@@ -15,11 +15,13 @@ import trio
 from descriptors import open_descriptors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_transfers_uploads import World, open_world
 
 from transfers.download import HASH_PIECE_BYTES
-from transfers.filestreams import FileSource, open_file_source
+from transfers.filestreams import FileSink, FileSource, open_file_source
+from transfers.part import Cause
 from transfers.readahead import ReadAhead
-from transfers.refusals import SourceChanged, UnsizedSource
+from transfers.refusals import OffsetBeyondEnd, SourceChanged, SourceUnreadable, TransferNotFound, UnsizedSource
 from transfers.streams import PIECE_BYTES
 
 CONTENT = bytes(range(256)) * 8
@@ -67,6 +69,7 @@ def test_parts_in_any_order_are_the_file_and_its_digest(tmp_path: Path, asked: l
             assert await read(source, missing, None) == CONTENT[missing:]
             await read(source, 0, None)
             assert await source.settle()
+            assert source.sent_bytes == len(CONTENT)
             assert source.sha256 == hashlib.sha256(CONTENT).hexdigest()
 
     trio.run(check)
@@ -184,3 +187,70 @@ async def test_a_change_is_seen_by_who_hashes_what_went_out(tmp_path: Path) -> N
         path.write_bytes(CONTENT[:5])
         with pytest.raises(SourceChanged):
             await source.hash_some()
+
+
+async def test_a_change_is_seen_by_the_one_read_and_by_the_hash_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(CONTENT)
+    async with open_source(path) as reading, open_source(path) as settling:
+        settling.sent(0, len(CONTENT))
+        path.write_bytes(CONTENT[:5])
+        with pytest.raises(SourceChanged):
+            await reading.read(0, 1)
+        with pytest.raises(SourceChanged):
+            await settling.settle()
+
+
+async def test_nothing_is_read_beyond_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(CONTENT)
+    async with open_source(path) as source:
+        assert await source.read(len(CONTENT), 1) == b""
+        with pytest.raises(OffsetBeyondEnd) as caught:
+            await source.read(len(CONTENT) + 1, 1)
+        assert (caught.value.offset, caught.value.size_bytes) == (len(CONTENT) + 1, len(CONTENT))
+
+
+async def test_a_file_that_cannot_be_read_is_named_whoever_reads(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        async with open_source(tmp_path) as folder:  # which opens and cannot be read
+            for read in (lambda: folder.read(0, 1), lambda: folder.burst(Sending(ours), 0, 1)):
+                with pytest.raises(SourceUnreadable, match=str(tmp_path)):
+                    await read()
+
+
+async def test_a_file_that_cannot_even_be_looked_at_is_let_go(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    before = open_descriptors()
+    with pytest.raises(SourceUnreadable, match="some name"):
+        await open_file_source("some name", os.open(tmp_path / "f", os.O_WRONLY), trio.CapacityLimiter(1))
+    assert open_descriptors() == before
+
+
+async def open_sink(world: World) -> FileSink:
+    return FileSink(world.transfers.uploads, (await world.begin(b"")).transfer_id)
+
+
+async def test_what_is_written_to_a_sink_is_put_in_place_when_it_is_finished(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        sink = await open_sink(world)
+        for piece in (b"abc", b"", b"def"):
+            await sink.write(piece)
+        assert sink.received_bytes == 6
+        assert not world.target.exists()
+        for _ in range(2):
+            assert await sink.finish() == hashlib.sha256(b"abcdef").hexdigest()
+        assert world.target.read_bytes() == b"abcdef"
+
+
+async def test_a_sink_that_is_aborted_puts_nothing_in_place(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        sink = await open_sink(world)
+        await sink.write(b"abc")
+        await sink.abort(Cause.EXPIRED)
+        assert [(gone.received_bytes, gone.cause) for gone in world.discarded] == [(3, Cause.EXPIRED)]
+        for use in (lambda: sink.write(b"d"), sink.finish):
+            with pytest.raises(TransferNotFound):
+                await use()
+        assert not world.target.exists()

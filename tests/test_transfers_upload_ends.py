@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
 import resource
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -15,8 +17,17 @@ import trio.testing
 from descriptors import open_descriptors
 from test_transfers_uploads import SETTINGS, FolderDestination, World, in_turn, open_world
 
-from transfers.part import COMMIT_BOUND_S, DISCARD_BOUND_S, Progress
-from transfers.refusals import TransferNotFound, TransfersClosed, UploadInDoubt, UploadLost
+from transfers.declared import Declared
+from transfers.part import COMMIT_BOUND_S, DISCARD_BOUND_S, Cause, Progress
+from transfers.refusals import (
+    DigestMismatch,
+    OffsetMismatch,
+    SizeMismatch,
+    TransferNotFound,
+    TransfersClosed,
+    UploadInDoubt,
+    UploadLost,
+)
 from transfers.uploads import REMEMBERED_UPLOADS
 
 MIB = 1024 * 1024
@@ -121,6 +132,33 @@ async def test_upload_that_must_wait_for_its_place_is_as_it_was(tmp_path: Path) 
         destination.taken = False
         done = await world.resume(first.transfer_id, 3, b"def", is_last=True)
         assert (done.is_complete, world.target.read_bytes()) == (True, b"abcdef")
+
+
+async def begin_declared(world: World, *, size_bytes: int | None = None, sha256: str | None = None) -> Progress:
+    declared, door = Declared(size_bytes=size_bytes, sha256=sha256), FolderDestination.open(world.target)
+    return await world.transfers.uploads.begin(
+        str(world.target), door, offset=0, data=b"ab", is_last=False, declared=declared
+    )
+
+
+async def test_upload_of_another_size_than_was_declared_can_go_on(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        begun = await begin_declared(world, size_bytes=4)
+        for more, is_last, size_bytes in ((b"cde", False, 5), (b"", True, 2)):
+            with pytest.raises(SizeMismatch) as caught:
+                await world.resume(begun.transfer_id, 2, more, is_last=is_last)
+            told = caught.value
+            assert (told.size_bytes, told.declared_bytes, told.expected_offset) == (size_bytes, 4, 2)
+        assert (await world.resume(begun.transfer_id, 2, b"cd", is_last=True)).is_complete
+
+
+async def test_upload_of_other_bytes_than_were_declared_is_lost(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        begun = await begin_declared(world, sha256=hashlib.sha256(b"abcd").hexdigest())
+        with pytest.raises(DigestMismatch):
+            await world.resume(begun.transfer_id, 2, b"cX", is_last=True)
+        assert [gone.cause for gone in world.discarded] == [Cause.MISMATCH]
+        assert not world.target.exists()
 
 
 @attrs.define(eq=False)
@@ -241,6 +279,72 @@ async def test_results_are_remembered_for_a_while_and_not_for_ever(tmp_path: Pat
         await world.transfers.sweep()
         with pytest.raises(TransferNotFound):
             await world.resume(done[-1].transfer_id, 0, b"x", is_last=True)
+
+
+async def test_refused_first_chunks_do_not_push_out_the_results_that_are_remembered(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        done = await world.begin(b"x", is_last=True)
+        for second in range(REMEMBERED_UPLOADS):
+            world.seconds[0] = second
+            with pytest.raises(OffsetMismatch):
+                await world.begin(b"x", offset=1)
+        await world.begin(b"y", is_last=True)
+        assert await world.resume(done.transfer_id, 0, b"x", is_last=True) == done
+
+
+async def test_upload_that_is_given_up_is_gone_and_one_that_is_over_stays_as_it_is(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        uploads = world.transfers.uploads
+        done = await world.begin(b"x", is_last=True)
+        open_one = await world.begin(b"y")
+        for transfer_id in (done.transfer_id, open_one.transfer_id, open_one.transfer_id, "unknown"):
+            await uploads.discard(transfer_id, Cause.CANCELLED)
+        assert [(gone.transfer_id, gone.cause) for gone in world.discarded] == [(open_one.transfer_id, Cause.CANCELLED)]
+        assert world.parts == []
+        with pytest.raises(TransferNotFound):
+            await world.resume(open_one.transfer_id, 1, b"y")
+        assert await world.resume(done.transfer_id, 0, b"x", is_last=True) == done
+
+
+async def test_part_file_that_cannot_be_removed_is_reported_as_left_over(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        begun = await world.begin(b"x")
+        (tmp_path / "parts" / world.parts[0]).unlink()
+        await world.transfers.uploads.discard(begun.transfer_id, Cause.CANCELLED)
+        assert [gone.leftover for gone in world.discarded] == [os.strerror(errno.ENOENT)]
+
+
+@attrs.define(eq=False)
+class InterruptedDoor(FolderDestination):
+    """It cannot be committed, and whoever discards it is cancelled in the middle."""
+
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+
+    async def commit(self) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def discard(self) -> None:
+        self.scope.cancel()
+        await trio.lowlevel.checkpoint()
+        await FolderDestination.discard(self)
+
+
+@pytest.mark.parametrize("ending", ["discard", "sweep", "close_all", "lost"])
+async def test_part_file_is_removed_although_who_removes_it_is_cancelled(tmp_path: Path, ending: str) -> None:
+    async with open_world(tmp_path) as world:
+        uploads, door = world.transfers.uploads, InterruptedDoor.open(world.target)
+        begun = await uploads.begin(str(world.target), door, offset=0, data=b"x", is_last=False)
+        world.seconds[0] = SETTINGS.upload_idle_s
+        ends = {
+            "discard": lambda: uploads.discard(begun.transfer_id, Cause.EXPIRED),
+            "sweep": uploads.sweep,
+            "close_all": uploads.close_all,
+            "lost": lambda: world.resume(begun.transfer_id, 1, b"", is_last=True),
+        }
+        with door.scope, suppress(UploadLost):
+            await ends[ending]()
+        assert world.parts == []
+        assert [gone.leftover for gone in world.discarded] == [""]
 
 
 async def test_upload_whose_chunk_is_being_written_does_not_expire(tmp_path: Path) -> None:

@@ -208,6 +208,45 @@ def test_upload_given_up_during_a_write_stays_lost_when_the_disk_reports() -> No
     assert upload.wrote(step, step.digest_after()) == Refuse(why=Why.LOST, expected_offset=0)
 
 
+def test_upload_given_up_while_it_is_put_in_place_stays_lost() -> None:
+    syncing, committing = Upload(max_bytes=10), Upload(max_bytes=10)
+    for upload in (syncing, committing):
+        assert write(upload, b"abc", is_last=True) == Sync()
+    assert committing.synced() == Commit()
+    for upload, report in ((syncing, syncing.synced), (committing, committing.committed)):
+        upload.lost("the session ended")
+        assert report() == Refuse(why=Why.LOST, expected_offset=3)
+
+
+def test_upload_given_up_while_a_repeated_chunk_is_compared_stays_lost() -> None:
+    upload = Upload(max_bytes=10)
+    write(upload, b"abc", is_last=False)
+    again = upload.offer(0, b"abc", is_last=False)
+    assert isinstance(again, Verify)
+    upload.lost("the session ended")
+    assert upload.verified(again, same=True) == Refuse(why=Why.LOST, expected_offset=3)
+
+
+def test_a_write_that_is_reported_twice_counts_once() -> None:
+    upload = Upload(max_bytes=10)
+    step = upload.offer(0, b"abc", is_last=False)
+    assert isinstance(step, Write)
+    upload.wrote(step, step.digest_after())
+    with pytest.raises(IllegalReportError):
+        upload.wrote(step, step.digest_after())
+    assert upload.received_bytes == 3
+
+
+def test_a_write_that_was_withdrawn_does_not_count() -> None:
+    upload = Upload(max_bytes=10)
+    step = upload.offer(0, b"abc", is_last=False)
+    assert isinstance(step, Write)
+    upload.withdraw()
+    with pytest.raises(IllegalReportError):
+        upload.wrote(step, step.digest_after())
+    assert upload.received_bytes == 0
+
+
 def test_last_chunk_whose_commit_never_began_is_finished_by_its_repetition() -> None:
     upload = Upload(max_bytes=10)
     assert write(upload, b"abc", is_last=True) == Sync()

@@ -205,6 +205,14 @@ async def test_first_chunk_that_is_refused_leaves_nothing_open(tmp_path: Path) -
         assert [gone.received_bytes for gone in world.discarded] == [0, 0]
 
 
+async def test_later_chunk_has_the_same_limit_and_is_refused_alone(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        first = await world.begin(b"x")
+        with pytest.raises(TooLarge, match="the chunk would have 1048577 bytes; the limit is 1048576"):
+            await world.resume(first.transfer_id, 1, bytes(MIB + 1))
+        assert (await world.resume(first.transfer_id, 1, bytes(MIB), is_last=True)).is_complete
+
+
 async def test_several_uploads_to_one_path_are_apart_and_the_last_commit_wins(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         one, two = await world.begin(b"1"), await world.begin(b"2")
