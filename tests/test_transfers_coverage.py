@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from transfers.coverage import MAX_GAPS, Coverage
@@ -11,6 +11,8 @@ SIZE = 40
 spans = st.lists(st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(sorted), max_size=12)
 
 
+@example([[5, 8], [2, 5], [0, 2]])
+@example([[0, 2], [2, 5], [5, 8]])
 @given(spans)
 def test_coverage_is_what_a_set_of_bytes_says(asked: list[list[int]]) -> None:
     coverage, model = Coverage(SIZE), set[int]()
@@ -30,4 +32,12 @@ def test_scattered_pieces_beyond_the_limit_are_not_remembered() -> None:
     coverage = Coverage(10 * MAX_GAPS)
     for piece in range(MAX_GAPS + 50):
         coverage.add(5 * piece, 5 * piece + 2)
+    assert coverage.covered_bytes == 2 * MAX_GAPS
+
+
+def test_of_scattered_pieces_the_smallest_is_not_remembered() -> None:
+    coverage = Coverage(10 * MAX_GAPS)
+    for piece in range(MAX_GAPS):
+        coverage.add(5 * piece, 5 * piece + 2)
+    coverage.add(5 * MAX_GAPS, 5 * MAX_GAPS + 1)
     assert coverage.covered_bytes == 2 * MAX_GAPS

@@ -47,7 +47,7 @@ async def test_descriptors_and_memory_stay_bounded_over_many_files(tmp_path: Pat
             path.write_bytes(b"0123456789")
             await world.read(path, 0)
             assert len(world.pinned(tmp_path)) <= SETTINGS.max_open
-        assert len(world.downloads._sources) <= SETTINGS.max_open + REMEMBERED_DOWNLOADS + 1
+        assert REMEMBERED_DOWNLOADS <= len(world.downloads._sources) <= SETTINGS.max_open + REMEMBERED_DOWNLOADS + 1
 
 
 async def test_idle_download_lets_its_file_go(tmp_path: Path) -> None:
@@ -65,6 +65,35 @@ async def test_idle_download_lets_its_file_go(tmp_path: Path) -> None:
         assert later.data == b"4567"
         assert later.transfer_id != first.transfer_id
         assert (await world.read(path, 8)).sha256 == sha256sum(path)
+
+
+async def test_download_in_use_stays_and_an_idle_one_goes_without_a_timer(tmp_path: Path) -> None:
+    used, idle = tmp_path / "used", tmp_path / "idle"
+    for path in (used, idle):
+        path.write_bytes(b"0123456789")
+    async with open_world() as world:
+        first = await world.read(used, 0)
+        world.seconds[0] = 10
+        await world.read(idle, 0)
+        for seconds in (50, 109):
+            world.seconds[0] = seconds
+            assert (await world.read(used, 4)).transfer_id == first.transfer_id
+        assert world.pinned(tmp_path) == ["used"]
+
+
+async def test_download_whose_chunk_is_being_read_does_not_expire(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    async with open_world() as world:
+        first = await world.read(path, 0)
+
+        async def expire() -> None:
+            await trio.lowlevel.checkpoint()
+            world.seconds[0] = SETTINGS.download_idle_s
+            world.downloads.sweep()
+
+        await in_turn(world.limiter, lambda: world.read(path, 4), expire)
+        assert (await world.read(path, 8)).transfer_id == first.transfer_id
 
 
 async def test_more_files_at_once_than_descriptors_are_refused(tmp_path: Path) -> None:

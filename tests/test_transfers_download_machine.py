@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import attrs
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
@@ -158,14 +159,19 @@ def test_file_that_ends_early_counts_as_changed_even_with_its_old_face() -> None
     short = Outcome(identity=file.identity(), length=9, digest=step.before)
     assert download.got(step, short) == Changed()
     assert download.ask(0, 10) == Changed()
+    assert not download.recognises(file.identity())
 
 
-def test_rest_that_ends_early_counts_as_changed_too() -> None:
+@pytest.mark.parametrize("length", [7, 8], ids=["ends early", "has another face"])
+def test_rest_of_another_file_counts_as_changed_too(length: int) -> None:
     file = File(b"0123456789")
     download = Download(file.identity())
     step = download.ask(8, 10)
     assert isinstance(step, Read)
     rest = download.got(step, file.perform(step))
     assert isinstance(rest, HashRest)
-    short = Outcome(identity=file.identity(), length=9, digest=rest.before)
-    assert download.hashed(rest, short) == Changed()
+    if length == rest.length:
+        file.mtime_ns += 1
+    other = Outcome(identity=file.identity(), length=length, digest=rest.before)
+    assert download.hashed(rest, other) == Changed()
+    assert download.ask(0, 10) == Changed()

@@ -119,6 +119,16 @@ async def test_last_chunk_may_be_repeated_and_has_its_digest_again(tmp_path: Pat
         assert world.pinned(tmp_path) == []
 
 
+async def test_what_is_appended_to_a_file_that_was_taken_at_once_is_read_from_there(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"0123")
+    async with open_world() as world:
+        assert (await world.read(path, 0)).is_complete
+        with path.open("ab") as log:
+            log.write(b"456")
+        assert (await world.read(path, 4)).data == b"456"
+
+
 async def test_chunks_out_of_order_still_end_with_the_digest_of_the_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(os.urandom(40 * MIB))

@@ -22,6 +22,7 @@ from transfers.part import COMMIT_BOUND_S, DISCARD_BOUND_S, Cause, Progress
 from transfers.refusals import (
     DigestMismatch,
     OffsetMismatch,
+    QuotaExceeded,
     SizeMismatch,
     TransferNotFound,
     TransfersClosed,
@@ -132,6 +133,18 @@ async def test_upload_that_must_wait_for_its_place_is_as_it_was(tmp_path: Path) 
         destination.taken = False
         done = await world.resume(first.transfer_id, 3, b"def", is_last=True)
         assert (done.is_complete, world.target.read_bytes()) == (True, b"abcdef")
+
+
+async def test_what_came_to_nothing_may_be_written_once_more_and_what_was_put_in_place_not(tmp_path: Path) -> None:
+    async with open_world(tmp_path, attrs.evolve(SETTINGS, max_session_bytes=10)) as world:
+        given_up = await world.begin(b"12345678")
+        await world.transfers.uploads.discard(given_up.transfer_id, Cause.CANCELLED)
+        with pytest.raises(UploadLost):
+            await world.begin(b"12345678", device="/dev/full")
+        await world.begin(b"12345678", is_last=True)
+        with pytest.raises(QuotaExceeded):
+            await world.begin(b"123")
+        await world.begin(b"12")
 
 
 async def begin_declared(world: World, *, size_bytes: int | None = None, sha256: str | None = None) -> Progress:
@@ -321,7 +334,7 @@ class InterruptedDoor(FolderDestination):
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
 
     async def commit(self) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise OSError("an error without a number")
 
     async def discard(self) -> None:
         self.scope.cancel()
@@ -345,6 +358,7 @@ async def test_part_file_is_removed_although_who_removes_it_is_cancelled(tmp_pat
             await ends[ending]()
         assert world.parts == []
         assert [gone.leftover for gone in world.discarded] == [""]
+        assert all(gone.why for gone in world.discarded)
 
 
 async def test_upload_whose_chunk_is_being_written_does_not_expire(tmp_path: Path) -> None:

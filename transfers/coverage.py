@@ -32,8 +32,6 @@ class Coverage:
 
     def add(self, start: int, stop: int) -> None:
         """Cover the bytes from *start* up to, not including, *stop*."""
-        if start >= stop:
-            return
         apart = [span for span in self._spans if span[1] < start or stop < span[0]]
         touched = [span for span in self._spans if not (span[1] < start or stop < span[0])]
         merged = (min([start, *(s for s, _ in touched)]), max([stop, *(e for _, e in touched)]))

@@ -94,7 +94,6 @@ class Downloads:
         Cancellation: takes effect between two steps on the disk, each at most HASH_PIECE_BYTES long, and so does the
             limit HASH_S: no thread goes on behind the answer.
         """
-        self._require_open()
         self.sweep()
         source = self._source(path, anew=offset == 0)
         is_done = False
@@ -119,10 +118,6 @@ class Downloads:
         self._closed = True
         for source in list(self._sources.values()):
             self._drop(source)
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise TransfersClosed
 
     def _clamp(self, chunk_bytes: int) -> int:
         return max(1, min(chunk_bytes, self._settings.max_chunk_bytes))
@@ -154,7 +149,8 @@ class Downloads:
             self._drop(source)
 
     async def _pinned(self, source: _Source, open_file: Callable[[], Awaitable[int]]) -> tuple[disk.Pin, Download]:
-        self._require_open()  # a chunk may have waited its turn until the session ended
+        if self._closed:  # since before, or since the chunk waits its turn
+            raise TransfersClosed
         pin = source.pin
         if pin is None:
             self._make_room(source)
