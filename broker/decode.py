@@ -34,7 +34,6 @@ class _Wrong(Exception):
     """The faults of one argument, named relative to it."""
 
     def __init__(self, *faults: Fault) -> None:
-        super().__init__(faults)
         self.faults = faults
 
 

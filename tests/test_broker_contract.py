@@ -177,6 +177,16 @@ def test_a_flood_of_unknown_arguments_is_counted_and_the_first_are_named() -> No
     assert [fault.name for fault in caught.value.faults[1:3]] == ['"sess000000"', '"sess000001"']
 
 
+def test_unknown_arguments_that_can_all_be_named_are_not_counted() -> None:
+    given = {f"sess{n}": 1 for n in range(SHOWN_FAULTS)}
+    assert set(faults("kill_session", {"session_id": "s"} | given)) == {f'"{name}"' for name in given}
+
+
+def test_an_unknown_argument_is_told_those_there_are() -> None:
+    assert faults("kill_session", {"session_id": "s", "x": 1})['"x"'].expected == "one of session_id, force"
+    assert faults("get_system_info", {"x": 1})['"x"'].expected == "no arguments at all"
+
+
 def test_an_unknown_tool_is_told_the_nearest() -> None:
     with pytest.raises(BrokerError, match="did you mean execute_command") as caught:
         find_tool("execute_comand")

@@ -162,7 +162,7 @@ def test_file_that_ends_early_counts_as_changed_even_with_its_old_face() -> None
     assert not download.recognises(file.identity())
 
 
-@pytest.mark.parametrize("length", [7, 8], ids=["ends early", "has another face"])
+@pytest.mark.parametrize("length", [9, 10], ids=["ends early", "has another face"])
 def test_rest_of_another_file_counts_as_changed_too(length: int) -> None:
     file = File(b"0123456789")
     download = Download(file.identity())
