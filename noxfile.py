@@ -186,7 +186,7 @@ def failing(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", tags=["full", "rest"])
 def mutation(session: nox.Session) -> None:
-    """A sample of the mutants of policy/, drawn anew for each state of it: one that no test notices is a finding."""
+    """A sample of the mutants of the modules in WHOLE, drawn anew for each state of them: a survivor is a finding."""
     run_here(session, "tests.mutation", *(session.posargs or ["--sample", "100"]))
 
 

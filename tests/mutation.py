@@ -53,7 +53,11 @@ TESTS = {
     "broker/records.py": ("broker_audit*", "broker_logs"),
 }
 """What can be mutated, and the test files (`tests/test_*.py`) that answer for it."""
-WHOLE = ("policy/*.py",)
+WHOLE = (
+    "policy/*.py",
+    *("transfers/upload*.py", "transfers/download*.py", "transfers/filestreams.py", "transfers/part.py"),
+    *("transfers/coverage.py", "transfers/declared.py", "transfers/ticket.py", "transfers/quota.py"),
+)
 """Where every survivor was killed or is argued: what is tried, and drawn from, where no module is named."""
 QUICK = "not (conformance or soak or guest or long)"
 SLACK_S = 3.0

@@ -20,6 +20,7 @@ from broker import requests, results
 from broker.contract import FAILURE_PROPERTIES, TOOLS, Fault, InvalidArguments, Tool, encode, find_tool
 from broker.errors import BrokerError, ErrorCode
 from broker.faults import SHOWN_FAULTS
+from broker.jobrequests import TerminalSize
 from broker.schema import Hint, hints_of
 
 # A busy machine is no failure.
@@ -185,6 +186,13 @@ def test_unknown_arguments_that_can_all_be_named_are_not_counted() -> None:
 def test_an_unknown_argument_is_told_those_there_are() -> None:
     assert faults("kill_session", {"session_id": "s", "x": 1})['"x"'].expected == "one of session_id, force"
     assert faults("get_system_info", {"x": 1})['"x"'].expected == "no arguments at all"
+
+
+def test_an_argument_with_parts_is_decoded_and_its_faults_are_named_by_part() -> None:
+    call = {"session_id": "s", "argv": ["ls"]}
+    assert COMMAND.decode(call | {"terminal": {"rows": 2, "columns": 3}}).terminal == TerminalSize(rows=2, columns=3)
+    for terminal, named in (({"rows": "x", "colums": 3}, {"terminal.rows", 'terminal."colums"'}), ([], {"terminal"})):
+        assert set(faults("execute_command", call | {"terminal": terminal})) == named
 
 
 def test_an_unknown_tool_is_told_the_nearest() -> None:
