@@ -162,6 +162,7 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
         refusals.TooManyTransfers: ErrorCode.POLICY_RESOURCE_EXCEEDED,
         refusals.QuotaExceeded: ErrorCode.POLICY_RESOURCE_EXCEEDED,
         refusals.NoRoom: ErrorCode.FILE_WRITE_ERROR,
+        refusals.RanShort: ErrorCode.SYSTEM_SHORTAGE,
         refusals.UploadLost: ErrorCode.FILE_WRITE_ERROR,
         refusals.UploadInDoubt: ErrorCode.FILE_OUTCOME_UNKNOWN,
         refusals.SizeMismatch: ErrorCode.TRANSFER_MISMATCH,
@@ -178,7 +179,7 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
 """The packages' vocabularies. Their messages are written for people and go to the wire as they are."""
 
 
-_ON_DISK = (refusals.UploadLost, refusals.SourceUnreadable)
+_ON_DISK = (refusals.RanShort, refusals.UploadLost, refusals.SourceUnreadable)
 """What transfers say of a failed system call, which is its cause."""
 
 

@@ -20,7 +20,7 @@ from broker.session import EndReason, SessionClosed
 from broker.supervisor import CreationFailed
 from sandbox.faults import SpawnFailed
 from sandbox.file_errors import FileError, NotFound, from_errno
-from transfers.refusals import OffsetMismatch, TransferError, UploadLost
+from transfers.refusals import OffsetMismatch, RanShort, TransferError, UploadLost
 
 
 def subclasses(cls: type[Exception]) -> Iterator[type[Exception]]:
@@ -176,3 +176,7 @@ def test_a_transfer_that_ran_short_says_so() -> None:
     assert failure_of(lost, "i-1").code is ErrorCode.SYSTEM_SHORTAGE
     lost.__cause__ = OSError(errno.EIO, "")
     assert failure_of(lost, "i-1").code is ErrorCode.FILE_WRITE_ERROR
+    waits = RanShort("a")
+    waits.__cause__ = OSError(errno.EAGAIN, "")
+    failure = failure_of(waits, "i-1")
+    assert (failure.code, "RLIMIT_NPROC" in failure.message) == (ErrorCode.SYSTEM_SHORTAGE, True)

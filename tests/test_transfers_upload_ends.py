@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import resource
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -23,6 +25,7 @@ from transfers.refusals import (
     DigestMismatch,
     OffsetMismatch,
     QuotaExceeded,
+    RanShort,
     SizeMismatch,
     TransferNotFound,
     TransfersClosed,
@@ -32,6 +35,7 @@ from transfers.refusals import (
 from transfers.uploads import REMEMBERED_UPLOADS
 
 MIB = 1024 * 1024
+MORE_THAN_THERE_IS = 1 << 60  # bytes of address space
 
 
 async def test_full_disk_loses_the_upload_for_good_and_spares_the_destination(tmp_path: Path) -> None:
@@ -61,6 +65,44 @@ def files_limited_to(size_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@asynccontextmanager
+async def no_thread() -> AsyncIterator[None]:
+    """A kernel that refuses every thread, for want of room for its stack; those that wait for work have some."""
+    done, refused = threading.Event(), trio.Event()
+    limiter = trio.CapacityLimiter(math.inf)
+
+    async def take() -> None:
+        try:
+            await trio.to_thread.run_sync(done.wait, limiter=limiter)
+        except RuntimeError:
+            refused.set()
+
+    before = threading.stack_size(MORE_THAN_THERE_IS)
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                while not refused.is_set():
+                    nursery.start_soon(take)
+                    await trio.testing.wait_all_tasks_blocked()
+                yield
+            finally:
+                done.set()
+    finally:
+        threading.stack_size(before)
+
+
+@pytest.mark.parametrize("data", [b"def", b""], ids=["at the write", "at the flush"])
+async def test_chunk_for_which_there_is_no_thread_can_be_sent_again(tmp_path: Path, data: bytes) -> None:
+    async with open_world(tmp_path) as world:
+        first = await world.begin(b"abc")
+        async with no_thread():
+            with pytest.raises(RanShort):
+                await world.resume(first.transfer_id, 3, data, is_last=True)
+        whole = await world.resume(first.transfer_id, 3, data, is_last=True)
+        assert whole.is_complete
+        assert (world.target.read_bytes(), world.discarded) == (b"abc" + data, [])
 
 
 async def test_loss_in_the_middle_of_a_chunk_is_sticky(tmp_path: Path) -> None:

@@ -26,13 +26,14 @@ from transfers.refusals import (
     DigestMismatch,
     NoRoom,
     OffsetMismatch,
+    RanShort,
     SizeMismatch,
     TooLarge,
     TransferError,
     UploadInDoubt,
     UploadLost,
 )
-from transfers.threads import run_in_thread
+from transfers.threads import NoThread, run_in_thread
 from transfers.upload import Answer, Commit, Refuse, State, Step, Sync, Upload, Verify, Why, Write
 
 T = TypeVar("T")
@@ -143,7 +144,7 @@ class Part:
         """Perform one chunk; call it with the turn held.
 
         Raises:
-            OffsetMismatch, TooLarge, QuotaExceeded, NoRoom: nothing changed.
+            OffsetMismatch, TooLarge, QuotaExceeded, NoRoom, RanShort: nothing changed.
             UploadLost, UploadInDoubt: the upload is over; `put_away` must follow.
 
         Cancellation: what a thread has begun is finished, and counts. So is a replacement that has begun.
@@ -195,7 +196,7 @@ class Part:
             self.upload.lost(why or cause.value)
 
     async def _perform(self, step: Write | Verify | Sync | Commit) -> Step:
-        """Perform one effect and report it. Whatever the disk says against it loses the upload."""
+        """Perform one effect and report it. What the disk says against it, but that it is full, loses the upload."""
         try:
             match step:
                 case Write():
@@ -213,6 +214,8 @@ class Part:
                     assert_never(step)
         except disk.Full as full:
             raise NoRoom(self.path, full.needed_bytes, full.free_bytes, self._reserve_bytes) from full
+        except NoThread as short:
+            raise RanShort(self.path) from short
         except OSError as fault:
             self.upload.lost(_text(fault), in_doubt=isinstance(fault, ReplacementUnknown))
             raise self._lost() from fault

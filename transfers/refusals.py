@@ -105,6 +105,14 @@ class NoRoom(TransferError):
         self.reserve_bytes = reserve_bytes
 
 
+class RanShort(TransferError):
+    """There is no thread for a chunk; nothing changed, the upload goes on where it was."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"no thread for the upload to {path!r}. Nothing was lost: send the chunk again")
+        self.path = path
+
+
 class UploadLost(TransferError):
     """The upload cannot go on and its part file is discarded; the destination is untouched."""
 

@@ -18,6 +18,13 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
+class NoThread(OSError):
+    """There is no thread to be had (EAGAIN), and nothing of the work happened."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
 async def run_in_thread(
     call: Callable[[*Ts], T],
     *args: *Ts,
@@ -26,7 +33,7 @@ async def run_in_thread(
     """Return what *call* returns, from a thread; arguments as of `trio.to_thread.run_sync`.
 
     Raises:
-        OSError: (EAGAIN) there is no thread to be had, and nothing of *call* happened.
+        NoThread: nothing of *call* happened.
     """
     begun = False
 
@@ -40,4 +47,4 @@ async def run_in_thread(
     except RuntimeError as refused:
         if begun:
             raise
-        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from refused
+        raise NoThread from refused

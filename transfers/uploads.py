@@ -55,7 +55,7 @@ class Uploads:
         replaces `upload_idle_s` for it.
 
         Raises:
-            TooManyTransfers, TooLarge, OffsetMismatch, QuotaExceeded, NoRoom, UploadLost, UploadInDoubt,
+            TooManyTransfers, TooLarge, OffsetMismatch, QuotaExceeded, NoRoom, RanShort, UploadLost, UploadInDoubt,
                 TransfersClosed: nothing is left open.
 
         Ownership: *destination* belongs to the store from the call on.
@@ -81,7 +81,7 @@ class Uploads:
         """Take the next, or a repeated, chunk of an upload.
 
         Raises:
-            TransferNotFound, PathMismatch, OffsetMismatch, TooLarge, QuotaExceeded, NoRoom: nothing changed.
+            TransferNotFound, PathMismatch, OffsetMismatch, TooLarge, QuotaExceeded, NoRoom, RanShort: nothing changed.
             UploadLost, UploadInDoubt: the upload is over, now or since an earlier call.
 
         Cancellation: a chunk that is being written is written, and counts; a replacement that has begun is
