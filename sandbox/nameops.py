@@ -49,20 +49,14 @@ class NameOps:
 
     def do_make(self, request: dict[str, Any], fds: Fds) -> Reply:
         """Make a directory; answer with it, pinned, and its parent, open for fsync where it can be read."""
-        created = True
         try:
             os.mkdir(request["name"], dir_fd=fds[0])
         except FileExistsError:
-            created = False
-        existing = pin_existing(fds[0], request["name"])
-        if existing is None:
-            raise Refused("changed", errno.ESTALE, "it was removed meanwhile")
-        with Held(existing) as pinned:
-            facts = facts_of(pinned.fd)
-            if facts["kind"] != "directory":
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            flushable = flushable_of(fds[0])
-            return {"facts": facts, "created": created}, [pinned.keep(), *flushable]
+            return _directory(fds[0], request["name"], created=False)
+        try:
+            return _directory(fds[0], request["name"], created=True)
+        except OSError as fault:
+            raise renaming.unseen(fault) from fault
 
     def do_rename(self, request: dict[str, Any], fds: Fds) -> Reply:
         """Rename what was decided on, to a free name or, with `replace`, over a file that may be written."""
@@ -112,6 +106,18 @@ def _be_worker(fd: int, opener_pid: int, search: Search | None) -> None:
         treeworker.serve(socket.socket(fileno=prctl.keep_only(fd)), search)
     finally:
         os._exit(0)
+
+
+def _directory(parent: int, name: str, *, created: bool) -> Reply:
+    existing = pin_existing(parent, name)
+    if existing is None:
+        raise Refused("changed", errno.ESTALE, "it was removed meanwhile")
+    with Held(existing) as pinned:
+        facts = facts_of(pinned.fd)
+        if facts["kind"] != "directory":
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        flushable = flushable_of(parent)
+        return {"facts": facts, "created": created}, [pinned.keep(), *flushable]
 
 
 def _pin_itself(parent: int, name: str) -> int | None:

@@ -71,6 +71,13 @@ def unflushed(fault: OSError) -> Refused:
     return Refused("done", number, f"{why}a power cut is not known")
 
 
+def unseen(fault: OSError) -> Refused:
+    """Return the refusal to say that something was made and could not be looked at: what is there now is not known."""
+    number = fault.errno or errno.EIO
+    why = f"it was made, and looking at it failed ({os.strerror(number)}); whether it is still there is not known"
+    return Refused("done", number, why)
+
+
 def _require_free(parent: int, name: str) -> None:
     try:
         os.lstat(name, dir_fd=parent)

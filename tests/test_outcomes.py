@@ -21,7 +21,7 @@ from broker.belongings import PartDestination
 from broker.errors import ErrorCode, failure_of
 from broker.filerules import told_what_it_makes
 from sandbox.descriptors import Disk
-from sandbox.file_errors import OutcomeUnknown, from_errno
+from sandbox.file_errors import OutcomeUnknown, RanShort, from_errno
 from sandbox.files import Work
 from sandbox.room import STEP_BYTES
 from transfers.part import Cause, Discarded
@@ -84,6 +84,7 @@ each_change = pytest.mark.parametrize(
     ],
 )
 OLD = {"file": "old"}
+ONE_MORE = 4  # the standard ones, and the one of a request; what the opener began with does not count
 
 
 def contents(folder: Path) -> dict[str, str | None]:
@@ -104,6 +105,16 @@ async def test_a_change_that_was_made_is_never_said_not_to_be(
     failure = failure_of(caught.value, "i")
     assert (failure.code, failure.code.retryable) == (ErrorCode.FILE_OUTCOME_UNKNOWN, False)
     assert str(failure.details["path"]).startswith(str(tmp_path))
+
+
+async def test_a_directory_that_was_made_and_cannot_be_looked_at_is_not_said_to_have_failed(tmp_path: Path) -> None:
+    async with open_door(open_files=ONE_MORE) as door:
+        with pytest.raises(OutcomeUnknown) as caught:
+            await make(door, tmp_path)
+        assert contents(tmp_path) == {"made": None}
+        with pytest.raises(RanShort):  # the control: this one was there before
+            await make(door, tmp_path)
+    assert caught.value.errno_name == "EMFILE"
 
 
 @pytest.mark.once
