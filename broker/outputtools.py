@@ -19,6 +19,7 @@ from broker.narration import narrated
 from sandbox.command import Ended, ExecPlan, Exited, Signalled, TimedOut, run_command
 from sandbox.ends import whole_characters
 from sandbox.seeker import BAD_PATTERN
+from sandbox.shortage import shortage_of
 from sandbox.spill import Page
 from sandbox.transcript import Point
 
@@ -84,7 +85,7 @@ async def perform_search_output(scope: Scope, request: SearchOutput, _: None) ->
         raise BrokerError(
             ErrorCode.INVALID_ARGUMENTS, "cursor: expected 0 with stream both; search stdout or stderr from a cursor"
         )
-    fd, begin, stop = await job.spill.open_log(request.stream, request.cursor)
+    fd, begin, stop = await _open_log(job, request)
     try:
         ended = await run_command(
             own.init,
@@ -99,6 +100,20 @@ async def perform_search_output(scope: Scope, request: SearchOutput, _: None) ->
     finally:
         os.close(fd)
     return _found(request, job, ended, numbered=begin.at == 0)
+
+
+async def _open_log(job: Job, request: SearchOutput) -> tuple[int, Point, int]:
+    """See `Spill.open_log`."""
+    try:
+        return await job.spill.open_log(request.stream, request.cursor)
+    except OSError as fault:
+        if shortage_of(fault, of_own_file=True):
+            raise
+        raise BrokerError(
+            ErrorCode.FILE_WRITE_ERROR,
+            f"the output cannot be searched: the broker's own file for it failed ({fault.strerror}). read_output has "
+            "what is kept of it",
+        ) from fault
 
 
 def _search(request: SearchOutput, begin: Point, stop: int) -> dict[str, object]:

@@ -7,6 +7,7 @@ first moment on, so nothing of them is left whatever ends the broker.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Literal
 
@@ -86,7 +87,7 @@ class Spill:
         self.newest = self.stdout
         self.blocks = blocks
         self._overshoot_bytes = OVERSHOOT_BYTES if blocks else 0
-        self.broken = ""
+        self.broken = 0  # the errno of a disk that failed
         self.changed = trio.lowlevel.ParkingLot()
         self.on_room: Callable[[], None] = _nobody_waits
         self._folder = room.folder
@@ -131,7 +132,7 @@ class Spill:
                     self._fd = await run_in_thread(open_nameless, self._folder, limiter=self._limiter)
                 await run_in_thread(write_at, self._fd, data, self._log.written, limiter=self._limiter)
             except OSError as error:
-                self.broken = error.strerror or str(error)
+                self.broken = error.errno or errno.EIO
                 self._log.sealed = True
             else:
                 self._log.wrote(count)
@@ -200,9 +201,11 @@ class Spill:
         Ownership: the caller closes the descriptor.
 
         Raises:
-            OSError: there is no file for it.
+            OSError: there is no file for it, or not all of it could be written.
         """
         await self.settle()
+        if self.broken:
+            raise OSError(self.broken, os.strerror(self.broken))
         async with self._lock:
             if self._fd < 0:
                 self._fd = await run_in_thread(open_nameless, self._folder, limiter=self._limiter)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from test_transfers_upload_ends import files_limited_to
 
 from sandbox.nameless import open_nameless
 from sandbox.spill import PENDING_BYTES, OutputRoom, Quota, Spill
@@ -173,6 +174,16 @@ async def test_a_disk_that_fails_is_treated_as_full(tmp_path: Path) -> None:
     assert spill.broken
     assert spill.total("stdout") + spill.dropped("stdout") == 4 * PENDING_BYTES
     assert (await spill.read("stdout", 0, 10)).data == b"x" * 10
+
+
+async def test_what_a_failing_disk_did_not_take_is_not_said_to_have_been_searched(folder: Path) -> None:
+    spill = new_spill(folder)
+    await say(spill, b"x" * 10)
+    with files_limited_to(0), pytest.raises(OSError, match="File too large"):
+        await spill.open_log("stdout", 0)
+    with pytest.raises(OSError, match="File too large"):  # the disk takes it now, and does not get it
+        await spill.open_log("stdout", 0)
+    spill.close()
 
 
 async def test_waiting_for_more_ends_with_more_and_with_the_end(folder: Path) -> None:
