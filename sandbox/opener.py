@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Reply = tuple[dict[str, Any], Fds]
 
 CHANGES = ("commit", "rename", "remove", "make")
-UNSAID = "it was done, and the descriptors to flush it with could not be handed over"
+UNSAID = "it was done, and the answer, with what it is flushed with, could not be handed over"
 MAX_LINKS = 40  # as the kernel
 MAX_NAMES = 1_000_000  # a bigger directory is counted this far, so that others need not wait for ever
 MAX_PARTS = 64  # leftovers looked at in one listing
@@ -80,12 +80,13 @@ class Opener(NameOps):
             _close(fds)
         try:
             wire.send(self._sock, {"n": number, **body}, opened)
+        except ConnectionError:
+            raise
         except OSError as fault:
-            # The kernel bounds the descriptors a user has under way in sockets: refuse, do not die of it.
-            if fault.errno != errno.ETOOMANYREFS:
-                raise
+            # Of descriptors on their way in sockets a user has only so many, and memory may be short: refuse, do not
+            # die of it.
             refused, why = ("done", UNSAID) if request["op"] in CHANGES else ("", "")
-            wire.send(self._sock, {"n": number, "refused": refused, "errno": errno.ETOOMANYREFS, "why": why})
+            wire.send(self._sock, {"n": number, "refused": refused, "errno": fault.errno or errno.EIO, "why": why})
         finally:
             _close(opened)
 

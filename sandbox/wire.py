@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 INLINE_BYTES = 64 * 1024  # one packet holds about 212 KB with the default buffers; this leaves room for several
 PAYLOAD_BYTES = 16 * 1024 * 1024  # more than execve takes (argv and environment are 6 MiB at most)
 DESCRIPTORS = 8
+RECEIVE_TRIES = 3
+_SHORT_OF_MEMORY = (errno.ENOMEM, errno.ENOBUFS)  # the message stays where it is, and can be asked for again
 _INT_BYTES = array.array("i").itemsize
 _ANCILLARY_BYTES = socket.CMSG_SPACE((DESCRIPTORS + 1) * _INT_BYTES)
 
@@ -87,9 +89,10 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
         BlockingIOError: the socket is non-blocking and there is nothing to read.
         Truncated: this process has no room for its descriptors (EMFILE), and those that came are closed.
         WireBroken: what came is no message; descriptors that came with it are closed.
+        OSError: there was no memory for it, each of RECEIVE_TRIES times. It can still be received.
     """
     try:
-        data, ancillary, flags, _ = sock.recvmsg(INLINE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, flags = _received(sock)
     except ConnectionResetError:  # the peer died with unread messages: as much an end as EOF is
         return None
     fds = _descriptors(ancillary)
@@ -101,6 +104,18 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
         for fd in fds:
             os.close(fd)
         raise
+
+
+def _received(sock: socket.socket) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
+    for left in reversed(range(RECEIVE_TRIES)):
+        try:
+            data, ancillary, flags, _ = sock.recvmsg(INLINE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        except OSError as fault:
+            if not left or fault.errno not in _SHORT_OF_MEMORY:
+                raise
+        else:
+            return data, ancillary, flags
+    raise AssertionError("the last try returns or raises")
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
