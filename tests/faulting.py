@@ -46,7 +46,8 @@ ERRORS: dict[str, tuple[str, ...]] = {
 }
 """What each can answer on a machine that is out of something or whose disk fails. Not here: what never fails so (futex,
 epoll_wait, wait4), what a failure of would leak by itself (close), the sockets to clients (sendto, recvfrom), and
-epoll_ctl, whose failure ends Trio's loop and with it the broker."""
+epoll_ctl: for a new descriptor the kernel may lack memory, for a known one never, and strace cannot tell them apart; at
+the second, Trio would end the broker."""
 
 
 @attrs.frozen(order=True)
