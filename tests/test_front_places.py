@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 import trio
@@ -87,6 +87,21 @@ async def test_busy_connections_stay_and_the_newcomer_is_told_when_to_come_back(
         await house.handler.end()
         assert [(await conn.heard()).status for conn in (one, two)] == [200, 200]
         assert await healthy(house)
+
+
+async def test_who_is_refused_while_sending_a_large_body_is_let_go() -> None:
+    large, headers = modern_call("wait", {"content": "x" * 190_000})
+    async with serving(max_calls_in_flight=1, max_bodies_bytes=200_000) as house, raw(house) as one, raw(house) as two:
+        await start(one, large, headers)
+        await house.handler.waiting.acquire()  # and has all the room that there is
+        await two.send_head("POST", "/mcp", {**headers, "content-length": str(len(large))})
+        await two.send_body(large[:180_000], end=False)
+        async with raw(house) as three:
+            while (await three.ask("POST", "/mcp", BODY, **HEADERS)).status != 503:
+                await trio.lowlevel.checkpoint()
+        assert (await two.heard()).status == 503
+        with suppress(trio.BrokenResourceError):  # what nobody has read may be answered by a reset
+            assert await two.at_end()
 
 
 async def test_a_request_that_is_just_coming_in_is_answered() -> None:
