@@ -20,6 +20,8 @@ CALLERS = 256
 """Whose refusals are told apart; a principal is not made up by a client, so there are few."""
 NAMED_TOOLS = 8
 """Of one count: a client may make tool names up."""
+TOOL_CHARACTERS = 64
+"""Of such a name; a longer one is counted among the others, or it would be kept for an interval and written whole."""
 OTHERS = "others"
 
 
@@ -32,7 +34,8 @@ class _Count:
     def note(self, tool: str) -> None:
         self.seen += 1
         if self.seen > IN_FULL:
-            name = tool if tool in self.tools or len(self.tools) < NAMED_TOOLS else OTHERS
+            known = tool in self.tools or len(self.tools) < NAMED_TOOLS
+            name = tool if known and len(tool) <= TOOL_CHARACTERS else OTHERS
             self.tools[name] = self.tools.get(name, 0) + 1
 
 

@@ -78,6 +78,15 @@ def test_counting_is_bounded_whatever_a_client_makes_up() -> None:
     assert sum(refusals.in_full(refusal(principal=f"q{number}")) for number in range(100)) == 0
 
 
+def test_a_count_is_short_however_long_the_names_of_tools_are(settings: AuditSettings) -> None:
+    with opened(settings) as (audit, _):
+        for number in range(IN_FULL + NAMED_TOOLS):
+            audit.refuse(refusal(tool=f"{number}" + "t" * 1_000_000))
+    last = settings.audit_log.read_text(encoding="ascii").splitlines()[-1]
+    assert json.loads(last)["details"]["tools"] == {OTHERS: NAMED_TOOLS}
+    assert len(last) < 1000
+
+
 def test_a_slow_stream_of_refusals_is_recorded_in_full() -> None:
     now = [0.0]
     refusals = Refusals(lambda: now[0])
