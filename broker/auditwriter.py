@@ -54,6 +54,8 @@ class _Errand:
 
     act: Callable[[], None]
     size_bytes: int = 0
+    owed: bool = False
+    """Whether it is a record that is owed until then; nothing else counts against OWED_LINES and OWED_BYTES."""
     missing: int = 0
     """Records before this one for which there was no room."""
     trouble: AuditUnavailable | None = None
@@ -138,7 +140,7 @@ class Writer:
             self._dropped += 1
             self._missing += 1
             return
-        self._hand(lambda: self._owe(lines), len(lines))
+        self._hand(lambda: self._owe(lines), len(lines), owed=True)
 
     async def require(self, lines: Lines) -> None:
         """Have *lines* written, and return when they are.
@@ -147,7 +149,7 @@ class Writer:
             AuditUnavailable: they are not, or the disk has not answered in time.
         Cancellation: they are not written, unless that was just being done.
         """
-        errand = self._hand(lambda: self._require(lines), len(lines))
+        errand = self._hand(lambda: self._require(lines))
         if not errand.finished:
             await self._wait(errand)
         if errand.trouble is not None:
@@ -166,8 +168,9 @@ class Writer:
         self._hand(self._reopen)
 
     def nudge(self) -> None:
-        """Have `on_idle` asked again."""
-        self._hand(lambda: None)
+        """Have `on_idle` asked again; while the thread is late, it will ask anyway."""
+        if self._late is None or self._late.finished:
+            self._hand(lambda: None)
 
     def close(self) -> bool:
         """Write what is owed as far as it can be in CLOSE_S, and end the thread; whether all of it is written."""
@@ -183,11 +186,11 @@ class Writer:
             self.errors.close()
         return ended
 
-    def _hand(self, act: Callable[[], None], size_bytes: int = 0) -> _Errand:
+    def _hand(self, act: Callable[[], None], size_bytes: int = 0, *, owed: bool = False) -> _Errand:
         """Give *act* to the thread and wait for its end, unless the thread is late anyway."""
-        errand = _Errand(act, size_bytes, self._missing)
+        errand = _Errand(act, size_bytes, owed, self._missing)
         self._missing = 0
-        self._handed += 1
+        self._handed += owed
         self._handed_bytes += size_bytes
         self._errands.put(errand)
         if (self._late is None or self._late.finished) and not errand.wait(HANDOFF_S):
@@ -204,6 +207,8 @@ class Writer:
                 await told.wait()
         finally:
             errand.withdrawn = not errand.finished
+            if errand.withdrawn:
+                errand.act = _nothing  # it waits for the thread, however long; its lines need not be kept
         if errand.withdrawn:
             why = f"the disk has not taken a record for {REQUIRE_S:g} seconds"
             if not self._silent:
@@ -220,8 +225,8 @@ class Writer:
                 except AuditUnavailable as error:
                     errand.trouble = error
             self._taken_bytes += errand.size_bytes
-            self._taken += 1
-            self._behind += self._silent
+            self._taken += errand.owed
+            self._behind += self._silent and errand.owed
             self.run.tell(self.owed if self.broken else 0, self.lost)
             errand.finish()
 
@@ -313,6 +318,10 @@ class Writer:
     def _stamped(self, lines: Lines, number: int) -> Lines:
         end = b', "run": "%s", "seq": %d}\n' % (self.run_id.encode("ascii"), number)
         return Lines(lines.event[:-2] + end, None if lines.error is None else lines.error[:-2] + end)
+
+
+def _nothing() -> None:
+    """Stands for what was withdrawn."""
 
 
 def uptime_ms() -> int:

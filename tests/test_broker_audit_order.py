@@ -19,6 +19,7 @@ from test_live_audit_trouble import BOUND_S, disk, frozen, in_the_way
 from broker.audit import AuditSettings, AuditUnavailable, Clocks, open_audit
 from broker.auditrun import BALLAST_BYTES, NOTE_BYTES, PIECE_BYTES, Note, read_runs
 from broker.auditsync import SYNC_S
+from broker.refusals import IN_FULL
 
 __all__ = ["patient"]  # a fixture for each test here too
 
@@ -185,6 +186,29 @@ def test_nobody_waits_longer_for_a_frozen_disk_than_he_must(
         begin(audit, command(6))
     assert ids(log) == ["1", "5", "6"], "what was refused is not there"
     assert "AUDIT_RESTORED" in kinds(log)
+
+
+@pytest.mark.long
+def test_what_was_refused_meanwhile_takes_no_place_from_what_is_owed(
+    loop_disk: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.auditwriter.HANDOFF_S", 0.1)
+    monkeypatch.setattr("broker.auditwriter.REQUIRE_S", 0.01)
+    _, folder = loop_disk
+    monkeypatch.setattr("broker.auditwriter.OWED_LINES", 2 * IN_FULL)
+    refused = command(0, error="no", error_code="POLICY_001")
+    with opened(on(folder)) as (audit, _):
+        with frozen(folder):
+            for number in range(2 * IN_FULL):
+                with pytest.raises(AuditUnavailable):
+                    begin(audit, command(number))
+                audit.refuse(refused)
+            audit.end(command(1))
+        monkeypatch.setattr("broker.auditwriter.HANDOFF_S", 30)
+        begin(audit, command(2))
+    assert ids(on(folder).audit_log)[-2:] == ["1", "2"]
+    restored = next(r for r in records(on(folder).audit_log) if r["event_type"] == "AUDIT_RESTORED")
+    assert restored["details"]["lost"] == 0
 
 
 @pytest.mark.long
