@@ -24,6 +24,7 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup, _handle
 from hypercorn.trio.tcp_server import TCPServer
@@ -285,6 +286,12 @@ class _Tasks(TaskGroup):
 
 class _Http1(H11Protocol):
     """HTTP/1.1; offers to switch to another protocol are not taken up, as the standard allows."""
+
+    async def stream_send(self, event: Any) -> None:
+        """Pass an answer on; who is answered and still sends does nothing that others must make room for."""
+        await super().stream_send(event)
+        if isinstance(event, Response) and self.connection.their_state is h11.SEND_BODY:
+            await self.send(Updated(idle=True))
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """Do not look for HTTP/2: its preface reaches the guard as a request of version 2.0, and is refused."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import AsyncExitStack, suppress
 
+import h11
 import pytest
 import trio
 from front import (
@@ -87,6 +88,16 @@ async def test_busy_connections_stay_and_the_newcomer_is_told_when_to_come_back(
         await house.handler.end()
         assert [(await conn.heard()).status for conn in (one, two)] == [200, 200]
         assert await healthy(house)
+
+
+async def test_who_is_refused_and_still_owes_a_body_holds_no_place() -> None:
+    async with serving(max_connections=LIMIT) as house, AsyncExitStack() as stack:
+        for conn in [await stack.enter_async_context(raw(house)) for _ in range(LIMIT)]:
+            await conn.send_head("POST", "/nowhere", {"content-length": "100"})
+            assert isinstance(head := await conn.event(), h11.Response)
+            assert head.status_code == 404
+        for _ in range(LIMIT):
+            assert await healthy(house)
 
 
 async def test_who_is_refused_while_sending_a_large_body_is_let_go() -> None:
