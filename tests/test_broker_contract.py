@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -193,6 +194,16 @@ def test_an_argument_with_parts_is_decoded_and_its_faults_are_named_by_part() ->
     assert COMMAND.decode(call | {"terminal": {"rows": 2, "columns": 3}}).terminal == TerminalSize(rows=2, columns=3)
     for terminal, named in (({"rows": "x", "colums": 3}, {"terminal.rows", 'terminal."colums"'}), ([], {"terminal"})):
         assert set(faults("execute_command", call | {"terminal": terminal})) == named
+
+
+def test_a_value_of_another_kind_is_told_the_kind_and_the_range_that_is_wanted() -> None:
+    call = {"session_id": "s", "path": "a"}
+    assert faults("upload_file", call | {"chunk_data": 1})["chunk_data"].expected == "a base64 string"
+    assert faults("create_session", {"environment": []})["environment"].expected == "an object"
+    offset = faults("read_file", call | {"offset": "1"})["offset"].expected
+    assert re.fullmatch(r"an integer of at least 0 and at most \d+", offset)
+    timeout = faults("execute_command", {"session_id": "s", "argv": ["ls"], "timeout_seconds": "1"})["timeout_seconds"]
+    assert re.fullmatch(r"a number above 0 and at most [\d.]+", timeout.expected)
 
 
 def test_an_unknown_tool_is_told_the_nearest() -> None:
