@@ -143,7 +143,7 @@ def lock(session: nox.Session) -> None:
     check = "requirements/check.txt"
     session.run(*write, "pyproject.toml", "--group", "dev", "-o", check, *session.posargs)
     session.run(*write, "pyproject.toml", "--group", "build", "-c", check, "-o", "requirements/run.txt")
-    for group in ("conformance", "fuzz"):
+    for group in ("conformance", "coverage", "fuzz"):
         session.run(*write, "--group", group, "-c", check, "-o", f"requirements/{group}.txt", *session.posargs)
 
 
@@ -188,6 +188,14 @@ def failing(session: nox.Session) -> None:
 def mutation(session: nox.Session) -> None:
     """A sample of the mutants of the modules in WHOLE, drawn anew for each state of them: a survivor is a finding."""
     run_here(session, "tests.mutation", *(session.posargs or ["--sample", "100"]))
+
+
+@nox.session(tags=["full", "rest"])
+def coverage(session: nox.Session) -> None:
+    """Branch coverage by package, on both sides of the walls, of the tests that tests/branches.py chooses."""
+    session.install("-q", "-r", "requirements/check.txt", "-r", "requirements/coverage.txt")  # not us: a copy runs
+    measured = Path(session.bin).parent / "measured"
+    session.run("python", "tests/branches.py", str(measured), *session.posargs)
 
 
 @nox.session(tags=["full", "rest"])

@@ -22,6 +22,10 @@ hypothesis.settings.register_profile(
     "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("unhurried")
+# Where the same lines must run each time: `--hypothesis-profile same`, as tests/branches.py does.
+hypothesis.settings.register_profile(
+    "same", hypothesis.settings.get_profile("unhurried"), max_examples=25, derandomize=True, database=None
+)
 
 
 @pytest.fixture

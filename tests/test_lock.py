@@ -50,7 +50,7 @@ def depended_on() -> list[Requirement]:
 
 
 def test_there_is_a_lock_to_run_one_to_check_and_one_for_each_tool_of_one_session() -> None:
-    assert sorted(LOCKS) == ["check", "conformance", "fuzz", "run"]
+    assert sorted(LOCKS) == ["check", "conformance", "coverage", "fuzz", "run"]
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -72,6 +72,7 @@ def test_what_is_no_pin_with_hashes_is_a_fault(text: str, monkeypatch: pytest.Mo
         ("run", [*depended_on(), *asked("build")]),
         ("check", [*depended_on(), *asked("dev")]),
         ("conformance", asked("conformance")),
+        ("coverage", asked("coverage")),
         ("fuzz", asked("fuzz")),
     ],
 )
@@ -85,7 +86,7 @@ def test_all_that_is_asked_for_is_locked_within_its_bounds(lock: str, wanted: li
 
 
 def test_every_group_is_locked() -> None:
-    locked = {one.name for lock in ("dev", "conformance", "fuzz") for one in asked(lock)}
+    locked = {one.name for lock in ("dev", "conformance", "coverage", "fuzz") for one in asked(lock)}
     assert {one.name for group in PROJECT["dependency-groups"] for one in asked(group)} == locked
 
 

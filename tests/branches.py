@@ -1,0 +1,151 @@
+"""Branch coverage by package: `python tests/branches.py FOLDER`, as `nox -s coverage` runs it.
+
+Copies the packages and tests to FOLDER, appends to the packages there what measures them (`tests/measured.py`), runs
+the tests of TESTS in the copy, and reports. A test that fails there is a failure, and so is a package below its FLOOR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import marshal
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from measured import MARKS, PACKAGES, PLACES, prepare, steps
+
+ROOT = Path(__file__).parent.parent
+COPIED = (*PACKAGES, "tests", "bench", "docs", "pyproject.toml", "README.md")
+TESTS = (
+    *("policy_*", "config_*", "transfers_*", "transferhead", "output_*", "broker_*", "bytebudget", "session*"),
+    *("sandbox_*", "walls_*", "tree*", "archives", "filetools", "front_*", "jobs", "order", "outcomes", "ownership"),
+    *("quotas", "trusted", "untenable", "live_transfers", "live_inputs", "live_aftermath", "live_sessions"),
+)
+"""Of the test files `tests/test_*.py`: what enters most of the code in few minutes."""
+KINDS = "not (conformance or soak or guest or histories or failing or long)"
+LEFT_OUT = (
+    "test_broker_audit_floods.py::test_a_flood_of_refusals_leaves_the_log_small",
+    "test_broker_audit_redaction.py::test_redaction_takes_time_in_proportion",
+    "test_transfers_crashes.py",  # kills what it measures, some hundred times
+    "test_broker_errors.py::test_every_failure_fits_every_output_schema",  # every tool, every error; it enters nothing new
+    "test_sandbox_files.py::test_more_answers_than_a_user_may_have_under_way_are_refused_not_fatal",
+    "test_sandbox_spawner.py::test_a_keeper_without_a_thread_says_so",
+    "test_sandbox_treework.py::test_lines_are_numbered_across_blocks",
+)
+"""What takes minutes or fails while each line is traced: it counts on speed, memory, or on what Python does between two lines."""
+FLOORS = {"broker": 0, "config": 0, "policy": 0, "sandbox": 0, "transfers": 0}
+"""Percent of the branches of a package, a little under what was measured. The one place for them."""
+NAMED_BELOW = 90
+"""A file with less of its branches, in percent, is named."""
+
+
+@attrs.define
+class Taken:
+    """Branches that were taken, of those that there are."""
+
+    taken: int = 0
+    there_are: int = 0
+
+    def add(self, other: Taken) -> None:
+        self.taken += other.taken
+        self.there_are += other.there_are
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.taken / self.there_are if self.there_are else 100
+
+    def __str__(self) -> str:
+        return f"{self.percent:5.1f} %  {self.taken:5} of {self.there_are:5}"
+
+
+def main() -> int:
+    """Copy, run, report; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="for the copy and what is measured; emptied first")
+    parser.add_argument("pytest", nargs="*", help="more of pytest's command line, instead of the tests of TESTS")
+    asked = parser.parse_args()
+    folder = asked.folder.resolve()
+    tree, data = folder / "tree", folder / "data"
+    shutil.rmtree(folder, ignore_errors=True)
+    _copy(tree)
+    prepare(str(tree), str(data))
+    status = _run_tests(tree, asked.pytest)
+    text, low = report(_merged(tree, data), FLOORS)
+    print(text)
+    return status or int(bool(low))
+
+
+def _copy(tree: Path) -> None:
+    """Copy what the tests read."""
+    tree.mkdir(parents=True)
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, tree / name)
+
+
+def _run_tests(tree: Path, asked: list[str]) -> int:
+    words = asked or _chosen(tree)
+    print(f"measured while these tests run: {' '.join(words)}", flush=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile", "same", *words]
+    return subprocess.run(command, cwd=tree, check=False).returncode
+
+
+def _chosen(tree: Path) -> list[str]:
+    """Return the words of pytest's command line that stand for what is run by default."""
+    files = sorted({str(file.relative_to(tree)) for name in TESTS for file in tree.glob(f"tests/test_{name}.py")})
+    at_once = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadscope"]
+    left_out = [word for test in LEFT_OUT for word in ("--deselect", f"tests/{test}")]
+    return [*at_once, "-m", KINDS, *left_out, *files]
+
+
+def _merged(tree: Path, data: Path) -> dict[str, Any]:
+    """Put together what both sides noted; return coverage.py's report of it, by file."""
+    import coverage  # noqa: PLC0415  only the session has it
+
+    places = marshal.loads((data / PLACES).read_bytes())  # noqa: S302  we wrote it
+    child = coverage.CoverageData(basename=str(data / ".coverage.child"))
+    child.add_arcs({str(tree / file): arcs for file, arcs in steps((data / MARKS).read_bytes(), places).items()})
+    child.touch_files([str(file) for package in PACKAGES for file in (tree / package).glob("*.py")])
+    child.write()
+    whole = coverage.Coverage(
+        data_file=str(data / ".coverage"),
+        branch=True,
+        source=[str(tree / package) for package in PACKAGES],
+        config_file=False,
+        messages=False,
+    )
+    whole.set_option("report:exclude_also", ["if TYPE_CHECKING:"])
+    whole.combine([str(data)])
+    whole.save()
+    whole.json_report(outfile=str(data / "report.json"))
+    files: dict[str, Any] = json.loads((data / "report.json").read_text())["files"]
+    return {str(Path(name).resolve().relative_to(tree)): found for name, found in files.items()}
+
+
+def report(files: Mapping[str, Any], floors: Mapping[str, float]) -> tuple[str, list[str]]:
+    """Return what was taken, by package and by file, as text, and the packages that are below their floor."""
+    packages = {package: Taken() for package in floors}
+    named = []
+    for name, found in sorted(files.items()):
+        taken = Taken(found["summary"]["covered_branches"], found["summary"]["num_branches"])
+        packages[name.partition("/")[0]].add(taken)
+        if taken.percent < NAMED_BELOW:
+            missing = ", ".join(f"{source}->{'end' if to < 0 else to}" for source, to in found["missing_branches"])
+            named.append(f"  {taken}  {name}: {missing}")
+    low = [package for package, taken in packages.items() if taken.percent < floors[package]]
+    lines = ["branches taken, by package:"]
+    lines += [f"  {taken}  {package} (floor: {floors[package]} %)" for package, taken in packages.items()]
+    lines += [f"files with less than {NAMED_BELOW} %, and the branches that were not taken:", *named]
+    lines += [f"{package} is below its floor" for package in low]
+    return "\n".join(lines), low
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The child side is measured where nothing else could: behind walls, in forks, up to a SIGKILL."""
+
+from __future__ import annotations
+
+import marshal
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from branches import FLOORS, report
+from measured import MARKS, PACKAGES, PLACES, prepare, steps
+
+HERE = Path(__file__).parent
+SAMPLE = """\
+import os
+import signal
+
+
+def pick(number):
+    if number > 1:
+        return "many"
+    for _ in range(number):
+        print(
+            number,
+        )
+    return "few"
+
+
+def numbers():
+    yield 1
+    yield 2
+
+
+def main(number):
+    if os.fork() == 0:
+        list(numbers())
+        pick(number)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.wait()
+"""
+ENTERED = {(-5, 6), (-15, 16), (16, 17), (17, -15), (-20, 21), (21, 22), (21, 25), (22, 23), (23, 24), (25, -20)}
+MANY = {(6, 7), (7, -5)}
+FEW = {(6, 8), (8, 9), (9, 10), (10, 9), (9, 8), (8, 12), (12, -5)}
+AT_LOAD = {(-1, 1), (1, 2), (2, 5), (5, 15), (15, 20), (20, -1)}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy as `tests/branches.py` makes it, of packages that are empty but for one file."""
+    tree = tmp_path / "tree"
+    for package in PACKAGES:
+        (tree / package).mkdir(parents=True)
+        (tree / package / "__init__.py").touch()
+    (tree / "sandbox" / "sample.py").write_text(SAMPLE)
+    (tree / "tests").mkdir()
+    shutil.copy(HERE / "measured.py", tree / "tests")
+    prepare(str(tree), str(tmp_path / "data"))
+    return tree
+
+
+def taken(tree: Path, code: str) -> set[tuple[int, int]]:
+    """Run *code* as the child side runs, and return the steps that were marked."""
+    data = tree.parent / "data"
+    prelude = f"import sys; sys.path.append({str(tree)!r}); from sandbox.sample import main; "
+    subprocess.run([sys.executable, "-I", "-S", "-c", prelude + code], check=True, env={}, capture_output=True)
+    found = steps((data / MARKS).read_bytes(), marshal.loads((data / PLACES).read_bytes()))  # noqa: S302
+    return set(found.get("sandbox/sample.py", []))
+
+
+@pytest.mark.parametrize(("number", "branch"), [(2, MANY), (1, FEW)])
+def test_a_fork_that_is_killed_leaves_the_steps_it_took_and_no_others(
+    tree: Path, number: int, branch: set[tuple[int, int]]
+) -> None:
+    assert taken(tree, f"main({number})") == AT_LOAD | ENTERED | branch
+
+
+def test_no_descriptor_and_no_place_in_the_file_system_is_needed_once_it_runs(tree: Path) -> None:
+    bare = "import os, resource; os.closerange(3, 64); resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0)); "
+    user = "os.chroot('/proc'); os.setuid(65534); " if os.getuid() == 0 else ""
+    assert taken(tree, bare + user + "main(2)") == AT_LOAD | ENTERED | MANY
+
+
+def test_without_the_hook_nothing_is_marked(tree: Path) -> None:
+    (tree / "sandbox" / "__init__.py").write_text("")
+    assert taken(tree, "main(2)") == set()
+
+
+@pytest.mark.parametrize(("taken", "low"), [(90, []), (89, ["policy"])])
+def test_a_package_below_its_floor_is_named_and_so_are_the_branches_not_taken(taken: int, low: list[str]) -> None:
+    files = {
+        "policy/a.py": {"summary": {"covered_branches": taken - 40, "num_branches": 60}, "missing_branches": [[3, -1]]},
+        "policy/b.py": {"summary": {"covered_branches": 40, "num_branches": 40}, "missing_branches": []},
+    }
+    text, found = report(files, {"policy": 90})
+    assert found == low
+    assert "policy/a.py: 3->end" in text
+    assert "policy/b.py" not in text
+
+
+def test_every_package_has_a_floor() -> None:
+    assert sorted(FLOORS) == sorted(PACKAGES)
