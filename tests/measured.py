@@ -10,6 +10,7 @@ On the child side this module is loaded without site packages: it imports the st
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import marshal
 import mmap
@@ -82,7 +83,14 @@ def _start_child() -> None:
         return
     marks = mmap.mmap(fd, 0)
     os.close(fd)
-    sys.settrace(Tracer(marks, places).enter)
+    trace = Tracer(marks, places).enter
+    start_plain = _thread.start_new_thread
+
+    def start_traced(function: Any, arguments: tuple[Any, ...]) -> int:
+        return start_plain(lambda: (sys.settrace(trace), function(*arguments)), ())
+
+    _thread.start_new_thread = start_traced
+    sys.settrace(trace)
 
 
 class Tracer:

@@ -83,6 +83,12 @@ def test_no_descriptor_and_no_place_in_the_file_system_is_needed_once_it_runs(tr
     assert taken(tree, bare + user + "main(2)") == AT_LOAD | ENTERED | MANY
 
 
+def test_what_runs_in_a_thread_is_marked_too(tree: Path) -> None:
+    code = "import _thread; from sandbox.sample import pick; lock = _thread.allocate_lock(); lock.acquire(); "
+    code += "_thread.start_new_thread(lambda: (pick(2), lock.release()), ()); lock.acquire()"
+    assert taken(tree, code) == AT_LOAD | {(-5, 6)} | MANY
+
+
 def test_without_the_hook_nothing_is_marked(tree: Path) -> None:
     (tree / "sandbox" / "__init__.py").write_text("")
     assert taken(tree, "main(2)") == set()
