@@ -34,13 +34,14 @@ LEFT_OUT = (
     "test_broker_audit_redaction.py::test_redaction_takes_time_in_proportion",
     "test_transfers_crashes.py",  # kills what it measures, some hundred times
     "test_broker_errors.py::test_every_failure_fits_every_output_schema",
+    "test_jobs.py::test_both_streams_keep_their_order",
     "test_sandbox_files.py::test_more_answers_than_a_user_may_have_under_way_are_refused_not_fatal",
     "test_sandbox_spawner.py::test_a_keeper_without_a_thread_says_so",
     "test_sandbox_treework.py::test_lines_are_numbered_across_blocks",
 )
 """What fails, or takes minutes, while each line is traced: it counts on speed or memory, or is a great many cases."""
-FLOORS = {"broker": 0, "config": 0, "policy": 0, "sandbox": 0, "transfers": 0}
-"""Percent of the branches of a package, a little under what was measured. The one place for them."""
+FLOORS = {"broker": 60, "config": 94, "policy": 97, "sandbox": 76, "transfers": 59}
+"""Percent of the branches of a package, a little under what was measured (docs/coverage.md). The one place for them."""
 NAMED_BELOW = 90
 """A file with less of its branches, in percent, is named."""
 
