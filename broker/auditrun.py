@@ -10,6 +10,7 @@ session's reach.
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
 from collections.abc import Iterator
@@ -140,7 +141,8 @@ def read_runs(log: Path) -> Iterator[tuple[Note, bool]]:
 
 def _run_files(log: Path) -> tuple[Path, ...]:
     try:
-        return tuple(sorted(path for path in log.parent.glob(f"{log.name}-run-*") if path.suffix != ".new"))
+        found = log.parent.glob(f"{glob.escape(log.name)}-run-*")
+        return tuple(sorted(path for path in found if path.suffix != ".new"))
     except OSError:
         return ()
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 from test_broker_audit import begin, command, ids, kinds, opened, patient, records
@@ -236,6 +237,12 @@ def test_a_run_file_is_there_while_its_broker_lives_and_alive_to_others(settings
         assert [note.run for note, _ in read_runs(settings.audit_log)] == [one.run_id]
         assert "BROKER_LOST" not in kinds(settings.audit_log)
     assert list(read_runs(settings.audit_log)) == []
+
+
+def test_a_run_is_found_whatever_the_log_is_called(settings: AuditSettings) -> None:
+    odd = attrs.evolve(settings, audit_log=settings.audit_log.with_name("audit[1]*.log"))
+    with opened(odd) as (audit, _):
+        assert [note.run for note, _ in read_runs(odd.audit_log)] == [audit.run_id]
 
 
 def test_what_is_owed_at_the_end_is_said_by_the_next_start(settings: AuditSettings) -> None:
