@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 import pytest
+import trio
 from front import House, legacy_session, modern_call, modern_headers, raw, serving
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broker.bodyshape import MAX_ELEMENTS, MAX_OUTSIDE_BYTES, BodyShape, shape_fault
+from broker.bodyshape import MAX_ELEMENTS, MAX_OUTSIDE_BYTES, SLICE_BYTES, BodyShape, shape_fault
 
 MIB = 1024 * 1024
 BODY_BYTES = 20 * MIB
@@ -42,6 +43,7 @@ def fed(body: bytes, size: int) -> BodyShape:
     return shape
 
 
+@example(["\n", 1], 3)
 @example(["\\", '"', '\\"', "[,", {"\\\\": "a"}], 1)
 @given(values, st.integers(1, 9))
 def test_no_parser_builds_more_than_is_counted(value: Any, size: int) -> None:
@@ -126,3 +128,29 @@ async def test_an_honest_large_call_arrives_as_it_is(arguments: dict[str, Any]) 
 async def test_a_short_body_is_not_scanned() -> None:
     assert await shape_fault(b"," * MAX_ELEMENTS) == ""
     assert await shape_fault(b"," * MANY) != ""
+
+
+async def test_a_body_at_the_limit_is_let_through_and_one_beyond_is_not() -> None:
+    def of_elements(count: int) -> bytes:
+        return b"[" + b",".join([b"1"] * (count - 1)) + b"]"
+
+    assert await shape_fault(of_elements(MAX_ELEMENTS)) == ""
+    assert str(MANY) in await shape_fault(of_elements(MANY))
+    assert await shape_fault(b" " * MAX_OUTSIDE_BYTES) == ""
+    assert str(MAX_OUTSIDE_BYTES + 1) in await shape_fault(b" " * (MAX_OUTSIDE_BYTES + 1))
+
+
+async def test_others_have_their_turn_while_a_body_is_looked_at() -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        await shape_fault(b'"' + b"x" * (8 * SLICE_BYTES))
+        nursery.cancel_scope.cancel()
+    assert turns >= 7
