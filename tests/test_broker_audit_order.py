@@ -194,7 +194,7 @@ def test_what_was_refused_meanwhile_takes_no_place_from_what_is_owed(
     loop_disk: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.auditwriter.HANDOFF_S", 0.1)
-    monkeypatch.setattr("broker.auditwriter.REQUIRE_S", 0.01)
+    monkeypatch.setattr("broker.auditwriter.REQUIRE_S", 0.05)
     _, folder = loop_disk
     monkeypatch.setattr("broker.auditwriter.OWED_LINES", 2 * IN_FULL)
     refused = command(0, error="no", error_code="POLICY_001")

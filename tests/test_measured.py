@@ -13,6 +13,8 @@ import pytest
 from branches import FLOORS, report
 from measured import MARKS, PACKAGES, PLACES, prepare, steps
 
+pytestmark = pytest.mark.once
+
 HERE = Path(__file__).parent
 SAMPLE = """\
 import os
