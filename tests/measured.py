@@ -153,7 +153,7 @@ def prepare(tree: str, data: str) -> None:
     for name, content in ((PLACES, marshal.dumps(places)), (MARKS, bytes(size))):
         with open(os.path.join(data, name), "wb") as made:
             made.write(content)
-        os.chmod(made.name, 0o666)  # noqa: S103
+        os.chmod(made.name, 0o666)  # noqa: S103  as above
 
 
 def places_in(root: str, package: str) -> tuple[Places, int]:

@@ -141,7 +141,7 @@ def _observed(session: pytest.Session, items: Mapping[str, pytest.Item]) -> Any:
         sys.settrace(observe)
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
         sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]
+        threading.settrace(None)  # type: ignore[arg-type]  # its stub knows no None
         if session.testsfailed:
             raise RuntimeError(f"without a mutant, {test} fails")
         seconds[test] = time.process_time() - began

@@ -459,7 +459,7 @@ async def test_a_listener_gives_its_place_to_a_newcomer_when_it_has_been_silent_
         body = json.dumps(message).encode()
 
         async def listen() -> Raw:
-            conn = await stack.enter_async_context(raw(house))  # type: ignore[arg-type]
+            conn = await stack.enter_async_context(raw(house))  # type: ignore[arg-type]  # its port is asked for alone
             headers = {**modern_headers("subscriptions/listen"), "content-length": str(len(body))}
             await conn.send_head("POST", "/mcp", headers)
             await conn.send_body(body)
