@@ -18,7 +18,7 @@ import trio
 import trio.testing
 from door import OTHER_UID, ROOT, descriptors, needs_landlock, needs_root, open_door, reachable, read
 
-from sandbox.file_errors import AccessDenied, Changed, Exists, NoSpace, OpenerGone, TooLarge, WrongKind
+from sandbox.file_errors import AccessDenied, Changed, Exists, NoSpace, OpenerGone, OutcomeUnknown, TooLarge, WrongKind
 from sandbox.files import Files
 
 both_ways = pytest.mark.parametrize("tmpfile", [True, False], ids=["O_TMPFILE", "hidden name"])
@@ -315,7 +315,7 @@ async def test_killing_the_opener_in_mid_upload_leaves_nothing(tmp_path: Path) -
             async with await door.files.part(place) as part:
                 await part.write(0, b"new")
                 door.opener.kill()
-                with pytest.raises(OpenerGone):
+                with pytest.raises((OpenerGone, OutcomeUnknown)):  # whether it was dead when it was asked, nobody knows
                     await part.commit()
     assert (tmp_path / "f").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
