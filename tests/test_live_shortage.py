@@ -107,8 +107,11 @@ def require_typed(answers: Mapping[str, Answer]) -> int:
     """Every failure must be a shortage, may be tried again and says a limit; returns how many there were."""
     short = 0
     for tool, answer in answers.items():
-        # What an earlier call of the sweep did not make is not there: that is true as well.
-        if answer.is_error and answer["error_code"] != "FILE_001":
+        # What an earlier call of the sweep did not make is not there, and of what was made the answer may be lost: that
+        # is true as well.
+        if answer.is_error and answer["error_code"] == "FILE_010":
+            short += 1
+        elif answer.is_error and answer["error_code"] != "FILE_001":
             assert answer["error_code"] == "SYS_001", (tool, answer.data)
             assert answer["retryable"]
             assert "limit" in answer["error_message"]
@@ -144,7 +147,7 @@ def test_a_start_that_runs_short_of_processes_says_so_in_one_line(processes: int
 
 
 @needs_root
-@pytest.mark.parametrize("processes", [5, 7])  # those of the broker alone, and with one session's own
+@pytest.mark.parametrize("processes", [9, 11])  # those of the broker alone, and with one session's own
 async def test_with_a_handful_of_processes_every_answer_is_typed(processes: int) -> None:
     with live_folder() as base:
         # The shorter wait for a keeper is not a setting: a call that needs one takes ten seconds to give up.
