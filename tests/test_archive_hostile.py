@@ -40,7 +40,7 @@ HOSTILE = {
     "file that is the top, longer": (header(b"./."), "directory's name"),
     "no name": (header(b""), "is no path beneath"),
     "no name in a record": (pax(record(b"path", b"")) + FILE, "empty or said twice"),
-    "long name without a name": (long_name(b"\0") + header(b""), "is no path beneath"),
+    "long name without a name": (long_name(b"\0") + FILE, "long name that is empty"),
     "NUL in a record's name": (pax(record(b"path", b"a\0b")) + FILE, "NUL"),
     "NUL in a long name": (long_name(b"a\0b\0") + FILE, "NUL"),
     "file with a slash at its end": (header(b"a/"), "directory's name"),
