@@ -138,12 +138,15 @@ class _Reader:
     def read(self, word: str) -> Hidden | None:
         """What must be hidden in the next word."""
         this, self._next = self._next, _Next.PLAIN
+        is_option = word.startswith("-")
         match this:
             case _Next.SECRET:
+                if is_option and is_secret_name(word.lstrip("-")):  # of two such, whose value comes, nobody knows
+                    self._next = _Next.SECRET
                 return Hidden("", word)
-            case _Next.LOGIN:
+            case _Next.LOGIN if not is_option:
                 return _login("", word)
-            case _Next.HEADER:
+            case _Next.HEADER if not is_option:
                 return _header("", word)
             case _Next.NAME:
                 self._named(word)
