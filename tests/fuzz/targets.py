@@ -286,9 +286,19 @@ def tar(data: bytes) -> None:
         # An old header says directory by a slash at its end; GNU tar looks at the end of the whole name, as we do.
         directories = [i.isdir() or (i.type == tarfile.AREGTYPE and i.name.endswith("/")) for i in archive]
         theirs = [
-            (os.path.normpath(i.name), d, i.size, int(i.mtime)) for i, d in zip(archive, directories, strict=True)
+            (os.path.normpath(_name_of(i, whole)), d, i.size, int(i.mtime))
+            for i, d in zip(archive, directories, strict=True)
         ]
     assert theirs == ours[: len(theirs)]  # it stops at owners that are no numbers, which we do not read
+
+
+def _name_of(info: tarfile.TarInfo, whole: bytes) -> str:
+    """Return its name without the prefix of a header that has no such field: GNU tar and we read it in ustar alone."""
+    head = whole[info.offset_data - 512 : info.offset_data]
+    name, prefix = (
+        field.partition(b"\0")[0].decode("utf-8", "surrogateescape") for field in (head[:100], head[345:500])
+    )
+    return name if head[257:263] != b"ustar\0" and info.name == f"{prefix}/{name}" else info.name
 
 
 def _members(whole: bytes) -> list[tuple[str, bool, int, int]]:
