@@ -95,8 +95,8 @@ def number(field: bytes, what: str, *, signed: bool = False) -> int:
 def long_name(content: bytes) -> bytes:
     """Return the name that GNU's header before the file's carries. Raises: Refused."""
     name = content.rstrip(b"\0")
-    if not name or b"\0" in name:
-        raise bad("it has a long name that is empty, or has a NUL in it")
+    if not name or b"\0" in name or name == content:  # without an end, GNU tar reads on in what fills the block
+        raise bad("it has a long name that is empty, has a NUL in it, or none at its end")
     return name
 
 
