@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import attrs
-import jsonschema  # type: ignore[import-untyped]
+import jsonschema  # type: ignore[import-untyped]  # it brings no types
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings

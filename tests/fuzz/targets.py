@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 import h11
-import jsonschema  # type: ignore[import-untyped]
+import jsonschema  # type: ignore[import-untyped]  # it brings no types
 import trio
 import yaml
 from pydantic_core import from_json
