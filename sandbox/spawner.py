@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STACK_BYTES = 256 * 1024  # of the thread: the usual 8 MiB would count as memory that the keeper uses
+BEGIN_S = 1.0  # for a thread to say that it has begun, which takes less than a millisecond
 REVOKED = int(signal.SIGKILL)  # the wait status of what was killed before it was there
 _REFUSED = frozenset({errno.EAGAIN, errno.ENOMEM})
 
@@ -43,13 +44,13 @@ class Spawn:
             number could be somebody else's before it was looked up.
     """
 
-    __slots__ = ("_abi", "_poke", "_signals", "_sock", "_stage", "_unborn_status", "lock", "pid", "status")
+    __slots__ = ("_abi", "_begun", "_poke", "_signals", "_sock", "_stage", "_unborn_status", "lock", "pid", "status")
 
     def __init__(self, sock: socket.socket, abi: int, poke: Callable[[], None]) -> None:
         """Own *sock*, over which the spec comes; *poke* wakes the keeper if nothing came of it.
 
         Raises:
-            OSError: the kernel has no thread to give.
+            OSError: the kernel has no thread to give, or none with the memory to begin.
         """
         self.pid = 0
         self.status: int | None = None
@@ -60,11 +61,17 @@ class Spawn:
         self._signals: list[int] = []
         self._stage = "domain"
         self._unborn_status = EXIT_NOT_STARTED << 8
+        self._begun = _thread.allocate_lock()
+        self._begun.acquire()
         _thread.stack_size(STACK_BYTES)
         try:
             _thread.start_new_thread(self._run, ())
         except RuntimeError as error:  # all that it says is that there is no thread to be had
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+        # A thread that there was no memory to begin ends without a word, and whoever launches would wait for ever.
+        if not self._begun.acquire(timeout=BEGIN_S):
+            self.revoke()
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     @property
     def waits(self) -> bool:
@@ -93,6 +100,7 @@ class Spawn:
 
     def _run(self) -> None:
         try:
+            self._begun.release()
             self._serve()
         finally:
             with self.lock:

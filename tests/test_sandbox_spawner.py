@@ -140,9 +140,25 @@ said = [answer()[0], os.read(poked, 1).decode(), spawn.status]
 
 
 def test_a_keeper_without_a_thread_says_so() -> None:
+    # The stand's own thread has begun by then: it cannot die of this, and leave a stack that the next one gets to use.
     said = on_the_stand("""
 resource.setrlimit(resource.RLIMIT_DATA, (1, 1))
 a, b = wire.pair()
+try:
+    Spawn(b, 0, print)
+except OSError as error:
+    said = error.errno
+""")
+    assert said == errno.EAGAIN
+
+
+def test_a_thread_that_dies_before_it_begins_is_none() -> None:
+    said = on_the_stand("""
+import _thread
+a, b = wire.pair()
+start = _thread.start_new_thread
+_thread.start_new_thread = lambda run, args: start(int, ("what ends the thread at once",))
+sys.unraisablehook = lambda unraisable: None
 try:
     Spawn(b, 0, print)
 except OSError as error:
