@@ -80,14 +80,18 @@ def run_here(session: nox.Session, module: str, *arguments: str) -> None:
     session.run(sys.executable, "-m", module, *arguments, external=True)
 
 
+def waiting(root: Path) -> list[str]:
+    """The files where something waits: in the others flake8-async finds nothing, and takes a minute to."""
+    every = [file for package in PACKAGES for file in sorted((root / package).rglob("*.py"))]
+    return [str(file.relative_to(root)) for file in every if WAITING.search(file.read_text())]
+
+
 @nox.session(venv_backend="none", tags=["full"])
 def lint(session: nox.Session) -> None:
     """Ruff (rules and format) and flake8-async."""
     run_here(session, "ruff", "check", *CODE)
     run_here(session, "ruff", "format", "--check", *CODE)
-    # Its rules are about what waits: in the other two thirds it finds nothing, and takes a minute to.
-    every = [file for package in PACKAGES for file in sorted(Path(package).glob("*.py"))]
-    files = [str(file) for file in every if WAITING.search(file.read_text())]
+    files = waiting(ROOT)
     # ASYNC128 does not see a task_status that is handed on; ASYNC9xx want a checkpoint in every function, also where
     # nothing may block (they are off by default, and naming any rule to disable would turn them on).
     startable = "--startable-in-context-manager=serve_http,run,_live,_supervise"

@@ -28,7 +28,7 @@ TESTS = (
     *("archives", "front_mcp", "front_jobs", "front_bulk", "jobs", "order", "outcomes", "ownership", "quotas"),
     *("live_transfers", "live_inputs", "live_aftermath", "live_sessions"),
 )
-"""Of the test files `tests/test_*.py`: what enters most of the code in few minutes."""
+"""Of the test files `test_*.py` in tests/: what enters most of the code in few minutes."""
 KINDS = "not (conformance or soak or guest or histories or failing or long)"
 LEFT_OUT = (
     "test_broker_audit_floods.py::test_a_flood_of_refusals_leaves_the_log_small",
@@ -97,15 +97,15 @@ def _copy(tree: Path) -> None:
 
 
 def _run_tests(tree: Path, asked: list[str]) -> int:
-    words = asked or _chosen(tree)
+    words = asked or chosen(tree)
     print(f"measured while these tests run: {' '.join(words)}", flush=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile", "same", *words]
     return subprocess.run(command, cwd=tree, check=False).returncode
 
 
-def _chosen(tree: Path) -> list[str]:
+def chosen(tree: Path) -> list[str]:
     """Return the words of pytest's command line that stand for what is run by default."""
-    files = sorted({str(file.relative_to(tree)) for name in TESTS for file in tree.glob(f"tests/test_{name}.py")})
+    files = sorted({str(file.relative_to(tree)) for name in TESTS for file in tree.glob(f"tests/**/test_{name}.py")})
     at_once = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadscope"]
     left_out = [word for test in LEFT_OUT for word in ("--deselect", f"tests/{test}")]
     return [*at_once, "-m", KINDS, *left_out, *files]
@@ -118,7 +118,7 @@ def _merged(tree: Path, data: Path) -> dict[str, Any]:
     places = marshal.loads((data / PLACES).read_bytes())  # noqa: S302  we wrote it
     child = coverage.CoverageData(basename=str(data / ".coverage.child"))
     child.add_arcs({str(tree / file): arcs for file, arcs in steps((data / MARKS).read_bytes(), places).items()})
-    child.touch_files([str(file) for package in PACKAGES for file in (tree / package).glob("*.py")])
+    child.touch_files([str(file) for package in PACKAGES for file in (tree / package).rglob("*.py")])
     child.write()
     whole = coverage.Coverage(
         data_file=str(data / ".coverage"),

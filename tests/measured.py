@@ -160,10 +160,7 @@ def places_in(root: str, package: str) -> tuple[Places, int]:
     """Give each step that the code of a package can take a byte; return them, and how many there are."""
     places: Places = {}
     size = 0
-    for name in sorted(os.listdir(os.path.join(root, package))):
-        if not name.endswith(".py"):
-            continue
-        file = f"{package}/{name}"
+    for file in _modules(root, package):
         with open(os.path.join(root, file), "rb") as source:
             lines: dict[int, set[int]] = {}
             for code in _codes(compile(source.read(), file, "exec", dont_inherit=True)):
@@ -173,6 +170,13 @@ def places_in(root: str, package: str) -> tuple[Places, int]:
             places[file][first] = size, [0, *sorted(found)]
             size += (len(found) + 1) ** 2
     return places, size
+
+
+def _modules(root: str, package: str) -> list[str]:
+    """Return the modules of a package, from *root* and at any depth."""
+    found = os.walk(os.path.join(root, package))
+    paths = [os.path.join(folder, name) for folder, _, names in found for name in names if name.endswith(".py")]
+    return sorted(os.path.relpath(path, root) for path in paths)
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

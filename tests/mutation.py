@@ -52,9 +52,9 @@ TESTS = {
     "broker/refusals.py": ("broker_audit*", "broker_logs"),
     "broker/records.py": ("broker_audit*", "broker_logs"),
 }
-"""What can be mutated, and the test files (`tests/test_*.py`) that answer for it."""
+"""What can be mutated, at any depth of a folder, and the test files (`test_*.py` in tests/) that answer for it."""
 WHOLE = (
-    "policy/*.py",
+    "policy/**/*.py",
     *("transfers/upload*.py", "transfers/download*.py", "transfers/filestreams.py", "transfers/part.py"),
     *("transfers/coverage.py", "transfers/declared.py", "transfers/ticket.py", "transfers/quota.py"),
     *("broker/decode.py", "broker/bodyshape.py"),
@@ -296,13 +296,14 @@ def _pytest(files: Sequence[str], plugin: object) -> int:
 
 def _tests_of(file: str) -> tuple[str, ...]:
     patterns = next(patterns for pattern, patterns in TESTS.items() if fnmatch.fnmatch(file, pattern))
-    tests = sorted(f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py"))
-    return tuple(t for t in tests if any(fnmatch.fnmatch(t, f"tests/test_{pattern}.py") for pattern in patterns))
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    chosen = [t for t in tests if any(fnmatch.fnmatch(t.name, f"test_{pattern}.py") for pattern in patterns)]
+    return tuple(str(test.relative_to(ROOT)) for test in chosen)
 
 
-def all_modules() -> list[str]:
+def all_modules(root: Path = ROOT) -> list[str]:
     """Every module that WHOLE names."""
-    return [str(path.relative_to(ROOT)) for pattern in WHOLE for path in sorted(ROOT.glob(pattern))]
+    return [str(path.relative_to(root)) for pattern in WHOLE for path in sorted(root.glob(pattern))]
 
 
 def argued() -> frozenset[str]:

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from branches import FLOORS, report
-from measured import MARKS, PACKAGES, PLACES, prepare, steps
+from branches import FLOORS, LEFT_OUT, chosen, report
+from measured import MARKS, PACKAGES, PLACES, places_in, prepare, steps
 
 pytestmark = pytest.mark.once
 
@@ -110,3 +110,19 @@ def test_a_package_below_its_floor_is_named_and_so_are_the_branches_not_taken(ta
 
 def test_every_package_has_a_floor() -> None:
     assert sorted(FLOORS) == sorted(PACKAGES)
+
+
+def test_a_module_and_a_test_in_a_sub_folder_are_measured_too(tmp_path: Path) -> None:
+    for name in ("sandbox/inside/room/sample.py", "tests/policy/test_policy_x.py", "tests/policy/test_other.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(SAMPLE)
+    places, _ = places_in(str(tmp_path), "sandbox")
+    assert {*places} == {"sandbox/inside/room/sample.py"}
+    assert [word for word in chosen(tmp_path) if word.endswith("_x.py")] == ["tests/policy/test_policy_x.py"]
+    assert "tests/policy/test_other.py" not in chosen(tmp_path)
+
+
+def test_what_is_left_out_is_there() -> None:
+    """Pytest says nothing when it is told to leave out a test that there is not."""
+    for file, _, name in (test.partition("::") for test in LEFT_OUT):
+        assert f"def {name}(" in (HERE / file).read_text() or not name

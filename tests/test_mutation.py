@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from mutants import code_of, mutants_of
+
+from tests.mutation import TESTS, WHOLE, all_modules
 
 ROOT = Path(__file__).parent.parent
 ARGUED = Path(__file__).parent / "mutation_argued.txt"
@@ -68,3 +71,13 @@ def test_what_is_argued_away_is_a_mutant_and_has_a_reason() -> None:
     for name in names:
         assert lines[lines.index(name) + 1 :][0:1][0].startswith(" ") or lines[lines.index(name) + 1] in names, name
     assert lines[-1:] == [] or lines[-1].startswith(" ")
+
+
+def test_what_is_to_be_mutated_is_there_at_any_depth_and_has_tests(tmp_path: Path) -> None:
+    modules = all_modules()
+    assert [pattern for pattern in WHOLE if not [*ROOT.glob(pattern)]] == []
+    assert [pattern for pattern in TESTS if not [*ROOT.glob(pattern)]] == []
+    assert [module for module in modules if not any(fnmatch.fnmatch(module, pattern) for pattern in TESTS)] == []
+    (tmp_path / "policy" / "room").mkdir(parents=True)
+    (tmp_path / "policy" / "room" / "x.py").touch()
+    assert all_modules(tmp_path) == ["policy/room/x.py"]

@@ -43,3 +43,16 @@ def test_what_the_default_leaves_out_and_the_default_are_all(noxfile: Any) -> No
     assert tagged["full"] == tagged["rest"] | set(noxfile.nox.options.sessions)
     assert set(APART) < tagged["rest"]
     assert sessions.keys() - tagged["full"] == {"newest", "lock"}
+
+
+def test_what_waits_is_linted_at_any_depth_and_nothing_else(noxfile: Any, tmp_path: Path) -> None:
+    room = tmp_path / "sandbox" / "inside" / "room"
+    room.mkdir(parents=True)
+    (room / "waits.py").write_text("async def f(): ...")
+    (room / "works.py").write_text("def f(): ...")
+    assert noxfile.waiting(tmp_path) == ["sandbox/inside/room/waits.py"]
+    assert {"broker/session.py", "sandbox/threads.py"} <= {*noxfile.waiting(ROOT)}
+
+
+def test_the_tests_that_are_named_for_a_guest_are_there(noxfile: Any) -> None:
+    assert [name for name in noxfile.GUEST_TESTS if not (ROOT / name).is_file()] == []
