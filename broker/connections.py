@@ -39,7 +39,7 @@ from broker.library_logs import describe_without_text
 from broker.peerwatch import PeerWatch
 from sandbox.threads import run_in_thread
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("broker.connections")
 
 READ_BYTES = 64 * 1024
 BULK_READ_BYTES = 256 * 1024

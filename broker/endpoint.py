@@ -30,7 +30,7 @@ from broker.guard import SLOT_KEY
 from broker.outputdesk import SILENT_S, OutputDesk, declares_tasks
 from broker.toolresult import tool_result
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("broker.endpoint")
 
 PRINCIPAL = "local"
 """Who calls, until the front door knows better (authentication is a room of its own)."""

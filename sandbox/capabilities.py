@@ -14,13 +14,14 @@ from pathlib import Path
 
 import attrs
 
+import sandbox
 from sandbox import landlock, namespaces, syscalls
 
 CAP_SETGID_BIT = 6
 CAP_SETUID_BIT = 7
 CAP_SYS_ADMIN_BIT = 21
 TRIAL = "import sys; sys.path.append({parent!r}); from sandbox.trial import main; main({flags}, 0, 0)"
-PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent)
+PACKAGE_PARENT = str(Path(sandbox.__file__ or "").resolve().parent.parent)
 TRIAL_S = 60.0  # it takes about 50 ms, and seconds on a busy emulated machine
 HINTS = (
     ("user.max_user_namespaces", "0"),

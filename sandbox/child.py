@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+import sandbox
 from sandbox import wire
 from sandbox.faults import BirthFailed
 from sandbox.pids import pid_of
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 # Appended, not put first: beside an installed package lie others, which must not shadow the standard library.
 BOOTSTRAP = "import sys; sys.path.append({parent!r}); from sandbox.init import main; main(3, {broker_pid})"
-PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent)
+PACKAGE_PARENT = str(Path(sandbox.__file__ or "").resolve().parent.parent)
 SOCKET_FD = 3
 END_S = 5.0  # after the socket closed and a SIGKILL: more means that the kernel holds a process in a system call
 

@@ -26,6 +26,7 @@ from test_sandbox_births import (
 )
 
 from sandbox import landlock, trees, wire
+from sandbox.child import PACKAGE_PARENT
 from sandbox.command import Exited
 from sandbox.faults import SpawnFailed
 from sandbox.launcher import open_launcher
@@ -298,7 +299,6 @@ async def test_the_opener_is_inside_the_walls_with_a_socket_of_its_own() -> None
 
 
 def test_only_the_stdlib_is_needed_on_the_child_side() -> None:
-    parent = str(Path(landlock.__file__).parent.parent)
-    script = f"import sys; sys.path.append({parent!r}); import sandbox.init; print('attrs' in sys.modules)"
+    script = f"import sys; sys.path.append({PACKAGE_PARENT!r}); import sandbox.init; print('attrs' in sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, check=True, env={})
     assert done.stdout == b"False\n"

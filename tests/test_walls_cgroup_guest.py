@@ -19,6 +19,7 @@ from sandbox.cgroup import CgroupFault, Group
 from sandbox.cgroup_base import NoCgroup, find_base
 from sandbox.cgroup_tree import Tree, open_tree, sweep
 from sandbox.cgroup_values import GroupLimits
+from sandbox.child import PACKAGE_PARENT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -48,7 +49,7 @@ except OSError as error:
 groups = "/sys/fs/cgroup"
 print(json.dumps([read("/proc/self/cgroup"), os.listdir(groups), read(groups + "/memory.max"), wrote]), flush=True)
 """
-ROOT = Path(cgroup_tree.__file__).parent.parent
+ROOT = Path(PACKAGE_PARENT)
 BOMB = """
 import os
 for count in range(40):
