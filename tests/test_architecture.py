@@ -119,19 +119,19 @@ RULES: tuple[Rule, ...] = (
     *(silence, mutable_state, open_ends, thread_elsewhere),
 )
 OFFENDERS: tuple[tuple[Rule, str, str], ...] = (
-    (fills_more_than_it_may, "config.room.x", "from policy.path import PathRules"),
-    (another_event_loop, "sandbox.room.x", "def f():\n    import asyncio.events"),
-    (impurity, "policy.room.x", "import os.path"),
-    (impurity, "policy.room.x", "import yaml"),
-    (protocol_elsewhere, "broker.endpoint.room.x", "from mcp.types import Tool"),
-    (size, "sandbox.room.x", "#\n" * (MAX_LINES + 1)),
+    (fills_more_than_it_may, "config.deep.x", "from policy.path import PathRules"),
+    (another_event_loop, "sandbox.deep.x", "def f():\n    import asyncio.events"),
+    (impurity, "policy.deep.x", "import os.path"),
+    (impurity, "policy.deep.x", "import yaml"),
+    (protocol_elsewhere, "broker.endpoint.deep.x", "from mcp.types import Tool"),
+    (size, "sandbox.deep.x", "#\n" * (MAX_LINES + 1)),
     (size, "broker.x", "class C:\n    async def f(self):\n" + "        pass\n" * (MAX_FUNCTION_LINES + 1)),
-    (silence, "sandbox.room.x", "import os"),
-    (mutable_state, "broker.room.x", "known: dict[str, str] = {}"),
-    (mutable_state, "broker.room.x", "a.b = []"),
-    (open_ends, "policy.room.x", "# TO" + "DO"),
-    (thread_elsewhere, "broker.room.x", "await trio.to_thread.run_sync(f)"),
-    (thread_elsewhere, "broker.room.x", "await trio.open_file(name)"),
+    (silence, "sandbox.deep.x", "import os"),
+    (mutable_state, "broker.deep.x", "known: dict[str, str] = {}"),
+    (mutable_state, "broker.deep.x", "a.b = []"),
+    (open_ends, "policy.deep.x", "# TO" + "DO"),
+    (thread_elsewhere, "broker.deep.x", "await trio.to_thread.run_sync(f)"),
+    (thread_elsewhere, "broker.deep.x", "await trio.open_file(name)"),
 )
 
 
@@ -181,12 +181,12 @@ def test_four_broad_catches_in_the_whole_tree() -> None:
 @pytest.mark.once
 def test_a_broad_catch_is_found_and_a_broader_one_refused() -> None:
     catching = "def f():\n    try:\n        g()\n    except {}:\n        {}"
-    assert list(broad_catches("broker.room.x", catching.format("Exception", "pass"))) == [("broker.room.x", "f")]
-    assert not list(broad_catches("broker.room.x", catching.format("BaseException", "raise")))
-    assert not list(broad_catches("broker.room.x", catching.format("OSError", "pass")))
+    assert list(broad_catches("broker.deep.x", catching.format("Exception", "pass"))) == [("broker.deep.x", "f")]
+    assert not list(broad_catches("broker.deep.x", catching.format("BaseException", "raise")))
+    assert not list(broad_catches("broker.deep.x", catching.format("OSError", "pass")))
     for broader in ("BaseException", ""):
         with pytest.raises(AssertionError):
-            list(broad_catches("broker.room.x", catching.format(broader, "pass")))
+            list(broad_catches("broker.deep.x", catching.format(broader, "pass")))
 
 
 def loaded_by(module: str, root: Path) -> set[str]:
@@ -208,10 +208,10 @@ def test_the_child_side_is_stdlib_only() -> None:
 
 
 def test_what_a_child_loads_beside_the_stdlib_is_found_in_any_room(tmp_path: Path) -> None:
-    (tmp_path / "sandbox" / "room").mkdir(parents=True)
+    (tmp_path / "sandbox" / "deep").mkdir(parents=True)
     (tmp_path / "other.py").touch()
-    (tmp_path / "sandbox" / "room" / "x.py").write_text("import os, other, typing")
-    assert heavy(loaded_by("sandbox.room.x", tmp_path)) == {"other", "typing"}
+    (tmp_path / "sandbox" / "deep" / "x.py").write_text("import os, other, typing")
+    assert heavy(loaded_by("sandbox.deep.x", tmp_path)) == {"other", "typing"}
 
 
 @pytest.mark.once
