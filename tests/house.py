@@ -60,7 +60,8 @@ MAY_ENTER: Mapping[str, frozenset[str]] = {
     "sandbox.protocol": frozenset(),
     "sandbox.wire": frozenset({"sandbox.protocol"}),
     "sandbox.kernel": frozenset({"sandbox.paths"}),
-    # Inside the walls.
+    # Inside the walls; the folder around the rooms is none.
+    "sandbox.inside": frozenset(),
     "sandbox.inside.stages": SHARED,
     "sandbox.inside.blocked_paths": SHARED | {"sandbox.inside.stages"},
     "sandbox.inside.sniffer": INSIDE,

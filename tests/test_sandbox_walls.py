@@ -299,6 +299,7 @@ async def test_the_opener_is_inside_the_walls_with_a_socket_of_its_own() -> None
 
 
 def test_only_the_stdlib_is_needed_on_the_child_side() -> None:
-    script = f"import sys; sys.path.append({PACKAGE_PARENT!r}); import sandbox.init; print('attrs' in sys.modules)"
+    script = f"import sys; sys.path.append({PACKAGE_PARENT!r}); import sandbox.init; "
+    script += "print('attrs' in sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, check=True, env={})
     assert done.stdout == b"False\n"
