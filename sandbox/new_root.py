@@ -1,4 +1,4 @@
-"""What the file system of a session is made of: pure, from walls to what `mounts.py` and `closing.py` are told.
+"""What the file system of a session is made of: pure, from walls to what `mounts.py` and `hiding.py` are told.
 
 The system's directories read-only, what the policy allows at its own place, private directories, nothing else.
 Nothing here needs the machine: what is not there is left out at the birth.
