@@ -18,7 +18,7 @@ from broker.auditlog import AuditUnavailable
 from broker.job import NotTaken
 from broker.jobs import CommandNotFound, TooManyCommands
 from broker.session import SessionClosed
-from broker.supervisor import CreationFailed, SessionExpired, SessionLimitReached, SessionNotFound
+from broker.supervisor import CreationCut, CreationFailed, SessionExpired, SessionLimitReached, SessionNotFound
 from broker.wire import json_value, safe_text
 from sandbox import faults, file_errors
 from sandbox.shortage import shortage_of
@@ -104,6 +104,13 @@ class Failure:
     message: str
     details: Mapping[str, object] = attrs.field(factory=lambda: MappingProxyType({}))
     partial: Mapping[str, object] = attrs.field(factory=lambda: MappingProxyType({}))
+    passing: bool = False
+    """What failed was this one attempt: the same call may succeed, whatever the row says of the code."""
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call, unchanged, may succeed later."""
+        return self.code.retryable or self.passing
 
     def to_structured(self) -> dict[str, object]:
         """The wire form; a partial result never overrides what says that it failed."""
@@ -113,8 +120,9 @@ class Failure:
             "error_code": self.code.code,
             "error_name": self.code.name,
             "error_message": safe_text(self.message),
-            "error_details": {"what_to_do": self.code.what_to_do, **_json_object(self.details)},
-            "retryable": self.code.retryable,
+            "error_details": {"what_to_do": TRY_AGAIN if self.passing else self.code.what_to_do}
+            | _json_object(self.details),
+            "retryable": self.retryable,
         }
 
 
@@ -178,6 +186,10 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
 )
 """The packages' vocabularies. Their messages are written for people and go to the wire as they are."""
 
+PASSING = (CreationCut,)
+"""Of them the same call may succeed, though their rows say no: they say it of what is refused each time."""
+TRY_AGAIN = "Call again, unchanged: nothing of it was refused, something outside ended the attempt."
+
 
 _ON_DISK = (refusals.RanShort, refusals.UploadLost, refusals.SourceUnreadable)
 """What transfers say of a failed system call, which is its cause."""
@@ -192,7 +204,8 @@ def failure_of(error: Exception, incident_id: str) -> Failure:
         if code := FAILURES.get(ancestor):
             message = str(error) if not short or short in str(error) else f"{error}. {short}"
             row = ErrorCode.SYSTEM_SHORTAGE if short else code
-            return Failure(code=row, message=message, details=_public_facts(error))
+            passing = isinstance(error, PASSING)
+            return Failure(code=row, message=message, details=_public_facts(error), passing=passing)
     if short := shortage_of(error, of_own_file=True):  # where nobody expected it, perhaps in the middle of something
         return Failure(
             code=ErrorCode.SYSTEM_SHORTAGE,

@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from broker.session import EndReason, Session, SessionClosed
-from sandbox.faults import BirthFailed
+from sandbox.faults import BirthCut, BirthFailed
 
 R = TypeVar("R")
 
@@ -58,6 +58,10 @@ class CreationFailed(Exception):
     def __init__(self, why: str, errno: int | None = None) -> None:
         super().__init__(why)
         self.errno = errno
+
+
+class CreationCut(CreationFailed):
+    """Its process was ended or stopped while it was being born; that says nothing of the next one."""
 
 
 @attrs.frozen(kw_only=True)
@@ -198,9 +202,7 @@ class Supervisor(Generic[R]):
             if not session.born:
                 task_status.started(SessionClosed(session.id, session.ended))
         except* BirthFailed as failures:
-            why = "; ".join(str(failure) for failure in failures.exceptions)
-            numbers = [failure.errno for failure in failures.exceptions if isinstance(failure, BirthFailed)]
-            task_status.started(CreationFailed(f"the session could not be set up: {why}", numbers[0]))
+            task_status.started(_creation_failed(failures))
         except* Exception as failures:  # noqa: BLE001  a broad catch: the wall
             crash = failures
             session.ended = EndReason.FAILED
@@ -218,6 +220,14 @@ class Supervisor(Generic[R]):
         while len(self._ends) > REMEMBERED_ENDS:
             self._ends.popitem(last=False)
         self._on_end(SessionEnd(principal=key[0], session_id=key[1], reason=session.ended, crash=crash))
+
+
+def _creation_failed(failures: ExceptionGroup[BirthFailed]) -> CreationFailed:
+    why = "; ".join(str(failure) for failure in failures.exceptions)
+    first = next(iter(failures.exceptions))
+    if all(isinstance(failure, BirthCut) for failure in failures.exceptions):
+        return CreationCut(f"the session could not be set up: {why}; call again")
+    return CreationFailed(f"the session could not be set up: {why}", getattr(first, "errno", None))
 
 
 @asynccontextmanager

@@ -45,7 +45,7 @@ def reply_of(failure: Failure) -> Reply:
     """A failure as small JSON, as the tools tell it."""
     status = STATUSES.get(failure.code, 500)
     headers = NOSNIFF
-    if failure.code.retryable and status in {409, 503}:
+    if failure.retryable and status in {409, 503}:
         headers += ((b"retry-after", b"%d" % RETRY_AFTER_S),)
     expected = failure.details.get("expected_offset")
     if isinstance(expected, int):

@@ -21,7 +21,7 @@ import trio
 
 import sandbox
 from sandbox import wire
-from sandbox.faults import BirthFailed
+from sandbox.faults import BirthCut, BirthFailed
 from sandbox.pids import pid_of
 from sandbox.polled import close_descriptor, close_socket, wait_ended
 from sandbox.threads import run_in_thread
@@ -99,11 +99,11 @@ class Child:
         """Wait for what it says.
 
         Raises:
-            BirthFailed: that a stage failed, or nothing any more.
+            BirthFailed: that a stage failed; BirthCut: nothing any more.
         """
         received = await self._receive()
         if received is None:
-            raise BirthFailed("start", "the interpreter ended without a word")
+            raise BirthCut("start", "the interpreter ended without a word")
         message, _ = received
         if message["op"] == "failed":
             raise BirthFailed(message["stage"], message["why"], message["errno"])

@@ -22,6 +22,10 @@ class BirthFailed(SandboxError):
         self.errno = errno
 
 
+class BirthCut(BirthFailed):
+    """Nothing refused: the process was ended, or stopped, while it was set up. Another one may come to be."""
+
+
 class SpawnFailed(SandboxError):
     """A command did not start; `stage` names the step. Nothing of its program ran."""
 

@@ -16,7 +16,7 @@ from sandbox import wire
 from sandbox.cgroup import CgroupFault
 from sandbox.cgroup_leaves import Leaves
 from sandbox.child import Child, start_spare
-from sandbox.faults import BirthFailed
+from sandbox.faults import BirthCut, BirthFailed
 from sandbox.grants import grants_everything, grants_for, real_grants_for, terminal_grants
 from sandbox.limits import Limits
 from sandbox.new_root import close_for, private_paths, root_for
@@ -114,7 +114,8 @@ class Launcher:
         """Give birth to a session's process; everything in it ends with this block.
 
         Raises:
-            BirthFailed: a stage failed, or a layer that the operator requires is not enforced inside.
+            BirthFailed: a stage failed, or a layer that the operator requires is not enforced inside; BirthCut: none
+                did, the process was ended or stopped meanwhile.
         """
         system, known = await self._system.found(walls.closed.blocked, walls.closed.last_names)
         walls = attrs.evolve(walls, closed=attrs.evolve(walls.closed, system=system, system_known=known))
@@ -210,11 +211,11 @@ class Launcher:
                 openers.close()  # or we would not see the opener's end
                 answer, makers = await child.hear()
         except trio.TooSlowError:
-            raise BirthFailed("report", f"no answer within {BIRTH_S:.0f} s") from None
+            raise BirthCut("report", f"no answer within {BIRTH_S:.0f} s") from None
         except CgroupFault as fault:
             raise BirthFailed("cgroup", str(fault)) from fault
         except ConnectionError as error:
-            raise BirthFailed("start", "the waiting interpreter is gone") from error
+            raise BirthCut("start", "the waiting interpreter is gone") from error
         except (OSError, ValueError) as error:  # no descriptors left, or a policy that is too long
             raise BirthFailed("start", str(error), getattr(error, "errno", None)) from error
         child.terminal_maker_fd = makers[0] if makers else -1

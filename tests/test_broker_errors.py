@@ -17,7 +17,7 @@ from broker.contract import TOOLS, Tool, encode
 from broker.errors import FAILURES, BrokerError, ErrorCode, Failure, failure_of
 from broker.results import ExecuteCommandResult
 from broker.session import EndReason, SessionClosed
-from broker.supervisor import CreationFailed
+from broker.supervisor import CreationCut, CreationFailed
 from sandbox.faults import SpawnFailed
 from sandbox.file_errors import FileError, NotFound, from_errno
 from transfers.refusals import OffsetMismatch, RanShort, TransferError, UploadLost
@@ -99,6 +99,14 @@ def test_a_packages_exception_keeps_its_message_and_facts() -> None:
     assert gone.code is ErrorCode.FILE_NOT_FOUND
     assert gone.details == {"path": "a.txt", "errno_name": "ENOENT"}
     assert failure_of(SessionClosed("s", EndReason.KILLED), "i-1").to_structured()["error_code"] == "SESSION_005"
+
+
+def test_a_birth_that_was_cut_may_be_tried_again_and_one_that_was_refused_not() -> None:
+    refused, cut = (failure_of(kind("why"), "i-1").to_structured() for kind in (CreationFailed, CreationCut))
+    assert refused["error_code"] == cut["error_code"] == "SESSION_004"
+    assert (refused["retryable"], cut["retryable"]) == (False, True)
+    assert refused["error_details"] == {"what_to_do": ErrorCode.SESSION_CREATION_FAILED.what_to_do}
+    assert "Call again" in str(cut["error_details"])
 
 
 def test_a_subclass_has_the_row_of_its_ancestor() -> None:

@@ -8,7 +8,7 @@ import os
 import resource
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 
 import psutil
@@ -301,6 +301,26 @@ async def test_a_failure_has_its_code_and_the_one_shape(broker: LiveBroker, prov
         failures = [record for record in broker.audit("audit-errors.log") if record["event_type"] != "SERVER_START"]
         assert failures[-1]["error_code"] == answer["error_code"]
         assert failures[-1]["error"]
+
+
+@pytest.mark.long
+async def test_a_session_whose_process_is_killed_at_its_birth_may_be_asked_for_again() -> None:
+    async def kill_each_that_is_new(pid: int) -> None:
+        while True:
+            for child in psutil.Process(pid).children():
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+            await trio.sleep(0.001)
+
+    with running_broker() as other:
+        async with connect(other) as client:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(kill_each_that_is_new, other.process.pid)
+                while not (answer := await call(client, "create_session")).is_error:
+                    continue  # it had been born before it was killed
+                nursery.cancel_scope.cancel()
+            assert (*answer.error, answer["retryable"]) == ("SESSION_004", "SESSION_CREATION_FAILED", True), answer.data
+            await ok(client, "create_session")
 
 
 def test_every_code_is_provoked() -> None:

@@ -24,7 +24,7 @@ from sandbox import capabilities, trees
 from sandbox.child import PACKAGE_PARENT, start_interpreter
 from sandbox.claims import Claims
 from sandbox.command import Ended, ExecPlan, Exited, run_command
-from sandbox.faults import BirthFailed, SpawnFailed
+from sandbox.faults import BirthCut, BirthFailed, SpawnFailed
 from sandbox.launcher import Launcher, open_launcher
 from sandbox.limits import Limits
 from sandbox.plan import LAYERS, Plan, Refused, SandboxSettings, SessionUser, Walls, make_plan
@@ -318,6 +318,28 @@ async def test_a_spare_that_ends_before_it_says_what_came_out_of_it_leaves_nothi
             await trio.lowlevel.checkpoint()
         assert await child.end()
     assert trees.descendants(os.getpid()) == []
+
+
+@pytest.mark.parametrize("settings", [PLAIN, pytest.param({}, marks=needs_namespaces)], ids=["plain", "namespaces"])
+async def test_a_birth_whose_process_is_killed_says_that_nothing_refused(settings: dict[str, Any]) -> None:
+    with session_home() as (user, home):
+        async with open_launcher(plan_for(**settings)) as launcher:
+            assert launcher._spare is not None
+            spare, launcher._spare = launcher._spare, None
+            await spare.end()
+
+            async def kill_the_next() -> None:
+                while not (found := trees.descendants(os.getpid())):
+                    await trio.lowlevel.checkpoint()
+                os.kill(found[0].pid, signal.SIGKILL)
+
+            with pytest.RaisesGroup(BirthCut):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(kill_the_next)
+                    async with launcher.open_init(walls_for(user, home)):
+                        pytest.fail("born of a process that was killed")
+            async with launcher.open_init(walls_for(user, home)) as init:
+                assert init.pid
 
 
 async def test_several_births_at_once() -> None:

@@ -14,6 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker.session import EndReason, Session, SessionClosed
 from broker.supervisor import (
+    CreationCut,
     CreationFailed,
     SessionEnd,
     SessionExpired,
@@ -23,7 +24,7 @@ from broker.supervisor import (
     SupervisorSettings,
     open_supervisor,
 )
-from sandbox.faults import BirthFailed
+from sandbox.faults import BirthCut, BirthFailed
 
 ME = "me"
 
@@ -155,6 +156,11 @@ async def test_a_failed_birth_reaches_the_caller_and_leaves_no_trace() -> None:
         yield
 
     @asynccontextmanager
+    async def cut() -> AsyncIterator[None]:
+        raise BirthCut("start", "the interpreter ended without a word")
+        yield
+
+    @asynccontextmanager
     async def broken() -> AsyncIterator[None]:
         raise ZeroDivisionError
         yield
@@ -163,6 +169,8 @@ async def test_a_failed_birth_reaches_the_caller_and_leaves_no_trace() -> None:
     async with table(ends=ends) as supervisor:
         with pytest.raises(CreationFailed, match="landlock"):
             await supervisor.create(ME, "x", stillborn)
+        with pytest.raises(CreationCut, match="call again"):
+            await supervisor.create(ME, "x", cut)
         with pytest.RaisesGroup(ZeroDivisionError):
             await supervisor.create(ME, "x", broken)
         assert supervisor.of(ME) == ()
