@@ -8,6 +8,7 @@ into it (TIOCSTI) only its own reader gets.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -41,8 +42,12 @@ def open_terminal(size: Size, maker_fd: int = -1) -> tuple[int, int]:
     Ownership: the caller's.
     """
     ours, theirs = os.openpty() if maker_fd < 0 else _open_inside(maker_fd)
-    os.fchmod(theirs, 0o600)
-    resize(theirs, size)
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(os.close, theirs)
+        on_failure.callback(os.close, ours)
+        os.fchmod(theirs, 0o600)
+        resize(theirs, size)
+        on_failure.pop_all()
     return ours, theirs
 
 

@@ -6,18 +6,20 @@ import array
 import fcntl
 import select
 import signal
+import struct
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
 import trio
+from descriptors import open_descriptors
 from test_sandbox_births import AS_ROOT, World, open_world, stray_fds, wait_exit
 
 from sandbox.command import Ended, Exited, Partner, Signalled, run_command
 from sandbox.launching import open_command
 from sandbox.spill import OutputRoom, Quota, Spill
-from sandbox.terminal import Size
+from sandbox.terminal import Size, open_terminal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -205,3 +207,10 @@ async def test_a_program_that_closes_its_terminal_may_go_on() -> None:
     async with open_world() as world, talking(world, "/bin/sh", "-c", "exec <&- >&- 2>&-; exit 4") as talk:
         pass
     assert talk.ended[0].how == Exited(4)
+
+
+def test_a_terminal_that_cannot_be_made_ready_is_not_left_open() -> None:
+    before = open_descriptors()
+    with pytest.raises(struct.error):
+        open_terminal(Size(rows=1 << 16, columns=80))
+    assert open_descriptors() == before
