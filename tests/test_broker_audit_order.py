@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import queue
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,8 +12,8 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+from disks import BOUND_S, disk, freezable_disk, frozen, full, in_the_way
 from test_broker_audit import begin, command, ids, kinds, opened, patient, records
-from test_live_audit_trouble import BOUND_S, disk, frozen, in_the_way
 
 from broker.audit import AuditSettings, AuditUnavailable, Clocks, open_audit
 from broker.auditrun import BALLAST_BYTES, NOTE_BYTES, PIECE_BYTES, Note, read_runs
@@ -29,23 +27,6 @@ __all__ = ["patient"]  # a fixture for each test here too
 def settings(tmp_path: Path) -> AuditSettings:
     log = tmp_path / "log"
     return AuditSettings(audit_log=log / "audit.log", error_log=log / "errors.log", max_bytes=0, backup_count=0)
-
-
-@contextmanager
-def full(folder: Path) -> Iterator[None]:
-    """A disk without room for one more byte."""
-    filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file:
-        for size_bytes in (1 << 20, 4096, 1):
-            try:
-                while file.write(b"\0" * size_bytes) == size_bytes:
-                    pass
-            except OSError:
-                continue
-    try:
-        yield
-    finally:
-        filler.unlink()
 
 
 def on(folder: Path) -> AuditSettings:
@@ -150,14 +131,8 @@ def test_when_the_room_is_used_up_records_wait_and_come_by_themselves(small: Pat
 @pytest.fixture
 def loop_disk(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """A file, and the file system in it, mounted."""
-    if missing := [tool for tool in ("mkfs.ext4", "fsfreeze") if shutil.which(tool) is None]:
-        pytest.skip(f"a disk that can be frozen needs {missing}")
-    image = tmp_path / "image"
-    with image.open("wb") as file:
-        file.truncate(24 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, timeout=BOUND_S)
-    with disk(tmp_path, "-o", "loop", source=str(image)) as folder:
-        yield image, folder
+    with freezable_disk(tmp_path) as found:
+        yield found
 
 
 @pytest.mark.long

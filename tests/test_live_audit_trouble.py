@@ -8,16 +8,14 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from disks import BOUND_S, disk, freezable_disk, frozen, in_the_way
 from live import (
     LiveBroker,
     broker_in,
@@ -36,7 +34,6 @@ from mcp.client.client import Client
 
 from broker.auditrun import PIECE_BYTES
 
-BOUND_S = 20
 ON_DISK = {"logging": {"audit_log": "disk/log/audit.log"}, "timeouts": {"kill_grace": 0.3}}
 UNAVAILABLE = ("AUDIT_001", "AUDIT_UNAVAILABLE")
 
@@ -60,18 +57,6 @@ def require_whole(found: list[dict[str, Any]]) -> None:
     for of in {record["run"] for record in found}:
         numbers = [record["seq"] for record in found if record["run"] == of]
         assert numbers == list(range(1, len(numbers) + 1))
-
-
-@contextmanager
-def in_the_way(log: Path) -> Iterator[None]:
-    """A log that cannot be written, because a directory has its name; the log is moved aside."""
-    aside = log.with_name(f"{log.name}-aside")
-    log.rename(aside)
-    log.mkdir()
-    try:
-        yield
-    finally:
-        log.rmdir()
 
 
 async def a_runaway(client: Client, session_id: str, mark: str) -> str:
@@ -122,26 +107,6 @@ async def test_what_stops_something_needs_no_log() -> None:
         require_whole([*aside, *found])
 
 
-@contextmanager
-def disk(base: Path, *options: str, source: str = "tmpfs") -> Iterator[Path]:
-    """A file system of its own at `base/disk`, with a folder for logs and one for sessions."""
-    folder = base / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", *options, source, str(folder)], capture_output=True, text=True, check=False, timeout=BOUND_S
-    )
-    if mounted.returncode:
-        pytest.skip(f"a disk needs the right to mount: {mounted.stderr.strip()}")
-    try:
-        folder.chmod(0o755)
-        (folder / "log").mkdir(mode=0o700)
-        (folder / "ws").mkdir()
-        (folder / "ws").chmod(0o777)
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=BOUND_S)
-
-
 @pytest.mark.long
 async def test_a_disk_that_a_session_filled_can_be_freed_by_it() -> None:
     with live_folder() as base, disk(base, "-t", "tmpfs", "-o", "size=8m") as small:
@@ -183,27 +148,8 @@ async def fill(client: Client, session_id: str) -> None:
 @pytest.fixture
 def freezable() -> Iterator[tuple[Path, Path]]:
     """A folder for a broker, and a disk in it that can be frozen."""
-    if missing := [tool for tool in ("mkfs.ext4", "fsfreeze") if shutil.which(tool) is None]:
-        pytest.skip(f"freezing a disk needs {', '.join(missing)}")
-    with live_folder() as base:
-        image = base / "image"
-        with image.open("wb") as file:
-            file.truncate(24 << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, timeout=BOUND_S)
-        with disk(base, "-o", "loop", source=str(image)) as folder:
-            yield base, folder
-
-
-@contextmanager
-def frozen(folder: Path) -> Iterator[None]:
-    """The disk frozen: who writes there waits."""
-    done = subprocess.run(["fsfreeze", "-f", str(folder)], capture_output=True, text=True, check=False, timeout=BOUND_S)
-    if done.returncode:
-        pytest.skip(f"this disk cannot be frozen: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["fsfreeze", "-u", str(folder)], check=True, timeout=BOUND_S)
+    with live_folder() as base, freezable_disk(base) as (_, folder):
+        yield base, folder
 
 
 @pytest.mark.long
