@@ -10,9 +10,10 @@ session's reach.
 from __future__ import annotations
 
 import fcntl
-import glob
 import json
 import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -29,6 +30,8 @@ BALLAST_BYTES = 1024 * 1024
 PIECE_BYTES = 64 * 1024
 """Given up at once, because somebody else may take it."""
 MAKE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+MAKING = ".new"
+"""Behind the name, until it is locked and whole."""
 READ_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -54,18 +57,28 @@ class RunFile:
     """Whether all of the room that it keeps is free."""
 
     def make(self) -> int:
-        """Make the file, with its room, under a name that nobody looks at until it is locked; return its descriptor.
+        """Make the file, with its room, under a name of its own until it is locked and whole; return its descriptor.
 
         Raises:
             OSError: it cannot be made; nothing of it is left.
         """
-        making = self.path.with_name(f"{self.path.name}.new")
+        try:
+            return self._make()
+        except (FileNotFoundError, BlockingIOError):  # another start saw it before it was locked, and removed it
+            return self._make()
+
+    def _make(self) -> int:
+        making = self.path.with_name(f"{self.path.name}{MAKING}")
         with ExitStack() as on_failure:
             fd = above_standard(os.open(making, MAKE_FLAGS, 0o600))
             on_failure.callback(os.close, fd)
             on_failure.callback(making.unlink, missing_ok=True)
-            with suppress(OSError):  # no locks here: see the module
+            try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:  # no locks here: see the module
+                pass
             os.posix_fallocate(fd, 0, NOTE_BYTES + BALLAST_BYTES)
             os.pwrite(fd, _words(self._note), 0)
             making.rename(self.path)
@@ -118,38 +131,61 @@ def run_path(log: Path, run: str) -> Path:
 
 
 def take_lost(log: Path) -> Iterator[Note]:
-    """Remove the files of runs that ended without a word, and yield what they said. Each is found by one broker."""
-    for path in _run_files(log):
-        with suppress(OSError), ExitStack() as stack:
-            fd = os.open(path, READ_FLAGS)
-            stack.callback(os.close, fd)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises: it is alive
-            if os.fstat(fd).st_nlink and (note := _read(fd)) is not None:
-                path.unlink()
-                yield note
+    """Remove the files of runs that ended without a word, and yield what they said. Each is found by one broker.
+
+    Those that ended while they made their files had written no record, so they are removed and not told.
+    """
+    for path, fd in _files(log, MAKING):
+        if os.fstat(fd).st_uid == os.geteuid() and _is_free(fd, fcntl.LOCK_EX):
+            _remove(path, fd)
+    for path, fd in _files(log):
+        if _is_free(fd, fcntl.LOCK_EX) and (note := _read(fd)) is not None and _remove(path, fd):
+            yield note
 
 
 def read_runs(log: Path) -> Iterator[tuple[Note, bool]]:
     """What every run says, and whether it is alive. Changes nothing."""
-    for path in _run_files(log):
-        with suppress(OSError), ExitStack() as stack:
-            fd = os.open(path, READ_FLAGS)
-            stack.callback(os.close, fd)
-            if (note := _read(fd)) is not None:
-                yield note, not _is_free(fd)
+    for _, fd in _files(log):
+        if (note := _read(fd)) is not None:
+            yield note, not _is_free(fd, fcntl.LOCK_SH)
 
 
-def _run_files(log: Path) -> tuple[Path, ...]:
+def _files(log: Path, ending: str = "") -> Iterator[tuple[Path, int]]:
+    """The files of runs whose names end so, each open until the next one is asked for."""
+    named = re.compile(rf"{re.escape(log.name)}-run-[0-9a-f]+{re.escape(ending)}")
+    for path in _within(log.parent, named):
+        with ExitStack() as stack:
+            try:
+                fd = os.open(path, READ_FLAGS)
+                stack.callback(os.close, fd)
+            except OSError:
+                continue
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                yield path, fd
+
+
+def _within(folder: Path, named: re.Pattern[str]) -> tuple[Path, ...]:
     try:
-        found = log.parent.glob(f"{glob.escape(log.name)}-run-*")
-        return tuple(sorted(path for path in found if path.suffix != ".new"))
+        return tuple(folder / name for name in sorted(os.listdir(folder)) if named.fullmatch(name))
     except OSError:
         return ()
 
 
-def _is_free(fd: int) -> bool:
+def _is_free(fd: int, how: int) -> bool:
+    """Whether nobody holds it, as a run does that lives."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove(path: Path, fd: int) -> bool:
+    """Remove the file that *fd* is of; whether that was done here."""
+    try:
+        if not os.path.samestat(os.lstat(path), os.fstat(fd)):  # another has its name by now
+            return False
+        path.unlink()
     except OSError:
         return False
     return True
@@ -164,5 +200,5 @@ def _read(fd: int) -> Note | None:
     try:
         known: Any = json.loads(os.pread(fd, NOTE_BYTES, 0))
         return Note(**known)
-    except (ValueError, TypeError):
+    except (OSError, ValueError, TypeError):
         return None

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import os
 import queue
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +21,7 @@ from disks import BOUND_S, disk, freezable_disk, frozen, full, in_the_way
 from test_broker_audit import begin, command, ids, kinds, opened, patient, records
 
 from broker.audit import AuditSettings, AuditUnavailable, Clocks, open_audit
-from broker.auditrun import BALLAST_BYTES, NOTE_BYTES, PIECE_BYTES, Note, read_runs
+from broker.auditrun import BALLAST_BYTES, NOTE_BYTES, PIECE_BYTES, Note, read_runs, run_path, take_lost
 from broker.auditsync import SYNC_S
 from broker.refusals import IN_FULL
 
@@ -218,6 +223,70 @@ def test_a_run_is_found_whatever_the_log_is_called(settings: AuditSettings) -> N
     odd = attrs.evolve(settings, audit_log=settings.audit_log.with_name("audit[1]*.log"))
     with opened(odd) as (audit, _):
         assert [note.run for note, _ in read_runs(odd.audit_log)] == [audit.run_id]
+
+
+KILLED_WHILE_MAKING = """
+import os, signal, sys
+from pathlib import Path
+from broker.auditrun import Note, RunFile
+sys.addaudithook(lambda event, _: event == "os.rename" and os.kill(os.getpid(), signal.SIGKILL))
+RunFile(Path(sys.argv[1]), Note(run="", pid=0, started="")).make()
+"""
+
+
+def test_a_file_that_was_being_made_when_its_broker_was_killed_is_removed(settings: AuditSettings) -> None:
+    folder = settings.audit_log.parent
+    folder.mkdir()
+    left, alive, odd, linked = (run_path(settings.audit_log, run) for run in ("0badcafe", "0badf00d", "odd", "0bad11"))
+    for path in (left, alive, odd):
+        done = subprocess.run([sys.executable, "-c", KILLED_WHILE_MAKING, str(path)], check=False)
+        assert done.returncode == -signal.SIGKILL
+    linked.with_name(f"{linked.name}.new").symlink_to(odd)
+    alive.with_name(f"{alive.name}.new.d").mkdir()
+    with alive.with_name(f"{alive.name}.new").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as one that is being made right now
+        with opened(settings) as (audit, complaints):
+            begin(audit, command(1))
+        assert complaints == []
+        names = {path.name for path in folder.iterdir()}
+    assert f"{left.name}.new" not in names
+    assert names == {"audit.log", "errors.log", f"{alive.name}.new", f"{alive.name}.new.d", f"{odd.name}.new"} | {
+        f"{linked.name}.new"
+    }
+    assert kinds(settings.audit_log).count("BROKER_LOST") == 0, "it had written nothing"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave something of another user's")
+def test_what_another_user_was_making_is_not_ours_to_remove(settings: AuditSettings) -> None:
+    settings.audit_log.parent.mkdir()
+    path = run_path(settings.audit_log, "0badcafe.new")
+    path.write_bytes(b"")
+    os.chown(path, 12345, 12345)
+    with opened(settings):
+        assert path.exists()
+    os.chown(path, 0, 0)
+    with opened(settings):
+        assert not path.exists()
+
+
+def test_a_start_whose_file_another_one_took_for_a_leftover_makes_it_again(
+    settings: AuditSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the making of the file and its lock nothing tells it from one that was left."""
+    settings.audit_log.parent.mkdir()
+    lock, taken = fcntl.flock, threading.Event()
+
+    def late(fd: int, how: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith(".new") and not taken.is_set():
+            taken.set()
+            assert list(take_lost(settings.audit_log)) == []
+            assert os.fstat(fd).st_nlink == 0, "the control: it was removed"
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with opened(settings) as (audit, complaints):
+        assert [(note.run, alive) for note, alive in read_runs(settings.audit_log)] == [(audit.run_id, True)]
+        assert complaints == []
 
 
 def test_what_is_owed_at_the_end_is_said_by_the_next_start(settings: AuditSettings) -> None:
