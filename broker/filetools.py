@@ -64,11 +64,10 @@ async def perform_download_file(scope: Scope, request: DownloadFile, path: str) 
         chunk = await own.transfers.downloads.read(
             found.path, offset=request.offset, chunk_bytes=request.chunk_size, open_file=open_file
         )
-        filename = posixpath.basename(found.path)
-        media = await host.media.of_descriptor(found.file(), filename)
+        media = await host.media.of_descriptor(found.file(), found.path)
     return DownloadFileResult(
         transfer_id=chunk.transfer_id,
-        filename=shown_path(filename),
+        filename=shown_path(posixpath.basename(found.path)),
         mime_type=media.mime_type,
         total_size=chunk.size_bytes,
         chunk_data=chunk.data,

@@ -41,7 +41,7 @@ MAY_BE_DONE = frozenset({"SESSION_005", "CMD_003", "FILE_010"})
 """Errors that promise nothing of what was under way: the session or the command ended, or the outcome is unknown."""
 NOT_KNOWN = re.compile(r"not known|unknown|in part|may be|may still")
 THREADS_OF_BROKER = frozenset({"fsync", "pwrite64", "fstatfs", "pread64", "ftruncate", "fallocate", "write"})
-"""What the broker does in threads, besides: then each of its threads may fail once."""
+"""What the broker does in threads above all: then each of its threads may fail once."""
 
 State = dict[str, str]
 
@@ -366,7 +366,13 @@ class Bench:
             print(finding, flush=True)  # noqa: T201  an hour is long
 
     async def attempt(self, name: str, fault: Fault) -> None:
-        """Let one call fail under one tool, and look at everything."""
+        """Let one call fail under one tool, and look at everything: in the main thread, or else in any."""
+        threads = fault.process == "broker" and fault.call in THREADS_OF_BROKER
+        if not await self._happens(name, fault, threads=threads) and fault.process == "broker" and not threads:
+            await self._happens(name, fault, threads=True)
+
+    async def _happens(self, name: str, fault: Fault, *, threads: bool) -> bool:
+        """Whether the call was made, and so failed."""
         trial, broker_pid = TRIALS[name], self.broker.process.pid
         self.where = f"{name}: {fault.process} {fault.call} #{fault.nth} {fault.error}"
         lay_out(self.folder)
@@ -377,7 +383,6 @@ class Bench:
             pids = session_processes(broker_pid)
         made = await self.prepare(trial)
         pid = session_processes(broker_pid).get(fault.process, pids[fault.process])
-        threads = fault.process == "broker" and fault.call in THREADS_OF_BROKER
         async with traced(pid, injection(fault), threads=threads) as log:
             answer = await self.ask(trial, made)
         self.answer = answer
@@ -388,9 +393,10 @@ class Bench:
         await self.clear(trial, made)
         if not happened(log):
             await self._ready_again(trial, answer)
-            return
+            return False
         await self._next_works(trial, answer)
         await self._nothing_leaks(before)
+        return True
 
     def _judge(self, trial: Trial, answer: Answer | None) -> None:
         if answer is None:
@@ -543,6 +549,7 @@ MENDED: tuple[tuple[str, Fault, str], ...] = (
     ("search output", Fault("broker", "pwrite64", "EIO", 1), "FILE_004"),
     ("search output", Fault("broker", "openat", "EIO", 1), "FILE_004"),
     ("execute on a terminal", Fault("broker", "fchmod", "EPERM", 1), "CMD_001"),
+    ("download", Fault("broker", "pread64", "EIO", 2), "FILE_002"),
 )
 """Lies and ends of sessions that were found and mended, with the code of the answer now; of a success it is empty."""
 

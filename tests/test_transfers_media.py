@@ -12,6 +12,7 @@ import trio
 
 from sandbox.sniffing import UNASKED, open_sniffing
 from transfers.media import HEAD_BYTES, KNOWN_HEADS, MediaType, MediaTypes
+from transfers.refusals import SourceUnreadable
 
 PNG = bytes.fromhex("89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489")
 
@@ -69,6 +70,17 @@ async def test_descriptor_is_looked_at_from_its_beginning_and_stays_where_it_was
         assert os.lseek(fd, 0, os.SEEK_CUR) == 5
     finally:
         os.close(fd)
+
+
+async def test_what_cannot_be_read_is_said_of_its_path(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)  # pread says EISDIR, as it says EIO of a disk that fails
+    try:
+        async with media_types() as types:
+            with pytest.raises(SourceUnreadable, match="directory") as caught:
+                await types.of_descriptor(fd, "/some/folder")
+    finally:
+        os.close(fd)
+    assert caught.value.path == "/some/folder"
 
 
 async def test_empty_file_has_only_its_name() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import mimetypes
 import os
+import posixpath
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
@@ -16,6 +17,7 @@ from typing import TypeAlias
 import attrs
 import trio
 
+from transfers.refusals import SourceUnreadable
 from transfers.threads import run_in_thread
 
 HEAD_BYTES = 4096
@@ -44,14 +46,17 @@ class MediaTypes:
     _limiter: trio.CapacityLimiter
     _known: OrderedDict[bytes, str] = attrs.field(factory=OrderedDict, init=False)
 
-    async def of_descriptor(self, fd: int, filename: str) -> MediaType:
+    async def of_descriptor(self, fd: int, path: str) -> MediaType:
         """Look at the beginning of an open file; its offset stays where it is. *fd* remains the caller's.
 
         Raises:
-            OSError: the file cannot be read.
+            SourceUnreadable: the file at *path* cannot be read.
         """
-        head = await run_in_thread(os.pread, fd, HEAD_BYTES, 0, limiter=self._limiter)
-        return await self.of_bytes(head, filename)
+        try:
+            head = await run_in_thread(os.pread, fd, HEAD_BYTES, 0, limiter=self._limiter)
+        except OSError as fault:
+            raise SourceUnreadable(path, fault.strerror or str(fault)) from fault
+        return await self.of_bytes(head, posixpath.basename(path))
 
     async def of_bytes(self, head: bytes, filename: str) -> MediaType:
         """Look at the beginning of a file that was read already; what was seen lately needs no second look."""
