@@ -7,11 +7,15 @@ that walks it.
 
 from __future__ import annotations
 
+import errno
 import posixpath
-from collections.abc import Mapping
-from contextlib import AsyncExitStack, ExitStack
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from types import MappingProxyType
 from typing import Any
+
+import trio
 
 from broker.decisions import TwoPaths, require_path
 from broker.errors import BrokerError, ErrorCode
@@ -31,8 +35,23 @@ from broker.names import shown_path
 from broker.treerequests import CopyPath, DeletePath, MakeDirectory, MovePath
 from broker.treeresults import CopyPathResult, DeletePathResult, MakeDirectoryResult, MovePathResult, Skipped
 from sandbox.beneath import is_beneath_any
-from sandbox.file_errors import Changed, Exists, FileError, HoldsClosedPaths, NotEmpty, NotFound, WrongKind
+from sandbox.file_errors import (
+    Changed,
+    Exists,
+    FileError,
+    HoldsClosedPaths,
+    NotEmpty,
+    NotFound,
+    OutcomeUnknown,
+    TookTooLong,
+    WrongKind,
+    from_refusal,
+)
 from sandbox.files import EntryPlace, FileFacts, Files, Resolved, Work
+
+GROWTH_BYTES = 64 * 1024 * 1024
+"""By which a directory may grow while it is moved to another file system, if the session may write as much."""
+PUT_BACK_S = 2.0
 
 
 async def perform_make_directory(scope: Scope, request: MakeDirectory, path: str) -> MakeDirectoryResult:
@@ -139,7 +158,7 @@ async def _require_open_tree(
 ) -> None:
     """Refuse to move a tree that holds a closed path, or would hold one at its new place."""
     with await _same_directory(scope.own.files, source, facts) as found:
-        spec = {**tree_spec(scope.host, source.path), "new_path": target.path, "strict": True}
+        spec = {**tree_spec(scope.host, source.path), "new_path": target.path, "leaves": True}
         work = await scope.own.files.trees.run(
             "survey", source.asked, spec, (found.directory(),), timeout_s=bounded_s(scope.host, timeout_s)
         )
@@ -160,19 +179,62 @@ async def _same_directory(files: Files, entry: EntryPlace, facts: FileFacts) -> 
 
 async def _move_by_copy(scope: Scope, request: MovePath, source: EntryPlace, target: EntryPlace) -> None:
     facts = require_existing(source, "be moved")
-    if facts.kind not in ("file", "directory"):
+    if facts.kind == "directory":
+        await _move_tree(scope, source, facts, target, bounded_s(scope.host, request.timeout_seconds))
+        return
+    if facts.kind != "file":
         raise WrongKind(source.asked, f"{source.asked}: only files and directories move to another file system")
     with await _same_directory(scope.own.files, source, facts) as found:
-        if facts.kind == "file":
-            await require_file(scope, found, "read")
-            await _copy_file(scope, found, target, request, keep_times=True)
-        else:
-            await _copy_tree(scope, found, target, request.timeout_seconds, strict=True)
-    if facts.kind == "file":
-        await scope.own.files.names.remove(source)
-        return
-    removed = await _remove_tree(scope, source, facts, request.timeout_seconds)
-    require_finished(removed, source.asked, "the copy is complete, the source is only partly deleted")
+        await require_file(scope, found, "read")
+        await _copy_file(scope, found, target, request, keep_times=True)
+    await scope.own.files.names.remove(source)
+
+
+async def _move_tree(scope: Scope, source: EntryPlace, facts: FileFacts, target: EntryPlace, timeout_s: float) -> None:
+    """Move a directory to another file system, with all that is changed in it until its paths lead there no more."""
+    trees, quota = scope.own.files.trees, scope.own.transfers.quota
+    spec: dict[str, Any] = {**tree_spec(scope.host, source.path), "new_path": target.path, "leaves": True}
+    with await _same_directory(scope.own.files, source, facts) as found:
+        survey = await trees.run("survey", source.asked, spec, (found.directory(),), timeout_s=timeout_s)
+    require_finished(survey, source.asked, "nothing was moved")
+    size_bytes = survey.counts.get("bytes", 0)
+    most = size_bytes + max(0, min(GROWTH_BYTES, quota.limit_bytes - quota.used_bytes - size_bytes))
+    aside = f"{source.name[:50]}.being-moved-{secrets.token_hex(12)}"
+    spec |= {"name": source.name, "identity": [*facts.identity], "aside": aside, "new_name": target.name}
+    spec |= {"max_total_bytes": most, **_bounds(scope.host)}
+    async with written(scope, target.fd, most):
+        async with _put_back(scope, source, aside):
+            fds = (source.fd, target.fd)
+            work = await trees.run("move_tree", target.asked, spec, fds, timeout_s=timeout_s, changes=True)
+        require_finished(work, source.asked, "nothing was moved")
+    quota.give_back(most - work.counts.get("bytes", 0))
+    if left := work.done["left"]:
+        raise _partly_removed(source.asked, left, work.counts.get("removed", 0))
+
+
+@asynccontextmanager
+async def _put_back(scope: Scope, source: EntryPlace, aside: str) -> AsyncIterator[None]:
+    """Give the source its name again where its worker could not, because it was ended by force."""
+    names = scope.own.files.names
+    try:
+        yield
+    except (OutcomeUnknown, trio.Cancelled):
+        with (
+            trio.move_on_after(PUT_BACK_S, shield=True),
+            suppress(FileError),
+            await names.entry(f"{source.parent.path.rstrip('/')}/{aside}") as moved,
+        ):
+            if moved.existing is not None:
+                await names.rename(moved, source, replace=False)
+        raise
+
+
+def _partly_removed(asked: str, left: tuple[str, int, str], removed: int) -> FileError:
+    """The error for a move whose copy has its name, and whose source is not gone: nothing of it is lost."""
+    kind, number, why = left
+    known = TookTooLong if number == errno.ETIMEDOUT else type(from_refusal(asked, kind, number, why))
+    sentence = f"{asked}: all of it was copied to the destination, and then {why}. {removed} entries of the source are "
+    return known(asked, f"{sentence}removed, the others are where they were", errno.errorcode[number])
 
 
 async def perform_copy_path(scope: Scope, request: CopyPath, paths: TwoPaths) -> CopyPathResult:
@@ -192,7 +254,7 @@ async def perform_copy_path(scope: Scope, request: CopyPath, paths: TwoPaths) ->
         await _require_free(scope, target, overwrite=request.overwrite and not is_tree)
         if is_tree:
             _require_outside(source.path, target.path)
-            work = await _copy_tree(scope, source, target, request.timeout_seconds, strict=False)
+            work = await _copy_tree(scope, source, target, request.timeout_seconds)
         else:
             work = await _copy_file(scope, source, target, request, keep_times=False)
     return _copied(work, target)
@@ -221,9 +283,9 @@ def _bounds(host: Host) -> dict[str, int]:
     return {"max_file_bytes": limits.max_write_size, "reserve_bytes": limits.min_free_bytes}
 
 
-async def _copy_tree(scope: Scope, source: Resolved, target: EntryPlace, timeout_s: float, *, strict: bool) -> Work:
+async def _copy_tree(scope: Scope, source: Resolved, target: EntryPlace, timeout_s: float) -> Work:
     trees, timeout_s = scope.own.files.trees, bounded_s(scope.host, timeout_s)
-    spec: dict[str, Any] = {**tree_spec(scope.host, source.path), "new_path": target.path, "strict": strict}
+    spec: dict[str, Any] = {**tree_spec(scope.host, source.path), "new_path": target.path, "leaves": False}
     survey = await trees.run("survey", source.asked, spec, (source.directory(),), timeout_s=timeout_s)
     require_finished(survey, source.asked, "nothing was copied")
     most = survey.counts.get("bytes", 0)

@@ -78,16 +78,19 @@ def _copy_range(source: int, target: int, at: int, length: int) -> int:
 
 
 class Copier:
-    """Copies what a directory holds into another; passes over what must not or cannot be copied."""
+    """Copies what a directory holds into another; passes over what must not or cannot be copied.
 
-    def __init__(self, job: Job, rules: Rules, spec: dict[str, Any]) -> None:
+    With *strict* all must be copied, with its times, as for a move.
+    """
+
+    def __init__(self, job: Job, rules: Rules, spec: dict[str, Any], *, strict: bool) -> None:
         self._job = job
         self._rules = rules
         self._links = Links(job, rules, [*spec["link_roots"]])
         self._limit: int = spec["max_file_bytes"]
         self._most: int = spec["max_total_bytes"]
         self._reserve: int = spec["reserve_bytes"]
-        self._strict: bool = spec["strict"]
+        self._strict = strict
         # a move takes the source away
         self._may_go = rules.permit_change if self._strict else rules.permit
         self._top: str = spec["new_path"]
@@ -97,7 +100,7 @@ class Copier:
 
     def copy(self, source: int, target: int, depth: int, relative: str = "") -> None:
         """Copy everything below *source*, which is open and permitted."""
-        path = real_path(source)
+        path = self._place_of(source)
         if not self._rules.permit(path):
             self._pass_over(relative.rstrip("/"), "the policy keeps it closed")
             return
@@ -131,8 +134,7 @@ class Copier:
             if os.fstat(below.fd).st_dev != os.fstat(source).st_dev:
                 self._pass_over(entry, "another file system is mounted there")
                 return
-            os.mkdir(name, 0o700, dir_fd=target)
-            with Held(open_directory(name, target)) as made:
+            with Held(self._make(name, target)) as made:
                 self.copy(below.fd, made.fd, depth + 1, f"{entry}/")
                 status = os.fstat(below.fd)
                 os.fchmod(made.fd, status.st_mode & PLAIN_MODE)
@@ -140,9 +142,18 @@ class Copier:
                     os.utime(made.fd, ns=(status.st_atime_ns, status.st_mtime_ns))
         self._job.count("directories")
 
+    def _place_of(self, fd: int) -> str:
+        """Return where something in the source is, as the rules are asked about it."""
+        return real_path(fd)
+
+    def _make(self, name: str, target: int) -> int:
+        """Make the copy of a directory, to be filled; return it open."""
+        os.mkdir(name, 0o700, dir_fd=target)
+        return open_directory(name, target)
+
     def _copy_file(self, source: int, target: int, name: str, entry: str) -> None:
         with Held(open_path(name, dir_fd=source, flags=os.O_NOFOLLOW)) as pinned:
-            status, path = os.fstat(pinned.fd), real_path(pinned.fd)
+            status, path = os.fstat(pinned.fd), self._place_of(pinned.fd)
             if not stat.S_ISREG(status.st_mode) or not self._rules.permit(path):
                 self._pass_over(entry, "it was replaced meanwhile")
             elif not self._strict and not self._rules.permit_file(f"{self._top}/{entry}"):

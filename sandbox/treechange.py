@@ -32,8 +32,8 @@ def remove(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     parent, name, rules = fds[0], spec["name"], Rules(spec["rules"])
     fd = open_directory(name, parent)
     try:
-        _require_same(fd, spec["identity"])
-        _require_free_of(survey_tree(job, rules, fd, "", leaves=True))
+        require_same(fd, spec["identity"])
+        require_free_of(survey_tree(job, rules, fd, "", leaves=True))
         _Remover(job, rules).empty(fd, 0)
     finally:
         os.close(fd)
@@ -43,13 +43,15 @@ def remove(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     return {}
 
 
-def _require_same(fd: int, identity: list[int]) -> None:
+def require_same(fd: int, identity: list[int]) -> None:
+    """Refuse another directory than the one that was decided on."""
     status = os.fstat(fd)
     if [status.st_dev, status.st_ino] != identity:
         raise Refused("changed", errno.ESTALE, "it was replaced meanwhile; try again")
 
 
-def _require_free_of(obstacles: dict[str, Any]) -> None:
+def require_free_of(obstacles: dict[str, Any]) -> None:
+    """Refuse a tree of which something stays where it is: *obstacles* are what `survey_tree` found."""
     if obstacles["blocked"]:
         names = ", ".join(map(repr, obstacles["blocked"]))
         raise Refused("blocked", errno.EACCES, f"it holds paths that the policy keeps closed: {names}")
@@ -115,20 +117,15 @@ def copy_file(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
 
 
 def copy_tree(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-    """Copy the open directory to the free name `name` of the pinned directory.
-
-    With `strict` everything must be copied, as for a move; otherwise what cannot be is passed over and reported.
-    """
+    """Copy the open directory to the free name `name` of the pinned directory; tell what was passed over."""
     source, parent = fds
     rules = Rules(spec["rules"])
-    obstacles = survey_tree(job, rules, source, spec["new_path"], leaves=spec["strict"])
-    if spec["strict"]:
-        _require_free_of(obstacles)
+    survey_tree(job, rules, source, spec["new_path"], leaves=False)
     needed = job.counts.get("bytes", 0)
     job.counts = {"needed": needed}  # what was only looked at does not count as copied
     require_fit(parent, needed, 1 << 62, spec["reserve_bytes"])
     with Stage(parent) as stage:
-        copier = Copier(job, rules, spec)
+        copier = Copier(job, rules, spec, strict=False)
         copier.copy(source, stage.fd, 0)
         os.fchmod(stage.fd, os.fstat(source).st_mode & PLAIN_MODE)
         stage.commit(spec["name"])

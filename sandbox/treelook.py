@@ -61,8 +61,8 @@ def _emit(job: Job, found: Found) -> None:
 
 
 def survey(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-    """Tell what a tree holds that stands against copying it to `new_path`, or with `strict` against moving it there."""
-    return survey_tree(job, Rules(spec["rules"]), fds[0], spec["new_path"], leaves=spec["strict"])
+    """Tell what a tree holds that stands against copying it to `new_path`, or with `leaves` against moving it there."""
+    return survey_tree(job, Rules(spec["rules"]), fds[0], spec["new_path"], leaves=spec["leaves"])
 
 
 def survey_tree(job: Job, rules: Rules, root_fd: int, new_path: str, *, leaves: bool) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from types import MappingProxyType
 
-from sandbox import aftermath, archive_pack, archive_unpack, links, treechange, treelook, treesearch, wire
+from sandbox import aftermath, archive_pack, archive_unpack, links, moving, treechange, treelook, treesearch, wire
 from sandbox.job import Job, Stop, limit_worker
 from sandbox.openat import Refused
 from sandbox.room import ReserveReached
@@ -29,6 +29,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "remove": treechange.remove,
         "copy_file": treechange.copy_file,
         "copy_tree": treechange.copy_tree,
+        "move_tree": moving.move_tree,
         "sweep": treelook.sweep,
         "judge_names": links.judge,
         "pack": archive_pack.pack,

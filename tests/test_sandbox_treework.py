@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,6 @@ async def copy_tree(
     target: Path,
     *,
     timeout_s: float = 20,
-    strict: bool = False,
     total: int = MAX_FILE,
     reserve: int = 0,
 ) -> Work:
@@ -56,7 +54,6 @@ async def copy_tree(
             "link_roots": [str(source)],
             "name": entry.name,
             "new_path": entry.path,
-            "strict": strict,
             "max_file_bytes": MAX_FILE,
             "max_total_bytes": total,
             "reserve_bytes": reserve,
@@ -246,14 +243,3 @@ async def test_a_copy_onto_a_full_disk_says_how_much_there_is_and_leaves_nothing
             with pytest.raises(NoSpace, match=r"has \d+ bytes and \d+ are free"):
                 await copy(door, what, full / "copy")
     assert sorted(path.name for path in full.iterdir()) == before
-
-
-async def test_a_file_may_be_moved_between_disks_with_its_times(full: Path, tmp_path: Path) -> None:  # noqa: F811
-    """What the broker does where rename says EXDEV: a strict copy, then the removal."""
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d/f").write_text("x")
-    os.utime(tmp_path / "d/f", (1, 86_400))
-    async with open_door() as door:
-        await copy_tree(door, tmp_path / "d", full / "d", strict=True)
-    assert (full / "d/f").stat().st_mtime == 86_400
-    assert re.fullmatch("x", (full / "d/f").read_text())
