@@ -11,14 +11,12 @@ from typing import Any
 
 import attrs
 import pytest
-import trio
-from live import connect, new_session, run, running_broker
 from test_broker_audit import command, ids, kinds, opened, patient, records
 
 from broker.audit import AuditSettings, Clocks, Event, EventType, open_audit
 from broker.auditlog import Keeping
 from broker.redact import REFUSED_CHARACTERS, redact_arguments
-from broker.refusals import CALLERS, IN_FULL, INTERVAL_S, NAMED_TOOLS, OTHERS, Refusals
+from broker.refusals import CALLERS, IN_FULL, INTERVAL_S, NAMED_TOOLS, OTHERS, TOOL_CHARACTERS, Refusals
 
 __all__ = ["patient"]  # a fixture for each test here too
 LONG = [f"{number:03d}" + "x" * 509 for number in range(64)]
@@ -95,6 +93,108 @@ def test_a_slow_stream_of_refusals_is_recorded_in_full() -> None:
         now[0] += INTERVAL_S / IN_FULL
 
 
+@attrs.define(eq=False)
+class Counting:
+    """Counts under a clock that stands still unless it is set."""
+
+    now_s: float = 0.0
+    refusals: Refusals = attrs.field()
+
+    @refusals.default
+    def _counted_by_this_clock(self) -> Refusals:
+        return Refusals(lambda: self.now_s)
+
+    def refuse(self, times: int, event: Event) -> list[bool]:
+        """Whether each of them is recorded itself."""
+        return [self.refusals.in_full(event) for _ in range(times)]
+
+    def counted(self) -> list[Event]:
+        """What would be recorded if the broker stopped now."""
+        return list(self.refusals.due(all_of_them=True))
+
+    def tools(self) -> object:
+        """The tools of the one count there is."""
+        (event,) = self.counted()
+        assert event.details is not None
+        return event.details["tools"]
+
+
+def test_the_first_beyond_those_in_full_is_counted_and_none_before_it() -> None:
+    counting = Counting()
+    assert counting.refuse(IN_FULL, refusal()) == [True] * IN_FULL
+    assert counting.counted() == []
+    assert counting.refuse(IN_FULL + 1, refusal()) == [True] * IN_FULL + [False]
+    (event,) = counting.counted()
+    assert event.details == {"refused": 1, "tools": {"execute_command": 1}, "interval_s": INTERVAL_S}
+    assert event.error is not None
+    assert event.error.startswith("1 more refusals")
+
+
+def test_a_tool_that_has_its_name_in_the_count_keeps_it_when_no_other_gets_one() -> None:
+    counting = Counting()
+    counting.refuse(IN_FULL, refusal())
+    for number in range(NAMED_TOOLS + 1):
+        counting.refuse(1, refusal(tool=f"t{number}"))
+    counting.refuse(1, refusal(tool="t0"))
+    assert counting.tools() == {"t0": 2, **{f"t{number}": 1 for number in range(1, NAMED_TOOLS)}, OTHERS: 1}
+
+
+def test_a_name_of_a_tool_may_have_so_many_characters_and_no_more() -> None:
+    counting = Counting()
+    counting.refuse(IN_FULL, refusal())
+    longest = "t" * TOOL_CHARACTERS
+    counting.refuse(1, refusal(tool=longest))
+    counting.refuse(1, refusal(tool=longest + "t"))
+    assert counting.tools() == {longest: 1, OTHERS: 1}
+
+
+def test_a_refusal_of_nobody_and_of_no_tool_is_counted_under_what_happened() -> None:
+    counting = Counting()
+    counting.refuse(IN_FULL + 1, Event(event_type=EventType.CONNECTION_REFUSED))
+    (event,) = counting.counted()
+    assert (event.principal, event.error_code) == (None, None)
+    assert event.details is not None
+    assert event.details["tools"] == {"CONNECTION_REFUSED": 1}
+
+
+def test_so_many_callers_are_told_apart_and_the_next_is_one_of_the_others() -> None:
+    counting = Counting()
+    for number in range(CALLERS - 1):
+        counting.refuse(1, refusal(principal=f"p{number}"))
+    counting.refuse(IN_FULL + 1, refusal(principal="the last"))
+    counting.refuse(IN_FULL + 2, refusal(principal="one too many"))
+    counting.refuse(IN_FULL + 2, refusal(principal="p0"))  # 1 before
+    told = {event.principal: event.details and event.details["refused"] for event in counting.counted()}
+    assert told == {"the last": 1, OTHERS: 2, "p0": 3}
+
+
+def test_a_count_whose_interval_is_over_goes_on_until_it_is_recorded() -> None:
+    counting = Counting()
+    counting.refuse(IN_FULL + 3, refusal())
+    counting.now_s = INTERVAL_S
+    assert counting.refuse(1, refusal()) == [False]
+    (event,) = counting.refusals.due()
+    assert event.details is not None
+    assert event.details["refused"] == 4
+    assert counting.refuse(1, refusal()) == [True], "a new interval"
+
+
+def test_the_next_count_is_due_at_the_end_of_the_interval_that_ends_first() -> None:
+    counting = Counting()
+    counting.refuse(IN_FULL, refusal())
+    assert counting.refusals.next_s() is None, "nothing is counted yet"
+    counting.now_s = 10.0
+    counting.refuse(IN_FULL + 1, refusal(principal="other"))
+    assert counting.refusals.next_s() == INTERVAL_S
+    counting.refuse(1, refusal())
+    assert counting.refusals.next_s() == INTERVAL_S - 10
+    assert counting.refusals.due() == ()
+    counting.now_s = INTERVAL_S + 100
+    assert counting.refusals.next_s() == 0.0
+    assert len(counting.refusals.due()) == 2
+    assert counting.refusals.next_s() is None
+
+
 # --- a refusal is short
 
 
@@ -143,23 +243,6 @@ def test_what_has_a_secret_in_it_has_no_digest(argv: list[object]) -> None:
 )
 def test_whatever_is_refused_is_short(arguments: dict[str, object]) -> None:
     assert len(json.dumps(dict(redact_arguments(arguments).shortened().shown))) < 3 * REFUSED_CHARACTERS
-
-
-@pytest.mark.parametrize("what", ["argv", "transfers"])
-async def test_a_flood_of_refusals_leaves_the_log_small(what: str) -> None:
-    calls = 200
-    with running_broker() as broker:
-        async with connect(broker) as client:
-            session = await new_session(client)
-            for _number in range(calls):
-                if what == "argv":
-                    assert (await run(client, session, "curl", *LONG)).is_error
-                else:
-                    assert (await trio.to_thread.run_sync(broker.request, "GET", "/transfers/x"))[0] == 404
-        broker.stop()
-        counted = [record for record in broker.audit() if record["event_type"] == "REFUSALS_COUNTED"]
-        assert [record["details"]["refused"] for record in counted] == [calls - IN_FULL]
-        assert (broker.base / "log" / "audit.log").stat().st_size < 100_000
 
 
 # --- files are kept by age

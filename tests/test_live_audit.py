@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import trio
 from live import ERAS, LiveBroker, call, connect, new_session, ok, run, running_broker
 from mcp.client.client import Client
 from mcp.shared.exceptions import MCPError
+
+from broker.refusals import IN_FULL
 
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")  # the legacy client's, not ours
 
@@ -137,3 +140,20 @@ def test_the_logs_are_private_and_say_when_the_server_started(broker: LiveBroker
     for name in ("audit.log", "audit-errors.log"):
         assert (broker.base / "log" / name).stat().st_mode & 0o777 == 0o600
     assert broker.audit()[0]["event_type"] == "SERVER_START"
+
+
+@pytest.mark.parametrize("what", ["argv", "transfers"])
+async def test_a_flood_of_refusals_leaves_the_log_small(what: str) -> None:
+    calls = 200
+    with running_broker() as broker:
+        async with connect(broker) as client:
+            session = await new_session(client)
+            for _number in range(calls):
+                if what == "argv":
+                    assert (await run(client, session, "curl", *["x" * 512] * 64)).is_error
+                else:
+                    assert (await trio.to_thread.run_sync(broker.request, "GET", "/transfers/x"))[0] == 404
+        broker.stop()
+        counted = [record for record in broker.audit() if record["event_type"] == "REFUSALS_COUNTED"]
+        assert [record["details"]["refused"] for record in counted] == [calls - IN_FULL]
+        assert (broker.base / "log" / "audit.log").stat().st_size < 100_000
