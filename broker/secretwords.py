@@ -1,7 +1,8 @@
 """Which words of a command line are secrets: by their own name, by the option before them, by whose option that is.
 
 Pure. Knows how common programs are told passwords (`curl -u`, `mysql -p...`, `sshpass -p`); what nobody has listed is
-shown. A program counts wherever its name stands, since others start it (`timeout 5 mysql -pX`).
+shown. A program counts wherever its name stands, since others start it (`timeout 5 mysql -pX`), and none ends what is
+known of those before it: a word may be a program's name by chance (`curl -o ab -u user:password`).
 """
 
 from __future__ import annotations
@@ -42,8 +43,15 @@ class _Habits:
     logins: frozenset[str] = frozenset()
     attached: tuple[str, ...] = ()
 
+    def and_of(self, other: _Habits) -> _Habits:
+        """Those of either of two programs."""
+        return _Habits(
+            secrets=self.secrets | other.secrets,
+            logins=self.logins | other.logins,
+            attached=self.attached + other.attached,
+        )
 
-_NO_HABITS = _Habits()
+
 _MYSQL = _Habits(attached=("-p",))
 _PASSWORD_P = _Habits(secrets=frozenset({"-p"}))
 _PASSWORD_W = _Habits(secrets=frozenset({"-w"}), attached=("-w",))
@@ -129,10 +137,12 @@ def without_secrets(script: str, replacement: str) -> tuple[str, list[str]]:
 
 @attrs.define(eq=False)
 class _Reader:
-    """Reads a command line from left to right."""
+    """Reads a command line from left to right. `_login_option`: what tells a password where somebody logs in now."""
 
-    _program: str = ""
-    _habits: _Habits = _NO_HABITS
+    _programs: set[str] = attrs.field(factory=set)
+    _habits: _Habits = _Habits()
+    _may_log_in: bool = False
+    _login_option: str | None = None
     _next: _Next = _Next.PLAIN
 
     def read(self, word: str) -> Hidden | None:
@@ -170,7 +180,7 @@ class _Reader:
         return None
 
     def _setting(self, shown: str, name: str, value: str) -> Hidden | None:
-        if is_secret_name(name.lstrip("-")) or name in self._habits.secrets:
+        if is_secret_name(name.lstrip("-")) or self._tells_secret(name):
             return Hidden(shown, value)
         if name in _HEADERS:
             return _header(shown, value)
@@ -180,20 +190,23 @@ class _Reader:
 
     def _plain(self, word: str) -> None:
         program = word.rpartition("/")[2]
-        if program in _HABITS or program in _LOGIN_COMMANDS:
-            self._program, self._habits = program, _HABITS.get(program, _NO_HABITS)
-        elif word == "login" and self._program in _LOGIN_COMMANDS:
-            self._habits = _PASSWORD_P
+        if program in _LOGIN_COMMANDS:
+            self._may_log_in, self._login_option = True, None
+        elif program in _HABITS and program not in self._programs:
+            self._programs.add(program)
+            self._habits = self._habits.and_of(_HABITS[program])
+        elif word == "login" and self._may_log_in:
+            self._login_option = "-p"
         if word in _NAMERS:
             self._next = _Next.NAME
 
     def _option(self, word: str) -> Hidden | None:
         if word in _HEADERS:
             self._next = _Next.HEADER
-        elif word in self._habits.logins or (self._program == "curl" and _LOGIN_CLUSTER.fullmatch(word)):
-            self._next = _Next.LOGIN
-        elif word in self._habits.secrets:
+        elif self._tells_secret(word):
             self._next = _Next.SECRET
+        elif word in self._habits.logins or ("curl" in self._programs and _LOGIN_CLUSTER.fullmatch(word)):
+            self._next = _Next.LOGIN
         elif word in _NAMERS:
             self._next = _Next.NAME
         elif (hidden := self._attached(word)) is not None:
@@ -202,13 +215,16 @@ class _Reader:
             self._next = _Next.SECRET
         return None
 
+    def _tells_secret(self, option: str) -> bool:
+        return option in self._habits.secrets or option == self._login_option
+
     def _attached(self, word: str) -> Hidden | None:
         if word.startswith("--"):
             return None
         for option in self._habits.attached:
             if word.startswith(option) and word != option:
                 return Hidden(option, word.removeprefix(option))
-        if self._program == "curl" and (found := _IN_CLUSTER.fullmatch(word)):
+        if "curl" in self._programs and (found := _IN_CLUSTER.fullmatch(word)):
             return _login(word[: found.start("value")], found["value"])
         return None
 

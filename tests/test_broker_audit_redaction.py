@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,18 @@ from hypothesis import strategies as st
 
 from broker.audit import AuditSettings, Event, EventType, open_audit
 from broker.contract import TOOLS, InvalidArguments
-from broker.redact import REDACTED, redact_arguments, redact_text
-from broker.secretwords import is_secret_name, without_secrets
+from broker.redact import (
+    DIGEST_BYTES,
+    LOOKED_AT,
+    REDACTED,
+    SCRUBBED_VALUES,
+    SHOWN_ITEMS,
+    SHOWN_NUMBER,
+    VALUE_CHARACTERS,
+    redact_arguments,
+    redact_text,
+)
+from broker.secretwords import hidden_in, is_secret_name, without_secrets
 
 # A busy machine is no failure.
 unhurried = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -146,6 +157,46 @@ def test_hidden_arguments_stay_hidden_in_any_text_about_them(
     assert secret not in repr(redacted)
 
 
+def test_what_was_hidden_is_taken_out_of_a_text_as_it_is_and_as_it_is_quoted() -> None:
+    odd = 'line one\n"quoted" \u00e9'
+    redacted = redact_arguments({"content": odd})
+    assert redacted.scrub(odd) == REDACTED
+    assert redacted.scrub(f"{odd!r} or {json.dumps(odd)}") == f"'{REDACTED}' or \"{REDACTED}\""
+
+
+def test_of_two_secrets_the_longer_one_is_taken_out_first() -> None:
+    for names in (("content", "stdin_input"), ("stdin_input", "content")):
+        redacted = redact_arguments(dict(zip(names, ("hunter2", "hunter2-and-more"), strict=True)))
+        assert redacted.scrub("hunter2-and-more hunter2") == f"{REDACTED} {REDACTED}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param({"argv": [["hunter2"]]}, id="no word"),
+        pytest.param({"argv": ["x", "--token", "hunter2"]}, id="behind an option"),
+        pytest.param({"argv": ["sh", "-c", "curl -u me:hunter2"]}, id="in a command line"),
+        pytest.param({"environment": {"TOKEN": "hunter2"}}, id="a variable"),
+        pytest.param({"content": [[{"a": "hunter2"}]]}, id="deep inside"),
+        pytest.param("hunter2", id="no arguments at all"),
+        pytest.param(["hunter2"], id="a list instead of arguments"),
+    ],
+)
+def test_wherever_a_secret_was_hidden_it_is_taken_out_of_texts(arguments: object) -> None:
+    assert redact_arguments(arguments).scrub("not hunter2 again") == f"not {REDACTED} again"
+
+
+def test_a_short_secret_is_left_in_texts_where_it_may_stand_by_chance() -> None:
+    assert redact_arguments({"content": "abcdef"}).scrub("abcdef") == REDACTED
+    assert redact_arguments({"content": "abcde"}).scrub("abcde") == "abcde"
+
+
+def test_of_many_little_strings_so_many_are_taken_out_of_texts() -> None:
+    strings = [f"string {number:04d}." for number in range(2 * SCRUBBED_VALUES)]
+    text = redact_arguments({"content": strings}).scrub(" ".join(strings))
+    assert text.count(REDACTED) == SCRUBBED_VALUES
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5),
@@ -168,6 +219,72 @@ def test_contents_show_their_size_and_digest() -> None:
         "stdin_input": {"bytes": 3},
         "chunk_data": {"bytes": 4},
     }
+
+
+def test_contents_up_to_so_many_bytes_have_a_digest() -> None:
+    for size, digested in ((DIGEST_BYTES, True), (DIGEST_BYTES + 1, False)):
+        (shown,) = redact_arguments({"content": "x" * size}).shown.values()
+        assert isinstance(shown, dict)
+        assert shown["bytes"] == size
+        assert ("sha256" in shown) == digested
+
+
+def test_what_is_no_object_shows_its_size_without_a_digest() -> None:
+    assert redact_arguments("hé").shown == {"arguments": {"bytes": 3}}
+    assert redact_arguments([1]).shown == {"arguments": {"type": "list"}}
+    assert redact_arguments({"argv": ["ls", 1, ["x"]]}).shown == {"argv": ["ls", {"type": "int"}, {"type": "list"}]}
+
+
+def test_so_many_items_are_shown_and_the_others_counted() -> None:
+    for count, more in ((SHOWN_ITEMS, 0), (SHOWN_ITEMS + 1, 1)):
+        names = {f"unknown{number}": None for number in range(count)}
+        shown = redact_arguments(names).shown
+        assert list(shown) == [*list(names)[:SHOWN_ITEMS], *(["..."] * more)]
+        assert shown.get("...") == (f"{more} more" if more else None)
+        listed = redact_arguments({"argv": list(names), "environment": dict.fromkeys(names, "x")}).shown
+        assert listed["argv"] == [*list(names)[:SHOWN_ITEMS], *([f"... {more} more"] * more)]
+        variables = dict.fromkeys(list(names)[:SHOWN_ITEMS], "x")
+        assert listed["environment"] == variables | ({"...": f"{more} more"} if more else {})
+
+
+def test_secret_variables_and_what_is_no_text_show_their_names() -> None:
+    environment = {"API_TOKEN": "x", "LANG": ["C"], "TERM": "vt100"}
+    shown = redact_arguments({"environment": environment}).shown
+    assert shown == {"environment": {"API_TOKEN": REDACTED, "LANG": REDACTED, "TERM": "vt100"}}
+
+
+def test_globs_are_shown_one_by_one() -> None:
+    arguments = {"include": ["*.py"], "exclude": ["*.pyc", "a b"]}
+    assert redact_arguments(arguments).shown == arguments
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_number_is_shown_unless_it_is_enormous(sign: int) -> None:
+    largest = sign * (SHOWN_NUMBER - 1)
+    assert redact_arguments({"offset": largest}).shown == {"offset": largest}
+    assert redact_arguments({"offset": sign * SHOWN_NUMBER}).shown == {"offset": "a number"}
+
+
+def test_a_text_is_cut_behind_so_many_characters_and_says_its_size() -> None:
+    longest = "é" * VALUE_CHARACTERS
+    assert redact_text(longest) == longest
+    assert redact_text(longest + "x") == f"{longest}... [{2 * VALUE_CHARACTERS + 1} bytes]"
+
+
+def test_a_text_of_many_short_secrets_is_cut_where_it_has_grown_to_more_than_twice_what_is_shown() -> None:
+    grown = f"pin={REDACTED}"
+    assert redact_text("pin=1", len(grown) // 2) == grown
+    assert redact_text("pin=1", len(grown) // 2 - 1) == f"{grown[: len(grown) // 2 - 1]}... [5 bytes]"
+
+
+def test_a_long_command_line_shows_its_whole_size() -> None:
+    script = "ls a; " * LOOKED_AT * VALUE_CHARACTERS
+    assert redact_arguments({"argv": [script]}).shown == {"argv": [redact_text(script)]}
+
+
+def test_what_follows_a_name_that_is_no_secret_may_be_one() -> None:
+    assert redact_text("key: token=hunter2, host=h") == f"key: token={REDACTED}, host=h"
+    assert redact_text("token=") == "token="
 
 
 def test_what_happened_stays_readable() -> None:
@@ -204,6 +321,64 @@ def test_what_happened_stays_readable() -> None:
 )
 def test_what_is_no_secret_stays_readable(argv: list[str]) -> None:
     assert redact_arguments({"argv": argv}).shown == {"argv": argv}
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        # an option whose value is a secret
+        ("x --token a after", "x --token * after"),
+        ("x --token password after", "x --token * after"),
+        ("x --token -v after", "x --token * after"),
+        ("x --password --token a after", "x --password * * after"),
+        ("x =a after", "x =a after"),
+        ("openssl -passin pass:a after", "openssl -passin * after"),
+        ("openssl -passin=pass:a after", "openssl -passin=* after"),
+        ("x -passin pass:a -passin=pass:a", "x -passin pass:a -passin=pass:a"),
+        ("mysql -pa=b after", "mysql -p* after"),
+        ("/usr/bin/mysql -pa -p after", "/usr/bin/mysql -p* -p after"),
+        # a user and a password
+        ("curl -u me:a after", "curl -u me:* after"),
+        ("curl -u -k me:a", "curl -u -k me:a"),
+        ("curl -s me:a", "curl -s me:a"),
+        ("curl -sSu me:a after", "curl -sSu me:* after"),
+        ("curl -sSume:a after", "curl -sSume:* after"),
+        ("curl --user=me:a after", "curl --user=me:* after"),
+        ("smbclient -U me%a:b after", "smbclient -U me%* after"),
+        ("sort -u me:a -uk1:2", "sort -u me:a -uk1:2"),
+        ("docker login -p a after", "docker login -p * after"),
+        ("ssh login -p 22", "ssh login -p 22"),
+        ("docker run -p 80:80", "docker run -p 80:80"),
+        # more than one program, or a word that is the name of one by chance
+        ("curl -o ab -u me:a after", "curl -o ab -u me:* after"),
+        ("curl -o ab -sSume:a after", "curl -o ab -sSume:* after"),
+        ("mysql ab -pa after", "mysql ab -p* after"),
+        ("zip ab -P a after", "zip ab -P * after"),
+        ("sshpass -p a mysql -pb after", "sshpass -p * mysql -p* after"),
+        ("docker ab login -p a after", "docker ab login -p * after"),
+        ("docker login -p a docker run -p 80:80", "docker login -p * docker run -p 80:80"),
+        # a header
+        ("curl -H X-Api-Key:a after", "curl -H 'X-Api-Key: *' after"),
+        ("curl '--header=X-Api-Key: a' after", "curl '--header=X-Api-Key: *' after"),
+        ("curl -H Authorization after", "curl -H Authorization after"),
+        ("curl -H Host:token", "curl -H Host:token"),
+        ("curl -H -k Cookie:a", "curl -H -k Cookie:a"),
+        # a name, and then its value
+        ("git config user.password a after", "git config user.password * after"),
+        ("git config --global user.password a after", "git config --global user.password * after"),
+        ("git config user.name a --global b", "git config user.name a --global b"),
+        ("jq --arg token a after", "jq --arg token * after"),
+        ("jq --arg token=1 a after", "jq --arg token=1 * after"),
+    ],
+)
+def test_of_a_word_the_secret_is_hidden_and_nothing_else(line: str, shown: str) -> None:
+    words = shlex.split(line)
+    hidden = hidden_in(words)
+    said = [word if found is None else f"{found.shown}*" for word, found in zip(words, hidden, strict=True)]
+    assert said == shlex.split(shown)
+    secrets = [found.secret for found in hidden if found is not None]
+    script, found = without_secrets(line.replace("'", '"'), "*")
+    assert (" ".join(shlex.split(script)), found) == (" ".join(said), secrets)
 
 
 word = st.text("abcdefgh0123456789./_", min_size=1, max_size=8).filter(lambda text: not is_secret_name(text))
