@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import base64
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import attrs
 import psutil
 import pytest
 import trio
 from live import LiveBroker, call, connect, new_session, ok, run, running_broker
 from live_urls import ask, at_desk, digest, put_some
 
-from broker.audit import AuditSettings, open_audit
 from broker.errors import ErrorCode
-from broker.jobs import Jobs, Origin
-from broker.records import Records
-from broker.session import EndReason
-from broker.supervisor import SessionEnd
-from sandbox.faults import SpawnFailed
-from sandbox.spill import OutputRoom
-from transfers.part import Cause, Discarded
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),  # the legacy client's, not ours
@@ -111,63 +100,3 @@ async def test_a_session_whose_first_process_is_killed_is_told_with_its_code(bro
         assert (await call(client, "list_commands", session_id=mine)).error[
             0
         ] == "SESSION_005"  # a client is told it too
-
-
-@attrs.frozen(kw_only=True)
-class Told:
-    """What stands in an error log in this process."""
-
-    records: Records
-    error_log: Path
-
-    def last(self) -> Mapping[str, Any]:
-        found: dict[str, Any] = json.loads(self.error_log.read_text().splitlines()[-1])
-        return found
-
-
-@pytest.fixture
-def told(tmp_path: Path) -> Iterator[Told]:
-    paths = {name: tmp_path / f"{name}.log" for name in ("audit_log", "error_log")}
-    with open_audit(AuditSettings(**paths, max_bytes=0, backup_count=0)) as audit:
-        yield Told(records=Records(audit), error_log=paths["error_log"])
-
-
-def test_a_session_that_an_error_ended_is_an_incident(told: Told) -> None:
-    crash = ExceptionGroup("a session", [RuntimeError("a bug")])
-    told.records.session_ended(SessionEnd(principal="me", session_id="s", reason=EndReason.FAILED, crash=crash))
-    assert (told.last()["error_code"], told.last()["error"]) == (
-        "SYS_999",
-        "the session ended because an internal error ended it",
-    )
-    assert told.last()["incident_id"]
-    assert "RuntimeError: a bug" in told.last()["traceback"]
-
-
-@pytest.mark.parametrize(
-    ("failure", "code"), [(SpawnFailed("exec", "no such file"), "CMD_001"), (RuntimeError("a bug"), "SYS_999")]
-)
-async def test_a_command_that_failed_after_its_call_has_the_code_of_its_failure(
-    told: Told, tmp_path: Path, failure: Exception, code: str
-) -> None:
-    room = OutputRoom(inline_bytes=1024, spill_bytes=1 << 20, when_full="drop", folder=str(tmp_path))
-    origin = Origin(session_id="s", principal="me", client="test 1", request_id="1", session_over=lambda: False)
-    jobs = Jobs(1, room, told.records.job_ended)
-    job = jobs.admit(("true",), origin, has_terminal=False, stays=True)
-    job.detached, job.failure = True, failure
-    told.records.job_ended(job)
-    assert told.last()["error_code"] == code
-    assert ("traceback" in told.last()) == ("incident_id" in told.last()) == (code == "SYS_999")
-    jobs.close()
-    await trio.lowlevel.checkpoint()
-
-
-@pytest.mark.parametrize("cause", Cause)
-@pytest.mark.parametrize("leftover", ["", "its removal was not answered in time"])
-def test_a_part_file_that_stays_is_always_a_failure(told: Told, cause: Cause, leftover: str) -> None:
-    gone = Discarded(transfer_id="t", path="/f", received_bytes=1, cause=cause, why=cause.value, leftover=leftover)
-    told.records.upload_discarded("me", "s", gone)
-    asked_for = cause in {Cause.CANCELLED, Cause.SESSION_ENDED, Cause.UNANSWERED}
-    if leftover:
-        assert (told.last()["error_code"], leftover in told.last()["error"]) == ("FILE_004", True)
-    else:
-        assert (told.error_log.read_text() == "") == asked_for

@@ -1,0 +1,281 @@
+"""What the audit is told of what ends by itself: commands after their call, sessions, uploads that were given up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from broker.aftermath import Appeared
+from broker.audit import AuditSettings, open_audit
+from broker.job import Job, Origin
+from broker.jobs import Jobs
+from broker.records import SHOWN_NAMES, Records, told_and_recorded
+from broker.session import EndReason
+from broker.supervisor import SessionEnd
+from sandbox.cgroup_values import CommandUsage
+from sandbox.command import Ended, Exited, How, Signalled, TimedOut
+from sandbox.faults import SpawnFailed
+from sandbox.spill import OutputRoom
+from sandbox.streams import Captured
+from transfers.part import Cause, Discarded
+
+OF_ALL = {"timestamp", "uptime_ms", "run", "seq"}
+ASKED_FOR = {Cause.CANCELLED, Cause.SESSION_ENDED, Cause.UNANSWERED}
+USAGE = CommandUsage(memory_peak_bytes=None, cpu_user_ms=0, cpu_system_ms=7, oom_killed=False, killed_by=None)
+
+
+@attrs.frozen(kw_only=True)
+class Told:
+    """What stands in the logs of an audit in this process."""
+
+    records: Records
+    audit_log: Path
+    error_log: Path
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Every record, without what all of them have."""
+        found = [json.loads(line) for line in self.audit_log.read_text().splitlines()]
+        return [{name: value for name, value in record.items() if name not in OF_ALL} for record in found]
+
+    def last_error(self) -> Mapping[str, Any]:
+        found: dict[str, Any] = json.loads(self.error_log.read_text().splitlines()[-1])
+        return found
+
+    def session_ended(self, reason: EndReason = EndReason.KILLED, crash: Any = None) -> dict[str, Any]:
+        """The record of the end of session "s"."""
+        self.records.session_ended(SessionEnd(principal="me", session_id="s", reason=reason, crash=crash))
+        return self.lines()[-1]
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Iterator[Told]:
+    paths = {name: tmp_path / f"{name}.log" for name in ("audit_log", "error_log")}
+    with open_audit(AuditSettings(**paths, max_bytes=0, backup_count=0)) as audit:
+        yield Told(records=Records(audit), **paths)
+
+
+@contextmanager
+def a_job(
+    tmp_path: Path, *, detached: bool = True, cancelled: bool = False, session_over: bool = False
+) -> Iterator[Job]:
+    """A command of session "s" that is not started: its fields are what its end would have left there."""
+    room = OutputRoom(inline_bytes=1024, spill_bytes=1 << 20, when_full="drop", folder=str(tmp_path))
+    origin = Origin(session_id="s", principal="me", client="test 1", request_id="1", session_over=lambda: session_over)
+    jobs = Jobs(1, room, lambda _: None)
+    job = jobs.admit(("deploy", "--token", "hunter2"), origin, has_terminal=False, stays=True)
+    job.detached, job.cancelled = detached, cancelled
+    yield job
+    jobs.close()
+
+
+def ended(how: How, usage: CommandUsage | None = USAGE) -> Ended:
+    nothing = Captured(data=b"", total_bytes=0)
+    return Ended(how=how, stdout=nothing, stderr=nothing, drained=True, duration_ms=450, pid=7, usage=usage)
+
+
+# --- commands
+
+
+async def test_the_end_of_a_command_that_nobody_waits_for_has_a_whole_record(told: Told, tmp_path: Path) -> None:
+    with a_job(tmp_path) as job:
+        job.ended = ended(Exited(3))
+        told.records.job_ended(job)
+    assert told.lines() == [
+        {
+            "event_type": "COMMAND_COMPLETED",
+            "session_id": "s",
+            "tool_name": "execute_command",
+            "arguments": {"argv": ["deploy", "--token", "[redacted]"]},
+            "exit_code": 3,
+            "duration_ms": 450,
+            "request_id": "1",
+            "principal": "me",
+            "client": "test 1",
+            "details": {"command_id": "c1", "output_bytes": 0, "cpu_user_ms": 0, "cpu_system_ms": 7},
+        }
+    ]
+    assert told.error_log.read_text() == "", "a command that says it failed is no failure of ours"
+    await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("how", "used", "error", "code"),
+    [
+        (Signalled(9), {}, "signal 9 ended it", "CMD_003"),
+        (Signalled(9), {"killed_by": "limits.memory", "oom_killed": True}, "killed: limits.memory", "CMD_003"),
+        (TimedOut(2.5), {}, "it was ended after 2.5 s", "CMD_002"),
+        (None, {}, "it ended with its session", "SESSION_005"),
+    ],
+)
+async def test_a_command_that_did_not_end_by_itself_says_what_ended_it(
+    told: Told, tmp_path: Path, how: How | None, used: dict[str, Any], error: str, code: str
+) -> None:
+    with a_job(tmp_path) as job:
+        job.ended = None if how is None else ended(how, attrs.evolve(USAGE, **used))
+        told.records.job_ended(job)
+    record = told.last_error()
+    assert (record["event_type"], record["error"], record["error_code"]) == ("COMMAND_FAILED", error, code)
+    assert record["details"].items() >= used.items()
+    await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"), [(SpawnFailed("exec", "no such file"), "CMD_001"), (RuntimeError("a bug"), "SYS_999")]
+)
+async def test_a_command_that_failed_after_its_call_has_the_code_of_its_failure(
+    told: Told, tmp_path: Path, failure: Exception, code: str
+) -> None:
+    with a_job(tmp_path) as job:
+        job.failure = failure
+        told.records.job_ended(job)
+    record = told.last_error()
+    assert record["error_code"] == code
+    assert ("traceback" in record) == ("incident_id" in record) == (code == "SYS_999")
+    await trio.lowlevel.checkpoint()
+
+
+async def test_a_command_whose_call_waits_has_no_record_of_its_own(told: Told, tmp_path: Path) -> None:
+    with a_job(tmp_path, detached=False) as job:
+        job.ended = ended(Exited(0))
+        told.records.job_ended(job)
+    assert told.lines() == []
+    await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("detached", "cancelled", "session_over", "named"),
+    [
+        pytest.param(True, True, False, True, id="it ran on until its session left"),
+        pytest.param(False, True, True, True, id="its call was still waiting when the session ended"),
+        pytest.param(True, False, False, False, id="it ended by itself"),
+        pytest.param(False, True, False, False, id="its call left, and the session stays"),
+    ],
+)
+async def test_the_end_of_a_session_names_the_commands_that_it_ended(
+    told: Told, tmp_path: Path, *, detached: bool, cancelled: bool, session_over: bool, named: bool
+) -> None:
+    with a_job(tmp_path, detached=detached, cancelled=cancelled, session_over=session_over) as job:
+        told.records.job_ended(job)
+    assert told.session_ended()["details"] == {"reason": "it was killed", "commands_ended": ["c1"] if named else []}
+    assert told.session_ended()["details"]["commands_ended"] == [], "and forgets them"
+    await trio.lowlevel.checkpoint()
+
+
+# --- names that the rules close
+
+
+@pytest.mark.parametrize("stopped", ["", "after 100000 names"])
+async def test_names_that_appeared_are_counted_and_the_first_are_named(
+    told: Told, tmp_path: Path, stopped: str
+) -> None:
+    paths = tuple(f"/work/{number}" for number in range(SHOWN_NAMES + 1))
+    with a_job(tmp_path) as job:
+        told.records.closed_names_appeared(job, Appeared(paths=paths, aside=("/work/0",), stopped=stopped))
+    assert told.lines() == [
+        {
+            "event_type": "CLOSED_NAMES_APPEARED",
+            "session_id": "s",
+            "principal": "me",
+            "client": "test 1",
+            "details": {
+                "command_id": "c1",
+                "count": SHOWN_NAMES + 1,
+                "paths": list(paths[:SHOWN_NAMES]),
+                "set_aside": ["/work/0"],
+                "looked_to_the_end": not stopped,
+                **({"stopped": stopped} if stopped else {}),
+            },
+        }
+    ]
+    await trio.lowlevel.checkpoint()
+
+
+# --- sessions
+
+
+@pytest.mark.parametrize(
+    ("reason", "event_type"),
+    [
+        (EndReason.KILLED, "SESSION_CLOSED"),
+        (EndReason.DRAINING, "SESSION_CLOSED"),
+        (EndReason.EXPIRED, "SESSION_EXPIRED"),
+    ],
+)
+def test_a_session_that_ended_as_it_should_is_no_failure(told: Told, reason: EndReason, event_type: str) -> None:
+    assert told.session_ended(reason) == {
+        "event_type": event_type,
+        "session_id": "s",
+        "principal": "me",
+        "details": {"reason": reason.value, "commands_ended": []},
+    }
+    assert told.error_log.read_text() == ""
+
+
+def test_a_session_whose_first_process_ended_is_a_failure_without_an_incident(told: Told) -> None:
+    assert told.session_ended(EndReason.LOST) == {
+        "event_type": "SESSION_FAILED",
+        "session_id": "s",
+        "principal": "me",
+        "error": "the session ended because its init process ended",
+        "error_code": "SESSION_005",
+        "details": {"reason": "its init process ended", "commands_ended": []},
+    }
+
+
+def test_a_session_that_an_error_ended_is_an_incident(told: Told) -> None:
+    told.session_ended(EndReason.FAILED, ExceptionGroup("a session", [RuntimeError("a bug")]))
+    record = told.last_error()
+    assert (record["event_type"], record["error_code"]) == ("SESSION_FAILED", "SYS_999")
+    assert record["error"] == "the session ended because an internal error ended it"
+    assert len(record["incident_id"]) == 16
+    assert "RuntimeError: a bug" in record["traceback"]
+
+
+# --- uploads
+
+
+def gone(cause: Cause, leftover: str) -> Discarded:
+    return Discarded(transfer_id="t", path="/f", received_bytes=1, cause=cause, why=cause.value, leftover=leftover)
+
+
+@pytest.mark.parametrize("cause", Cause)
+@pytest.mark.parametrize("leftover", ["", "its removal was not answered in time"])
+def test_an_upload_that_was_given_up_is_a_failure_unless_somebody_asked_for_it(
+    told: Told, cause: Cause, leftover: str
+) -> None:
+    told.records.upload_discarded("me", "s", gone(cause, leftover))
+    (record,) = told.lines()
+    failed = bool(leftover) or cause not in ASKED_FOR
+    text = f"upload to /f was discarded: {cause.value}" + (f"; its part file stays: {leftover}" if leftover else "")
+    assert record.get("error") == (text if failed else None)
+    assert record.pop("error_code", "FILE_004") == "FILE_004" or not leftover, "the part file stays"
+    record.pop("error", None)
+    assert record == {
+        "event_type": "FILE_FAILED" if failed else "UPLOAD_DISCARDED",
+        "session_id": "s",
+        "tool_name": "upload_file",
+        "principal": "me",
+        "bytes": 1,
+        "details": {"transfer_id": "t", "path": "/f", "why": cause.value, "leftover": leftover},
+    }
+    assert (told.error_log.read_text() == "") != failed
+
+
+# --- failures
+
+
+def test_what_was_expected_has_no_incident_and_what_was_not_has_one_that_the_client_is_told() -> None:
+    failure, facts = told_and_recorded(SpawnFailed("exec", "no such file"))
+    assert facts == {"error": failure.message, "error_code": "CMD_001"}
+    bug = RuntimeError("a bug")
+    failure, facts = told_and_recorded(bug)
+    assert facts.pop("exception") is bug
+    assert facts.pop("incident_id") in failure.message
+    assert facts == {"error": failure.message, "error_code": "SYS_999"}
