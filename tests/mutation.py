@@ -87,7 +87,7 @@ class _Group:
 
     def pytest_collection(self) -> None:
         _few_examples()
-        sys.settrace(_entering(self._at_load))
+        sys.settrace(Entries(self._at_load).note)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -139,15 +139,14 @@ def _observed(session: pytest.Session, items: Mapping[str, pytest.Item]) -> Any:
     """Seconds of the processor by test, and the tests that enter a function, when nothing is wrong."""
     seconds: dict[str, float] = {}
     entering: defaultdict[str, list[str]] = defaultdict(list)
+    entries = Entries()
+    threading.settrace(entries.note)
     for test, item in items.items():
-        entered: set[str] = set()
+        entered = entries.anew()
         began = time.process_time()
-        observe = _entering(entered)
-        threading.settrace(observe)
-        sys.settrace(observe)
+        sys.settrace(entries.note)
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
         sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]  # its stub knows no None
         if session.testsfailed:
             raise RuntimeError(f"without a mutant, {test} fails")
         seconds[test] = time.process_time() - began
@@ -156,19 +155,29 @@ def _observed(session: pytest.Session, items: Mapping[str, pytest.Item]) -> Any:
     return seconds, entering
 
 
-def _entering(entered: set[str]) -> Callable[..., None]:
-    """A trace function that notes which of our functions are entered, by file and outermost name."""
-    seen: dict[int, CodeType] = {}
+@attrs.define(eq=False)
+class Entries:
+    """Notes which of our functions are entered, by file and outermost name.
 
-    def enter(frame: Any, event: str, _: object) -> None:
+    One for all tests: a thread of trio's goes on to the next test, and keeps the trace function it began with.
+    """
+
+    _entered: set[str] = attrs.field(factory=set)
+    _seen: dict[int, CodeType] = attrs.field(factory=dict, init=False)
+
+    def anew(self) -> set[str]:
+        """Return where what is entered from now on is noted."""
+        self._entered, self._seen = set(), {}
+        return self._entered
+
+    def note(self, frame: Any, event: str, _: object) -> None:
+        """Be told by `sys.settrace`."""
         code = frame.f_code
-        if event == "call" and id(code) not in seen:
-            seen[id(code)] = code
+        if event == "call" and id(code) not in self._seen:
+            self._seen[id(code)] = code
             if code.co_filename.startswith(f"{ROOT}{os.sep}"):
                 file = code.co_filename.removeprefix(f"{ROOT}{os.sep}")
-                entered.add(f"{file} {code.co_qualname.partition('.<locals>')[0]}")
-
-    return enter
+                self._entered.add(f"{file} {code.co_qualname.partition('.<locals>')[0]}")
 
 
 def _place(code: CodeType) -> tuple[Any, ...]:

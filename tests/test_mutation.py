@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from mutants import code_of, mutants_of
 
-from tests.mutation import TESTS, WHOLE, all_modules
+from policy.pattern import matches_name
+from tests.mutation import TESTS, WHOLE, Entries, all_modules
 
 ROOT = Path(__file__).parent.parent
 ARGUED = Path(__file__).parent / "mutation_argued.txt"
@@ -46,6 +50,39 @@ def test_each_mutant_is_one_fault_by_its_name(tmp_path: Path) -> None:
     whole = answer(compile(SOURCE, "m.py", "exec"))
     assert whole == [ValueError, 7, 6, 3, 5]
     assert {name for name, said in answers.items() if said == whole} == set()
+
+
+OF_A_CLASS = """
+class C(Exception):
+    def __init__(self) -> None:
+        super().__init__("c")
+"""
+
+
+def test_a_function_takes_its_mutated_code_also_if_that_uses_less(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(OF_A_CLASS)
+    (mutant,) = mutants_of(tmp_path, "m.py")
+    names: dict[str, Any] = {}
+    exec(compile(OF_A_CLASS, "m.py", "exec"), names)  # noqa: S102  it is ours
+    (body,) = (code for code in code_of(tmp_path, mutant).co_consts if isinstance(code, CodeType))
+    (init,) = (code for code in body.co_consts if isinstance(code, CodeType))
+    names["C"].__init__.__code__ = init
+    assert str(names["C"]()) == ""
+
+
+def test_what_a_thread_enters_is_noted_for_the_test_that_is_on_by_now() -> None:
+    entries = Entries()
+    before = threading.gettrace()
+    threading.settrace(entries.note)
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            tests = []
+            for _ in range(2):
+                tests.append(entries.anew())
+                assert thread.submit(matches_name, "a*", "ab").result()
+    finally:
+        threading.settrace(before)  # type: ignore[arg-type]  # its stub knows no None
+    assert all("policy/pattern.py matches_name" in entered for entered in tests)
 
 
 def answer(code: Any) -> list[Any]:
