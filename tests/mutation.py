@@ -18,6 +18,7 @@ import importlib.abc
 import importlib.util
 import itertools
 import json
+import mmap
 import os
 import random
 import resource
@@ -28,7 +29,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -82,12 +83,18 @@ class _Group:
 
     mutants: Sequence[Mutant]
     report: Callable[[Mutant], None]
-    _at_load: set[str] = attrs.field(factory=set)
+    _at_load: Entries = attrs.field(init=False)
     _functions: dict[tuple[Any, ...], list[FunctionType]] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self._at_load = self._entries()
+
+    def _entries(self) -> Entries:
+        return Entries({f"{mutant.file} {mutant.function}" for mutant in self.mutants})
 
     def pytest_collection(self) -> None:
         _few_examples()
-        sys.settrace(Entries(self._at_load).note)
+        sys.settrace(self._at_load.note)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -96,12 +103,13 @@ class _Group:
             raise session.Failed("the tests cannot be loaded")
         self._functions = _functions_by_place()
         items = {item.nodeid: item for item in session.items}
-        seconds, entering = _forked_for(lambda: _observed(session, items))
+        loaded = self._at_load.noted()
+        seconds, entering = _forked_for(lambda: _observed(session, items, self._entries()))
         for mutant in self.mutants:
             tests = sorted(entering.get(f"{mutant.file} {mutant.function}", ()), key=seconds.__getitem__)
             chosen = {items[test]: seconds[test] for test in tests}
             status = _forked(lambda m=mutant, c=chosen: self._run(session, m, c))
-            also_loaded = f"{mutant.file} {mutant.function}" in self._at_load
+            also_loaded = f"{mutant.file} {mutant.function}" in loaded
             noticed = status not in (NOT_NOTICED, NOT_THERE)
             if status == NOT_THERE or (also_loaded and not noticed):
                 noticed = _noticed_at_load(mutant)
@@ -135,14 +143,13 @@ def _run(session: pytest.Session, items: Mapping[pytest.Item, float]) -> int:
     return NOT_NOTICED
 
 
-def _observed(session: pytest.Session, items: Mapping[str, pytest.Item]) -> Any:
+def _observed(session: pytest.Session, items: Mapping[str, pytest.Item], entries: Entries) -> Any:
     """Seconds of the processor by test, and the tests that enter a function, when nothing is wrong."""
     seconds: dict[str, float] = {}
     entering: defaultdict[str, list[str]] = defaultdict(list)
-    entries = Entries()
     threading.settrace(entries.note)
     for test, item in items.items():
-        entered = entries.anew()
+        entries.forget()
         began = time.process_time()
         sys.settrace(entries.note)
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
@@ -150,34 +157,41 @@ def _observed(session: pytest.Session, items: Mapping[str, pytest.Item]) -> Any:
         if session.testsfailed:
             raise RuntimeError(f"without a mutant, {test} fails")
         seconds[test] = time.process_time() - began
-        for function in entered:
+        for function in entries.noted():
             entering[function].append(test)
     return seconds, entering
 
 
-@attrs.define(eq=False)
 class Entries:
-    """Notes which of our functions are entered, by file and outermost name.
+    """Notes which of some functions are entered: names of a file and an outermost function.
 
-    One for all tests: a thread of trio's goes on to the next test, and keeps the trace function it began with.
+    One for all tests: a thread of trio's goes on to the next test, and keeps the trace function it began with. The
+    notes are in memory that forks share: many a test tries in a child what it cannot do to itself.
     """
 
-    _entered: set[str] = attrs.field(factory=set)
-    _seen: dict[int, CodeType] = attrs.field(factory=dict, init=False)
+    def __init__(self, functions: Collection[str]) -> None:
+        self._index = {function: index for index, function in enumerate(sorted(functions))}
+        self._notes = mmap.mmap(-1, len(functions))
+        self._seen: dict[int, CodeType] = {}
 
-    def anew(self) -> set[str]:
-        """Return where what is entered from now on is noted."""
-        self._entered, self._seen = set(), {}
-        return self._entered
+    def forget(self) -> None:
+        """Begin anew."""
+        self._notes[:] = bytes(len(self._notes))
+        self._seen.clear()
+
+    def noted(self) -> set[str]:
+        """Return what was entered."""
+        return {function for function, index in self._index.items() if self._notes[index]}
 
     def note(self, frame: Any, event: str, _: object) -> None:
         """Be told by `sys.settrace`."""
         code = frame.f_code
         if event == "call" and id(code) not in self._seen:
             self._seen[id(code)] = code
-            if code.co_filename.startswith(f"{ROOT}{os.sep}"):
-                file = code.co_filename.removeprefix(f"{ROOT}{os.sep}")
-                self._entered.add(f"{file} {code.co_qualname.partition('.<locals>')[0]}")
+            file = code.co_filename.removeprefix(f"{ROOT}{os.sep}")
+            index = self._index.get(f"{file} {code.co_qualname.partition('.<locals>')[0]}")
+            if index is not None:
+                self._notes[index] = 1
 
 
 def _place(code: CodeType) -> tuple[Any, ...]:

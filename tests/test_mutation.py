@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
+import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
+import pytest
 from mutants import code_of, mutants_of
+from test_walls_seccomp import in_child
 
 from policy.pattern import matches_name
 from tests.mutation import TESTS, WHOLE, Entries, all_modules
@@ -70,19 +74,34 @@ def test_a_function_takes_its_mutated_code_also_if_that_uses_less(tmp_path: Path
     assert str(names["C"]()) == ""
 
 
-def test_what_a_thread_enters_is_noted_for_the_test_that_is_on_by_now() -> None:
-    entries = Entries()
-    before = threading.gettrace()
+ENTERED = "policy/pattern.py matches_name"
+
+
+@pytest.fixture
+def entries() -> Iterator[Entries]:
+    entries = Entries({ENTERED, "policy/pattern.py components"})
+    before = threading.gettrace(), sys.gettrace()
     threading.settrace(entries.note)
     try:
-        with ThreadPoolExecutor(1) as thread:
-            tests = []
-            for _ in range(2):
-                tests.append(entries.anew())
-                assert thread.submit(matches_name, "a*", "ab").result()
+        yield entries
     finally:
-        threading.settrace(before)  # type: ignore[arg-type]  # its stub knows no None
-    assert all("policy/pattern.py matches_name" in entered for entered in tests)
+        threading.settrace(before[0])  # type: ignore[arg-type]  # its stub knows no None
+        sys.settrace(before[1])
+
+
+def test_what_a_thread_enters_is_noted_for_the_test_that_is_on_by_now(entries: Entries) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        for _ in range(2):
+            entries.forget()
+            assert entries.noted() == set()
+            assert thread.submit(matches_name, "a*", "ab").result()
+            assert entries.noted() == {ENTERED}
+
+
+def test_what_a_child_enters_is_noted_as_well(entries: Entries) -> None:
+    sys.settrace(entries.note)
+    assert in_child(lambda: matches_name("a*", "ab"))
+    assert entries.noted() == {ENTERED}
 
 
 def answer(code: Any) -> list[Any]:
