@@ -58,6 +58,7 @@ WHOLE = (
     "policy/**/*.py",
     *("transfers/upload*.py", "transfers/download*.py", "transfers/filestreams.py", "transfers/part.py"),
     *("transfers/coverage.py", "transfers/declared.py", "transfers/ticket.py", "transfers/quota.py"),
+    *("transfers/disk.py", "transfers/refusals.py"),
     *("broker/decode.py", "broker/bodyshape.py", "broker/refusals.py", "broker/records.py"),
 )
 """Where every survivor was killed or is argued: what is tried, and drawn from, where no module is named."""
