@@ -173,7 +173,7 @@ class Writer:
             self._hand(lambda: None)
 
     def close(self) -> bool:
-        """Write what is owed as far as it can be in CLOSE_S, and end the thread; whether all of it is written."""
+        """Write what is owed as far as it can be in CLOSE_S, and end the thread; whether it has ended."""
         self._hand(self._settle)
         self._errands.put(None)
         self._thread.join(CLOSE_S)
@@ -281,7 +281,8 @@ class Writer:
                 trouble = error
         if trouble is not None or self.broken:
             self._behind = max(self._behind, owed)
-        self._note(trouble)
+        if owed or self._trouble is None:  # else nothing was tried, and the log is as it was
+            self._note(trouble)
 
     def _reopen(self) -> None:
         trouble = None

@@ -218,6 +218,24 @@ def test_newlines_and_bidi_marks_cannot_forge_a_record(settings: AuditSettings) 
     assert record["arguments"]["argv"][1] == forged
 
 
+@pytest.mark.parametrize(
+    ("details", "recorded"),
+    [
+        pytest.param({("a", 1): "x"}, {"('a', 1)": "x"}, id="a name that is no text"),
+        pytest.param({"n": float("nan")}, {"n": None}, id="a number that is none"),
+        pytest.param({"n": "a\udc80b"}, {"n": "a\ufffdb"}, id="half a character"),
+        pytest.param({"n": "\U0001f600"}, {"n": "\U0001f600"}, id="a character that JSON writes as two halves"),
+    ],
+)
+def test_what_json_has_no_form_for_is_recorded_as_strict_readers_take_it(
+    settings: AuditSettings, details: Any, recorded: dict[str, Any]
+) -> None:
+    with opened(settings) as (audit, _):
+        audit.end(command(1, details=details))
+    (record,) = records(settings.audit_log)
+    assert record["details"] == recorded
+
+
 def test_a_long_value_is_cut_and_says_its_size(settings: AuditSettings) -> None:
     with opened(settings) as (audit, _):
         begin(audit, command(1, arguments=redact_arguments({"argv": ["é" * 131_000] * 1000}), session_id="x" * 1000))
@@ -513,6 +531,21 @@ def test_what_could_not_be_recorded_at_its_end_is_recorded_first(settings: Audit
         begin(audit, command(5))
     assert ids(settings.audit_log) == ["1", "2", "3", "5"]
     assert ids(settings.error_log) == ["3"]
+
+
+def test_a_log_is_said_to_work_again_when_it_does_and_not_before(settings: AuditSettings) -> None:
+    with opened(settings) as (audit, complaints):
+        with in_the_way(settings.audit_log):
+            for number in range(3):
+                with pytest.raises(AuditUnavailable):
+                    begin(audit, command(number))
+                audit.settle()  # nothing is owed, so nothing is tried
+                assert audit.broken
+            assert len(complaints) == 1
+        begin(audit, command(3))
+        assert not audit.broken
+        assert len(complaints) == 2
+    assert "can be written again" in complaints[1]
 
 
 def test_an_error_log_that_cannot_be_written_refuses_calls_too(settings: AuditSettings) -> None:
