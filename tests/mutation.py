@@ -47,10 +47,14 @@ TESTS = {
     "broker/decode.py": ("broker_contract",),
     "broker/bulk.py": ("front_bulk",),
     "broker/bodyshape.py": ("front_shape",),
-    "broker/audit*.py": ("broker_audit*",),
-    "broker/refusals.py": ("broker_audit*",),
-    "broker/redact.py": ("broker_audit*",),
-    "broker/secretwords.py": ("broker_audit*",),
+    "broker/auditlog.py": ("broker_auditlog",),
+    "broker/auditrun.py": ("broker_auditrun",),
+    "broker/auditsync.py": ("broker_auditsync",),
+    "broker/auditwriter.py": ("broker_auditwriter",),
+    "broker/audit.py": ("broker_audit", "broker_audit_floods", "broker_audit_order"),
+    "broker/refusals.py": ("broker_audit_redaction", "broker_audit_floods"),
+    "broker/redact.py": ("broker_audit_redaction", "broker_audit_floods"),
+    "broker/secretwords.py": ("broker_audit_redaction", "broker_audit_floods"),
     "broker/records.py": ("broker_records",),
 }
 """What can be mutated, at any depth of a folder, and the test files (`test_*.py` in tests/) that answer for it."""
@@ -60,6 +64,8 @@ WHOLE = (
     *("transfers/coverage.py", "transfers/declared.py", "transfers/ticket.py", "transfers/quota.py"),
     *("transfers/disk.py", "transfers/refusals.py"),
     *("broker/decode.py", "broker/bodyshape.py", "broker/refusals.py", "broker/records.py"),
+    *("broker/redact.py", "broker/secretwords.py", "broker/audit.py"),
+    *("broker/auditlog.py", "broker/auditrun.py", "broker/auditsync.py"),
 )
 """Where every survivor was killed or is argued: what is tried, and drawn from, where no module is named."""
 QUICK = "not (conformance or soak or guest or long)"

@@ -246,6 +246,15 @@ def test_a_long_value_is_cut_and_says_its_size(settings: AuditSettings) -> None:
     assert settings.audit_log.stat().st_size < 1 << 20
 
 
+def test_an_error_is_cut_and_has_nothing_in_it_that_the_arguments_hide(settings: AuditSettings) -> None:
+    event = command(1, arguments=redact_arguments({"content": "hunter2"}), error="no hunter2 " + "x" * 10_000)
+    with opened(settings) as (audit, _):
+        audit.end(event)
+    (record,) = records(settings.error_log)
+    assert record["error"].startswith("no [redacted] x")
+    assert len(record["error"]) < 2100
+
+
 def test_a_long_traceback_keeps_its_end(settings: AuditSettings) -> None:
     error = failure("x" * 100_000 + " the end")
     assert len("".join(traceback.format_exception(error))) > 100_000

@@ -12,10 +12,10 @@ from typing import Any
 import attrs
 import pytest
 from test_broker_audit import command, ids, kinds, opened, patient, records
+from test_live_audit_trouble import until_written
 
 from broker.audit import AuditSettings, Clocks, Event, EventType, open_audit
-from broker.auditlog import Keeping
-from broker.redact import REFUSED_CHARACTERS, redact_arguments
+from broker.redact import DIGEST_BYTES, REFUSED_CHARACTERS, redact_arguments
 from broker.refusals import CALLERS, IN_FULL, INTERVAL_S, NAMED_TOOLS, OTHERS, TOOL_CHARACTERS, Refusals
 
 __all__ = ["patient"]  # a fixture for each test here too
@@ -60,6 +60,16 @@ def test_a_count_is_recorded_when_its_interval_is_over_though_nobody_calls(setti
         assert kinds(settings.audit_log)[-1] == "REFUSALS_COUNTED"
         audit.refuse(refusal())
         assert kinds(settings.audit_log)[-1] == "COMMAND_FAILED", "a new interval"
+
+
+async def test_a_count_is_recorded_by_itself_soon_after_its_interval(
+    settings: AuditSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.refusals.INTERVAL_S", 0.1)
+    with opened(settings) as (audit, _):
+        for _number in range(IN_FULL + 1):
+            audit.refuse(refusal())
+        await until_written(settings.audit_log, "REFUSALS_COUNTED")
 
 
 def test_counting_is_bounded_whatever_a_client_makes_up() -> None:
@@ -223,6 +233,9 @@ def test_a_long_refused_argv_is_cut_with_its_length_and_the_digest_of_the_whole(
         pytest.param([*LONG, *LONG, "PASSWORD=hunter2"], id="behind those that are shown"),
         pytest.param([*LONG, "x" * 9000 + " password=hunter2 "], id="behind what is looked at"),
         pytest.param([*LONG, ["hunter2"]], id="no word"),
+        pytest.param([*LONG, "sshpass", "-p", "hunter2"], id="by whose option it is"),
+        pytest.param([*LONG, "glpat-hunter2-hunter2"], id="by its looks"),
+        pytest.param([*LONG, "curl -u me:hunter2"], id="in a command line"),
     ],
 )
 def test_what_has_a_secret_in_it_has_no_digest(argv: list[object]) -> None:
@@ -243,6 +256,45 @@ def test_what_has_a_secret_in_it_has_no_digest(argv: list[object]) -> None:
 )
 def test_whatever_is_refused_is_short(arguments: dict[str, object]) -> None:
     assert len(json.dumps(dict(redact_arguments(arguments).shortened().shown))) < 3 * REFUSED_CHARACTERS
+
+
+def shortened(**arguments: object) -> dict[str, object]:
+    return dict(redact_arguments(arguments).shortened().shown)
+
+
+def filling(left: int) -> dict[str, object]:
+    """Two arguments of which as much fits, counted with the quotes of their values, that *left* characters stay."""
+    half = (REFUSED_CHARACTERS - len("session_id") - len("path") - 4) // 2
+    return {"session_id": "s" * half, "path": "p" * (half - left)}
+
+
+def test_what_fits_exactly_stays_and_what_follows_is_counted() -> None:
+    assert shortened(**filling(0)) == filling(0)
+    assert shortened(**filling(0), confirm=True) == {**filling(0), "...": "1 more"}
+    assert shortened(**filling(0), confirm=True, offset=1) == {**filling(0), "...": "2 more"}
+
+
+def test_what_does_not_fit_shows_how_long_it_is() -> None:
+    assert shortened(**filling(1), confirm=True) == {**filling(1), "confirm": "... [4 characters]"}
+    assert shortened(**filling(-1)) == {"session_id": filling(0)["session_id"], "path": "... [506 characters]"}
+    assert shortened(**filling(1), content=["not shown"]) == {**filling(1), "content": "... [16 characters]"}
+
+
+def test_half_of_what_is_left_is_for_the_first_items_of_a_list() -> None:
+    word = "w" * (REFUSED_CHARACTERS // 8 - 2)  # four of them, with their quotes, are half
+    short = shortened(argv=[word] * 9)
+    data = (word.encode() + b"\0") * 9
+    whole = f"... 9 in all, {len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}"
+    assert short == {"argv": [word] * 4 + [whole]}
+
+
+@pytest.mark.parametrize(("more", "has_digest"), [(0, True), (1, False)])
+def test_a_list_that_is_too_long_for_a_digest_has_none(more: int, *, has_digest: bool) -> None:
+    words = ["x" * 511] * (DIGEST_BYTES // 512)
+    assert sum(len(word) + 1 for word in words) == DIGEST_BYTES
+    argv: Any = shortened(argv=[words[0] + "x" * more, *words[1:]])["argv"]
+    assert argv[-1].startswith(f"... {len(words)} in all, {DIGEST_BYTES + more} bytes")
+    assert ("sha256" in argv[-1]) == has_digest
 
 
 # --- files are kept by age
@@ -291,12 +343,3 @@ def test_a_flood_pushes_young_files_out_at_the_limit_alone_and_it_is_said(small:
     assert dropped
     assert dropped[0]["details"]["file"] == "audit.log.6"
     assert "keep_days" in complaints[0]
-
-
-@pytest.mark.parametrize(
-    ("number", "age_s", "drops"),
-    [(2, 9e9, False), (3, 0, False), (3, DAY_S, True), (6, 1, False), (7, 1, True)],
-)
-def test_what_is_dropped(number: int, age_s: float, *, drops: bool) -> None:
-    keeping = Keeping(max_bytes=1, backup_count=2, keep_s=DAY_S, most_backups=6)
-    assert keeping.drops(number, age_s) == drops

@@ -332,6 +332,8 @@ def test_what_is_no_secret_stays_readable(argv: list[str]) -> None:
         ("x --token -v after", "x --token * after"),
         ("x --password --token a after", "x --password * * after"),
         ("x =a after", "x =a after"),
+        ("x --token=a after", "x --token=* after"),
+        ("env API_KEY=a after", "env API_KEY=* after"),
         ("openssl -passin pass:a after", "openssl -passin * after"),
         ("openssl -passin=pass:a after", "openssl -passin=* after"),
         ("x -passin pass:a -passin=pass:a", "x -passin pass:a -passin=pass:a"),
