@@ -41,9 +41,12 @@ from .mutants import Mutant, code_of, mutants_of
 
 ROOT = Path(__file__).parent.parent
 ARGUED = Path(__file__).parent / "mutation_argued.txt"
+CHILD_SIDE = ("sandbox_openat", "sandbox_rlimits", "sandbox_wire")
+"""Tests that call the child side's functions themselves, in this process or a fork: a mutant is in no other process."""
 TESTS = {
     "policy/*.py": ("policy_*",),
     "transfers/*.py": ("transfers_*", "transfer_stalls", "quotas"),
+    **{f"sandbox/{name}.py": CHILD_SIDE for name in ("openat", "rlimits", "wire")},
     "broker/decode.py": ("broker_contract",),
     "broker/bulk.py": ("front_bulk",),
     "broker/bodyshape.py": ("front_shape",),
@@ -66,6 +69,7 @@ WHOLE = (
     *("broker/decode.py", "broker/bodyshape.py", "broker/refusals.py", "broker/records.py"),
     *("broker/redact.py", "broker/secretwords.py", "broker/audit.py"),
     *("broker/auditlog.py", "broker/auditrun.py", "broker/auditsync.py"),
+    *("sandbox/openat.py", "sandbox/rlimits.py", "sandbox/wire.py"),
 )
 """Where every survivor was killed or is argued: what is tried, and drawn from, where no module is named."""
 QUICK = "not (conformance or soak or guest or long)"

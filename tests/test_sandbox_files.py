@@ -25,7 +25,6 @@ from sandbox.file_errors import (
     Unanswered,
     WrongKind,
 )
-from sandbox.openat import Refused, real_path
 
 
 @pytest.fixture
@@ -369,17 +368,3 @@ async def test_a_broker_that_leaves_ends_the_opener() -> None:
     async with open_door() as door:
         (await door.files.resolve("/")).close()
     assert door.opener.returncode == 0
-
-
-def test_what_no_path_leads_to_has_no_real_path(tmp_path: Path) -> None:
-    """An anonymous thing is known by a text of the kernel's, as a mount is that was taken away."""
-    reading, writing = os.pipe()
-    here = os.open(tmp_path, os.O_PATH)
-    try:
-        with pytest.raises(Refused) as refused:
-            real_path(reading)
-        assert refused.value.kind == "changed"
-        assert real_path(here) == str(tmp_path), "the control"
-    finally:
-        for fd in (reading, writing, here):
-            os.close(fd)
