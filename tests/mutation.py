@@ -65,10 +65,11 @@ WHOLE = (
     "policy/**/*.py",
     *("transfers/upload*.py", "transfers/download*.py", "transfers/filestreams.py", "transfers/part.py"),
     *("transfers/coverage.py", "transfers/declared.py", "transfers/ticket.py", "transfers/quota.py"),
-    *("transfers/disk.py", "transfers/refusals.py"),
     *("broker/decode.py", "broker/bodyshape.py", "broker/refusals.py", "broker/records.py"),
     *("broker/redact.py", "broker/secretwords.py", "broker/audit.py"),
     *("broker/auditlog.py", "broker/auditrun.py", "broker/auditsync.py"),
+    *("transfers/disk.py", "transfers/store.py", "transfers/threads.py", "transfers/readahead.py"),
+    *("transfers/media.py", "transfers/refusals.py", "transfers/digest.py"),
     *("sandbox/openat.py", "sandbox/rlimits.py", "sandbox/wire.py"),
 )
 """Where every survivor was killed or is argued: what is tried, and drawn from, where no module is named."""

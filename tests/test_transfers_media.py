@@ -55,6 +55,15 @@ async def test_what_was_seen_lately_is_known_without_a_look_and_only_that() -> N
         assert looks == len(heads) + 1
 
 
+async def test_who_is_cancelled_gets_no_answer_although_it_is_known() -> None:
+    async with media_types() as types:
+        await types.of_bytes(PNG, "x")
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await types.of_bytes(PNG, "x")
+        assert scope.cancelled_caught
+
+
 async def test_no_more_than_the_beginning_is_looked_at() -> None:
     async with media_types() as types:
         assert (await types.of_bytes(PNG.ljust(10 * HEAD_BYTES * HEAD_BYTES), "x")).mime_type == "image/png"
