@@ -69,6 +69,7 @@ MOVES: Mapping[str, str] = {
     "sandbox/inside/unfinished": "leftovers:hidden parts staging:stage",
     "sandbox/inside/worker": """
         aftermath archive_pack:pack archive_unpack:unpack copying:copy descent gitconfig globs job links
+        moving:move
         tarmembers:tar_members tarpipe:tar_pipe tarread:tar tarwrite:tar_write treechange:change treelook:look
         treesearch:search treeworker:main walk
     """,
@@ -98,7 +99,7 @@ JOINED: Mapping[str, str] = {
     "policy": "gates:arguments network:known",
     "sandbox/commands": "launching:run",
     "sandbox/init": "farewell:init keepers:keeper_pool",
-    "sandbox/inside/worker": "descent:unpack links:walk tar_write:tar",
+    "sandbox/inside/worker": "descent:unpack links:walk move:change tar_write:tar",
     "sandbox/kernel": "masks:root nameless:files pids:processes renaming:files room:files",
     "sandbox/plan": "new_root:walls system:walls",
     "transfers": "coverage:filestreams declared:digest part:upload quota:upload readahead:filestreams",

@@ -189,10 +189,12 @@ def test_a_file_of_somebody_else_is_left_alone(log: Path, content: bytes) -> Non
 def test_one_that_is_being_made_is_nobodys_yet(log: Path) -> None:
     run = RunFile(run_path(log, NOTE.run), NOTE)
     run.make()
-    run.close(remove=False)
     making = run.path.rename(run.path.with_name(f"{run.path.name}.new"))
     assert said(log) == list(take_lost(log)) == []
     assert making.exists()
+    run.close(remove=False)  # as if it had been killed by then: it had said nothing yet
+    assert said(log) == list(take_lost(log)) == []
+    assert not making.exists()
 
 
 def test_where_nobody_can_look_there_are_no_runs() -> None:
