@@ -197,5 +197,31 @@ def test_one_that_is_being_made_is_nobodys_yet(log: Path) -> None:
     assert not making.exists()
 
 
+def test_what_is_no_file_of_a_run_is_passed_over(log: Path) -> None:
+    """Whoever may write beside the log could have put it there."""
+    elsewhere = log.with_name("elsewhere")
+    with made(log) as run:
+        elsewhere.write_bytes(run.path.read_bytes())
+    run_path(log, "aa").mkdir()
+    run_path(log, "bb").symlink_to(elsewhere)
+    os.mkfifo(run_path(log, "cc"))
+    with made(log, attrs.evolve(NOTE, run="dd")) as run:
+        assert said(log) == [(attrs.evolve(NOTE, run="dd"), True)]
+        assert list(take_lost(log)) == []
+    assert elsewhere.exists()
+    assert sorted(path.name[-2:] for path in log.parent.iterdir()) == ["aa", "bb", "cc", "re"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away takes root")
+def test_what_somebody_else_is_making_stays(log: Path) -> None:
+    run = RunFile(run_path(log, NOTE.run), NOTE)
+    run.make()
+    run.close(remove=False)
+    making = run.path.rename(run.path.with_name(f"{run.path.name}.new"))
+    os.chown(making, 61_998, 61_998)
+    assert list(take_lost(log)) == []
+    assert making.exists()
+
+
 def test_where_nobody_can_look_there_are_no_runs() -> None:
     assert said(Path("/") / ("x" * 5000) / "audit.log") == []
