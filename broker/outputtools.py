@@ -16,6 +16,8 @@ from broker.job import Job
 from broker.jobrequests import ReadOutput, SearchOutput
 from broker.jobresults import Match, ReadOutputResult, SearchOutputResult
 from broker.narration import narrated
+from broker.session import WIND_DOWN_S, SessionClosed
+from broker.wire import encode
 from sandbox.command import Ended, ExecPlan, Exited, Signalled, TimedOut, run_command
 from sandbox.ends import whole_characters
 from sandbox.seeker import BAD_PATTERN
@@ -32,19 +34,40 @@ as text in JSON, a control character takes 13 bytes."""
 
 
 async def perform_read_output(scope: Scope, request: ReadOutput, _: None) -> ReadOutputResult:
-    """Return what a command said from a cursor on; wait for it a while, if nothing is there yet."""
-    jobs = scope.own.jobs
+    """Return what a command said from a cursor on; wait for it a while, if nothing is there yet.
+
+    That is a call of the session; its end is an error that carries what is left by then.
+    """
+    session, jobs = scope.named_session, scope.own.jobs
     job = jobs.find(request.command_id)
-    spill, view = job.spill, request.stream
-    cursor = request.cursor if request.cursor >= 0 else max(0, spill.total(view) + request.cursor)
-    await spill.release(view, cursor)
+    cursor = request.cursor if request.cursor >= 0 else max(0, job.spill.total(request.stream) + request.cursor)
     max_bytes = request.max_bytes or jobs.room.inline_bytes
     if request.wait_seconds:
         max_bytes = min(max_bytes, WAITED_BYTES)
+    try:
+        page = await session.call(_page, scope, request, job, cursor, max_bytes)
+    except SessionClosed:
+        with trio.move_on_after(WIND_DOWN_S):  # it is being ended, and may say something yet
+            await job.done.wait()
+        left = _result(job, request, job.spill.read_newest(request.stream, cursor, max_bytes))
+        raise BrokerError(
+            ErrorCode.SESSION_CLOSED,
+            f"{SessionClosed(session.id, session.ended)}; what was in memory from the cursor on is in this answer",
+            partial=encode(left),
+        ) from None
+    return _result(job, request, page)
+
+
+async def _page(scope: Scope, request: ReadOutput, job: Job, cursor: int, max_bytes: int) -> Page:
+    spill, view = job.spill, request.stream
+    await spill.release(view, cursor)
     async with narrated(scope.named_session, job, scope.report if request.wait_seconds else None):
         with trio.move_on_after(request.wait_seconds):
             await spill.wait_more(view, cursor)
-    page = await spill.read(view, cursor, max_bytes)
+    return await spill.read(view, cursor, max_bytes)
+
+
+def _result(job: Job, request: ReadOutput, page: Page) -> ReadOutputResult:
     data = page.data
     if request.encoding == "text":
         data = _cut(job, page, plain=request.strip_ansi)
@@ -163,7 +186,7 @@ def _match(line: Mapping[str, object], *, numbered: bool) -> Match:
 
 STEPS: Mapping[type, Step] = MappingProxyType(
     {
-        ReadOutput: Step(perform_read_output, inside=True),
+        ReadOutput: Step(perform_read_output, inside=False),
         SearchOutput: Step(perform_search_output, inside=True),
     }
 )

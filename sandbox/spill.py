@@ -180,6 +180,22 @@ class Spill:
                 dropped_bytes=self.dropped(view),
             )
 
+    def read_newest(self, view: View, cursor: int, max_bytes: int) -> Page:
+        """As `read`, of what is in memory alone: for when the file is gone; what was in that counts as given up."""
+        pending = bytes(self._log.pending)  # it begins with a frame
+        held = Extract(view, 0, len(pending) + 1, Point(0, 0, 0))
+        held.feed(pending)
+        end = self.total(view)
+        begin = end - len(held.data)
+        start = min(max(cursor, begin), end)
+        return Page(
+            data=bytes(held.data[start - begin :][:max_bytes]),
+            cursor=start,
+            end=end,
+            evicted_bytes=max(0, start - cursor),
+            dropped_bytes=self.dropped(view),
+        )
+
     @property
     def said(self) -> int:
         """Return how many bytes the command has said, kept or not."""

@@ -629,6 +629,36 @@ async def test_the_end_of_its_session_leaves_a_caller_the_output(
     assert (answer["success"], answer["running"], answer["exit_code"]) == (False, False, None)
 
 
+LAST_WORDS = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (print("goodbye", flush=True), sys.exit(3)))
+print("so far", flush=True)
+time.sleep(99)
+"""
+
+
+@pytest.mark.parametrize("how", ENDS)
+async def test_the_end_of_its_session_leaves_who_waits_for_more_output_a_page(tmp_path: Path, how: str) -> None:
+    answers: list[dict[str, Any]] = []
+    async with hands(tmp_path) as own, trio.open_nursery() as nursery:
+        command_id = await own.start(LAST_WORDS)
+        await own.hear(command_id, "so far")
+
+        async def wait() -> None:
+            answers.append(await own.answer("read_output", command_id=command_id, cursor=7, wait_seconds=50))
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await end_session(own, how)
+    (answer,) = answers
+    if answer["success"]:  # it heard the last words in time
+        assert (how, answer["data"]) == ("gently", "goodbye\n")
+        return
+    assert (answer["error_code"], answer["running"], answer["cursor"]) == ("SESSION_005", False, 7)
+    assert (answer["data"], answer["evicted_bytes"]) in {("", 0), ("goodbye\n", 0)}
+    assert answer["next_cursor"] == answer["total_bytes"] == 7 + len(answer["data"])
+
+
 @pytest.mark.parametrize("how", ENDS)
 async def test_the_end_of_its_session_leaves_who_waits_for_a_command_the_output(tmp_path: Path, how: str) -> None:
     answers: list[dict[str, Any]] = []

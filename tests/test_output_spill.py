@@ -68,6 +68,24 @@ async def test_every_byte_can_be_paged_from_memory_and_file(folder: Path) -> Non
     spill.close()
 
 
+async def test_without_its_file_a_reader_gets_what_is_in_memory_and_the_count_of_what_is_not(folder: Path) -> None:
+    spill = new_spill(folder)
+    spill.add(STDOUT, b"in the file, ")
+    spill.add(STDERR, b"this too, ")
+    await spill.settle()
+    for stream, data in ((STDOUT, b"out "), (STDERR, b"bad "), (STDOUT, b"end")):
+        spill.add(stream, data)
+    spill.close()
+    page = spill.read_newest("stdout", 2, 100)
+    assert (page.data, page.cursor, page.evicted_bytes, page.end) == (b"out end", 13, 11, 20)
+    page = spill.read_newest("both", 23 + 5, 5)
+    assert (page.data, page.cursor, page.evicted_bytes, page.next_cursor) == (b"ad en", 28, 0, 33)
+    assert spill.read_newest("stderr", 99, 5).data == b""
+    spill.give_up()
+    page = spill.read_newest("both", 0, 100)
+    assert (page.data, page.cursor, page.evicted_bytes) == (b"", 34, 34)
+
+
 async def test_a_full_quota_drops_with_exact_counts(folder: Path) -> None:
     quota = Quota(MIB, keep_all)
     spill = new_spill(folder, quota=quota)
