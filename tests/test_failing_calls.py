@@ -427,7 +427,7 @@ class Bench:
         """Have a session for the next one: this one killed it, or found that the one before had."""
         if answer is None or (answer.is_error and answer["error_code"].startswith("SESSION")):
             await self.renew()
-        elif trial.tool in {"create_session", "kill_session"}:
+        elif trial.tool in {"create_session", "kill_session", "open_transfer"}:
             await self._forget(answer)
 
     async def _next_works(self, trial: Trial, answer: Answer | None) -> None:
@@ -504,6 +504,7 @@ def faults_of(counts: Mapping[tuple[str, str], int]) -> list[Fault]:
 
 KNOWN: tuple[tuple[str, str], ...] = (
     (r": broker read #. EIO: success", "a terminal says so that it is at its end, and no pipe does"),
+    (r"^system: broker (read|openat|readlink) #. EIO: an incident", "no code says that /proc cannot be read, or mtab"),
     (r": (keeper|init) write #", "a pipe of the process to itself, by which a signal wakes it, does not fail so"),
 )
 """What is found and not mended here: a pattern of the finding, and why it is so."""
