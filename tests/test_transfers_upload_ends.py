@@ -403,6 +403,20 @@ async def test_part_file_is_removed_although_who_removes_it_is_cancelled(tmp_pat
         assert all(gone.why for gone in world.discarded)
 
 
+async def test_who_leaves_waits_for_one_expired_upload_and_not_for_all(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        uploads, door = world.transfers.uploads, InterruptedDoor.open(world.target)
+        first = await uploads.begin(str(world.target), door, offset=0, data=b"x", is_last=False)
+        others = {(await world.begin(b"x")).transfer_id for _ in range(2)}
+        world.seconds[0] = SETTINGS.upload_idle_s
+        with door.scope:  # cancelled while the first one is discarded
+            await uploads.sweep()
+        assert [gone.transfer_id for gone in world.discarded] == [first.transfer_id]
+        await uploads.sweep()
+        assert {gone.transfer_id for gone in world.discarded[1:]} == others
+        assert world.parts == []
+
+
 async def test_upload_whose_chunk_is_being_written_does_not_expire(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         first = await world.begin(b"0")

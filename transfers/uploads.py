@@ -128,9 +128,13 @@ class Uploads:
         """Discard uploads without a chunk for `upload_idle_s`; forget the results of ended ones as old.
 
         Every `begin` does this first; the session does it on a timer, so that abandoned ones free their disk.
+
+        Cancellation: the one that is being discarded is (at most DISCARD_BOUND_S seconds); the others wait for the
+            next sweep, or the caller would wait for all of them.
         """
         now = self._clock()
         for part in [p for p in self._parts.values() if p.used_at + p.idle_s <= now]:
+            await trio.lowlevel.checkpoint_if_cancelled()
             if not part.turn.locked():
                 self._parts.pop(part.transfer_id, None)
                 with trio.move_on_after(DISCARD_BOUND_S, shield=True):
