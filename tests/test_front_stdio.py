@@ -68,7 +68,9 @@ async def talking() -> AsyncIterator[Talk]:
         process = await nursery.start(lambda *, task_status: run_process(task_status, pipe))
         yield Talk(process)
         if process.returncode is None:
-            process.kill()
+            process.terminate()  # it ends by itself, and what measures it has time to save
+            with trio.fail_after(20):
+                await process.wait()
 
 
 async def run_process(task_status: trio.TaskStatus[trio.Process], pipe: int) -> None:
