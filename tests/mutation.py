@@ -148,7 +148,7 @@ def _run(session: pytest.Session, items: Mapping[pytest.Item, float]) -> int:
     """Run items until one fails. A test that takes too long of the processor ends the process."""
     order = [*items, None]
     for item, following in itertools.pairwise(order):
-        signal.setitimer(signal.ITIMER_VIRTUAL, SLACK_S + SLOWER * items[item])
+        signal.setitimer(signal.ITIMER_PROF, SLACK_S + SLOWER * items[item])
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         if session.testsfailed:
             return 1

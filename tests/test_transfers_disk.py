@@ -202,12 +202,12 @@ sys.stdin.read()
 
 @contextmanager
 def facts_of(program: str, argv: Sequence[str | Path], name: str) -> Iterator[Path]:
-    """A file of /proc about a process that has said a line, and says nothing more."""
+    """A file of /proc about a process that answered one line, and waits for another."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(argv, executable=program, **pipes) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(b"\n")
+        process.stdin.write(b"echo\n")
         process.stdin.flush()
         process.stdout.readline()
         yield Path(f"/proc/{process.pid}/{name}")
@@ -232,7 +232,7 @@ def test_a_chunk_of_which_little_is_read_at_a_time_is_read_to_its_end_and_no_fur
 
 def test_a_kernel_file_of_one_byte_is_not_taken_for_an_empty_one() -> None:
     """The command line of a process whose only argument is empty."""
-    with facts_of("/bin/cat", [""], "cmdline") as path, opened(path) as fd:
+    with facts_of("/bin/sh", [""], "cmdline") as path, opened(path) as fd:
         assert path.read_bytes() == b"\0"
         with pytest.raises(UnsizedSource):
             identify(fd, "f")
