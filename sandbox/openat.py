@@ -43,6 +43,10 @@ KERNEL_FILE_SYSTEMS = frozenset(
     }
 )
 
+# What a path is that leads nowhere: the kernel's mark may make a name too long, and a directory above it may be
+# something else by now.
+NAMES_NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
 KINDS = MappingProxyType(
     {
         stat.S_IFREG: "file",
@@ -140,9 +144,12 @@ def real_path(fd: int) -> str:
 
 
 def _names(path: str, fd: int) -> bool:
+    status = os.fstat(fd)
     try:
-        return os.path.samestat(os.lstat(path), os.fstat(fd))
-    except FileNotFoundError:
+        return os.path.samestat(os.lstat(path), status)
+    except OSError as fault:
+        if fault.errno not in NAMES_NOTHING:
+            raise
         return False
 
 

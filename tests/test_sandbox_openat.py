@@ -162,6 +162,44 @@ def test_a_removed_file_is_told_from_one_that_is_called_so(tmp_path: Path, other
             assert refused(fd) == ("changed", errno.ESTALE, why, why)
 
 
+@pytest.mark.parametrize("directory", ["file", "loop", "gone"])
+def test_a_removed_file_is_so_whatever_its_directory_is_by_now(tmp_path: Path, directory: str) -> None:
+    path = tmp_path / "d/f"
+    path.parent.mkdir()
+    path.touch()
+    with opened(path) as fd:
+        path.unlink()
+        path.parent.rmdir()
+        if directory == "file":
+            path.parent.touch()
+        if directory == "loop":
+            path.parent.symlink_to("d")
+        assert refused(fd)[0] == "changed"
+
+
+def test_a_removed_file_is_so_although_its_name_is_too_long_with_the_kernels_mark(tmp_path: Path) -> None:
+    path = tmp_path / ("f" * 255)
+    path.touch()
+    with opened(path) as fd:
+        path.unlink()
+        assert refused(fd)[0] == "changed"
+
+
+def test_a_name_that_cannot_be_looked_for_is_not_taken_for_a_removed_one() -> None:
+    def child() -> str:
+        become_plain()
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/f (deleted)"
+            with open(path, "xb"), opened(path) as fd:
+                os.chmod(folder, 0)
+                try:
+                    return outcome(lambda: real_path(fd))
+                finally:
+                    os.chmod(folder, 0o700)
+
+    assert in_child(child) == "EACCES"
+
+
 def test_a_file_may_be_called_as_if_it_were_removed(tmp_path: Path) -> None:
     (tmp_path / "f (deleted)").touch()
     with opened(tmp_path / "f (deleted)") as fd:
