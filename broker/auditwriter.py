@@ -219,6 +219,7 @@ class Writer:
     def _work(self) -> None:
         while (errand := self._next()) is not None:
             self._number += errand.missing
+            self._behind += self._silent and errand.owed
             if not errand.withdrawn:
                 try:
                     errand.act()
@@ -226,7 +227,6 @@ class Writer:
                     errand.trouble = error
             self._taken_bytes += errand.size_bytes
             self._taken += errand.owed
-            self._behind += self._silent and errand.owed
             self.run.tell(self.owed if self.broken else 0, self.lost)
             errand.finish()
 
@@ -279,7 +279,7 @@ class Writer:
                 log.settle()
             except AuditUnavailable as error:
                 trouble = error
-        if trouble is not None or self.broken:
+        if trouble is not None or self._trouble is not None:
             self._behind = max(self._behind, owed)
         if owed or self._trouble is None:  # else nothing was tried, and the log is as it was
             self._note(trouble)
