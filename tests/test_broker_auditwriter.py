@@ -27,6 +27,7 @@ from broker.auditrun import BALLAST_BYTES, NOTE_BYTES, Note, RunFile, read_runs,
 from broker.auditwriter import Lines, Writer, uptime_ms
 
 BOUND_S = 20.0
+PATIENT_S = 5.0
 NEVER_S = 1000.0
 WHOLE_BYTES = NOTE_BYTES + BALLAST_BYTES
 
@@ -119,15 +120,16 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who hands a record over waits for it, however busy the machine is; nothing is tried again by itself."""
-    monkeypatch.setattr("broker.auditwriter.HANDOFF_S", 30)
+    monkeypatch.setattr("broker.auditwriter.HANDOFF_S", PATIENT_S)
     monkeypatch.setattr("broker.auditwriter.RETRY_S", NEVER_S)
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     made = Bench(tmp_path)
     yield made
     made.free.set()
+    monkeypatch.setattr("broker.auditwriter.HANDOFF_S", 0.1)
     made.writer.close()
 
 
@@ -499,7 +501,7 @@ def test_the_thread_is_waited_for_once_while_it_is_late_and_again_when_it_is_not
             before_s = time.monotonic()
             bench.owe(number)
             assert time.monotonic() - before_s >= 0.3
-            monkeypatch.setattr("broker.auditwriter.HANDOFF_S", 5.0)
+            monkeypatch.setattr("broker.auditwriter.HANDOFF_S", PATIENT_S)
             before_s = time.monotonic()
             bench.owe(number + 1)
             assert time.monotonic() - before_s < 4.0

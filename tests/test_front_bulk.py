@@ -158,6 +158,58 @@ def test_the_usual_call_is_taken_and_the_unusual_is_not() -> None:
     assert not taken(usual[:-1]), "not JSON"
 
 
+@pytest.mark.parametrize(("missing", "is_taken"), [(0, True), (1, False)])
+def test_so_long_a_string_is_taken_and_no_shorter_one(missing: int, *, is_taken: bool) -> None:
+    string = "x" * (BULK_BYTES - 2 - missing)  # the quotes count
+    assert taken(legacy_call("echo", {"chunk_data": string})) == is_taken
+
+
+@pytest.mark.parametrize(("more", "is_taken"), [(0, True), (1, False)])
+def test_so_much_may_be_beside_it_and_no_more(more: int, *, is_taken: bool) -> None:
+    body = legacy_call("echo", {"path": "f", "chunk_data": LONG})
+    beside = REST_BYTES - (len(body) - len(LONG) - 2) + more
+    behind, before = body + b" " * beside, body.replace(b'"path"', b" " * beside + b'"path"')
+    assert taken(behind) == taken(before) == is_taken
+
+
+# --- a result, and the answer that it is put into
+
+
+def test_what_json_writes_as_itself_is_held_and_put_into_the_answer() -> None:
+    bulk = Bulk()
+    structured = {"success": True, "path": "f", "chunk_data": LONG, "other": LONG}
+    shown = bulk.hold(structured, ["path", "none", "chunk_data"])
+    marker = shown["chunk_data"]
+    assert shown == {**structured, "chunk_data": marker}
+    assert len(marker) < 100
+    body = json.dumps(shown).encode()
+    assert bulk.holds
+    assert json.loads(b"".join(bulk.fill(body))) == structured
+    assert bulk.growth(body) == len(LONG) - len(marker)
+    assert bulk.fill(b"another") == (b"another",)
+    assert bulk.growth(b"another") == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(LONG[:-1], id="short"),
+        pytest.param(LONG + "é", id="not ASCII"),
+        pytest.param(LONG + '"', id="that JSON escapes"),
+        pytest.param(LONG + "\\n", id="that JSON would read as something else"),
+        pytest.param(["x"] * BULK_BYTES, id="no text"),
+        pytest.param(None, id="none"),
+    ],
+)
+def test_any_other_result_goes_the_ordinary_way(value: object) -> None:
+    bulk = Bulk()
+    structured = {"chunk_data": value}
+    assert bulk.hold(structured, ["chunk_data"]) is structured
+    assert not bulk.holds
+    assert bulk.fill(b"body") == (b"body",)
+    assert bulk.growth(b"body") == 0
+
+
 # --- any body, by way of the SDK: the same body with so much white space behind it takes the ordinary way
 
 
