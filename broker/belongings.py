@@ -19,6 +19,7 @@ from broker.rawtransfers import SessionTransfers, TransferDesk
 from sandbox.descriptors import Disk
 from sandbox.file_errors import FileError, OutcomeUnknown
 from sandbox.files import Files, Part, Resolved, open_files
+from sandbox.hashes import FileHash, Hashes
 from sandbox.launcher import Launcher
 from sandbox.plan import Walls
 from sandbox.session_init import Init
@@ -40,6 +41,7 @@ class Belongings:
     init: Init
     files: Files
     transfers: Transfers
+    hashes: HashesInside
     raw: SessionTransfers
     jobs: Jobs
     aftermath: Aftermath
@@ -84,7 +86,9 @@ async def open_belongings(
         async with (
             launcher.open_init(walls) as init,
             open_files(init.files_socket, disk=Disk(reserve_bytes=settings.transfers.reserve_bytes)) as files,
-            open_transfers(settings.transfers, limiter=limiter, on_discard=on_discard) as transfers,
+            open_transfers(
+                settings.transfers, limiter=limiter, on_discard=on_discard, hashes=HashesInside(files.hashes)
+            ) as transfers,
         ):
             when_gone.callback(files.settle)
             with closing(SessionTransfers(desk, limiter)) as raw:
@@ -92,6 +96,7 @@ async def open_belongings(
                     init=init,
                     files=files,
                     transfers=transfers,
+                    hashes=HashesInside(files.hashes),
                     raw=raw,
                     jobs=jobs,
                     aftermath=aftermath,
@@ -152,6 +157,33 @@ class PartDestination:
         """Throw the part away. Raises: OSError."""
         with _as_os_error():
             await self._part.discard()
+
+
+@attrs.frozen
+class HashesInside:
+    """The place inside the walls where a session's files are hashed, as the transfers see it."""
+
+    _hashes: Hashes
+
+    def of(self, path: str) -> HashingInside:
+        """Begin the hash of one file."""
+        return HashingInside(self._hashes.of(path))
+
+
+@attrs.frozen
+class HashingInside:
+    """The hash of one file; what the sandbox says in its vocabulary becomes an OSError."""
+
+    _hashing: FileHash
+
+    async def upto(self, fd: int, length: int) -> tuple[int, str]:
+        """As `FileHash.upto`. Raises: OSError."""
+        with _as_os_error():
+            return await self._hashing.upto(fd, length)
+
+    def close(self) -> None:
+        """End it."""
+        self._hashing.close()
 
 
 @contextmanager

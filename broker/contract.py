@@ -73,9 +73,9 @@ _ROWS = (
         "download_file",
         "Download file",
         "Read a file of any size in base64 chunks: start at offset 0, then call with offset = chunk_offset + "
-        "chunk_size of the answer until is_complete; the last chunk has the sha256 of the whole file, unless "
-        "gigabytes were not read before it: ask for that chunk again until it is not null. After FILE_CHANGED start "
-        "again at offset 0.",
+        "chunk_size of the answer until is_complete; the last chunk has the sha256 of the whole file, or "
+        "sha256_missing says why not (gigabytes were not read before it: ask for that chunk again, which goes on). "
+        "After FILE_CHANGED start again at offset 0.",
         "readOnly",
         "idempotent",
         bulk=frozenset({"chunk_data"}),

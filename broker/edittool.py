@@ -79,7 +79,7 @@ def _edit(host: Host, request: EditFile, data: bytes, name: str) -> _Outcome:
 
 
 def _require_digest(data: bytes, expected: str) -> None:
-    actual = hashlib.sha256(data).hexdigest()
+    actual = hashlib.sha256(data).hexdigest()  # here: it is in memory, to be edited, and no more than may be written
     if actual != expected:
         raise BrokerError(
             ErrorCode.FILE_CHANGED,

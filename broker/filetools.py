@@ -75,6 +75,7 @@ async def perform_download_file(scope: Scope, request: DownloadFile, path: str) 
         chunk_size=len(chunk.data),
         is_complete=chunk.is_complete,
         sha256=chunk.sha256,
+        sha256_missing=chunk.why_no_sha256 or None,
     )
 
 

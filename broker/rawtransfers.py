@@ -52,6 +52,8 @@ class RawTransfer(ABC):
     archive: ArchiveSource | ArchiveSink | None = None
     """Its end inside, when it is a directory that goes through."""
     sha256: str | None = attrs.field(default=None, init=False)
+    why_no_sha256: str = attrs.field(default="", init=False)
+    """Why it is complete without one."""
     trouble: str = attrs.field(default="", init=False)
     """Why the last request did not bring it to its end."""
     released: bool = attrs.field(default=False, init=False)
@@ -134,9 +136,9 @@ class RawTransfer(ABC):
         self.ticket.end(state, why)
         self._use.cancel(reason="the transfer has ended")
 
-    def completed(self, sha256: str | None) -> None:
+    def completed(self, sha256: str | None, why_no_sha256: str = "") -> None:
         """Say that it is done."""
-        self.sha256 = sha256
+        self.sha256, self.why_no_sha256 = sha256, why_no_sha256
         self.trouble = ""
         self.ticket.end(TicketState.COMPLETE)
 

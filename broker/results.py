@@ -183,6 +183,7 @@ class DownloadFileResult:
     chunk_size: Annotated[int, About(description="Bytes in this chunk; the next one begins at chunk_offset + this.")]
     is_complete: Annotated[bool, About(description="This chunk reaches the end of the file.")]
     sha256: Sha256 = None
+    sha256_missing: Annotated[str | None, About(description="Why the last chunk has no sha256.")] = None
 
 
 @attrs.frozen(kw_only=True)

@@ -97,7 +97,7 @@ class TransferDoor:
         record.cut = flow.cut
         transfer.trouble = flow.cut.why if flow.cut else ""
         if await source.settle():
-            transfer.completed(source.sha256)
+            transfer.completed(source.sha256, source.why_no_sha256)
         return None
 
     async def _upload(self, wire: Wire, transfer: RawUpload, record: TransferRecord) -> Reply | None:

@@ -60,6 +60,7 @@ class StatTransferResult:
         int | None, About(description="Links, devices, closed and unreadable paths that are not in the archive.")
     ] = None
     left_out: Annotated[tuple[LeftOut, ...], About(description="The first of them.")] = ()
+    sha256_missing: Annotated[str | None, About(description="Why a complete transfer has no sha256.")] = None
 
 
 @attrs.frozen(kw_only=True)

@@ -84,7 +84,7 @@ async def _open_download(scope: Scope, _: OpenTransfer, path: str) -> RawDownloa
     own = scope.own
     with await own.files.resolve(path, read=True) as found:
         await require_file(scope, found, "read")
-        source = await open_file_source(found.path, os.dup(found.file()), own.raw.limiter)
+        source = await open_file_source(found.path, os.dup(found.file()), own.raw.limiter, own.hashes)
     return RawDownload(
         ticket=own.raw.new_ticket(),
         source=source,
@@ -207,6 +207,7 @@ def _facts(transfer: RawDownload | RawUpload) -> dict[str, Any]:
         "next_offset": next_offset,
         "size_bytes": transfer.size_bytes,
         "sha256": transfer.sha256,
+        "sha256_missing": transfer.why_no_sha256 or None,
         "expires_at": transfer.expires_at(),
         "error": transfer.ticket.why or transfer.trouble or None,
         **_archive_facts(transfer),

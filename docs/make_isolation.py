@@ -29,6 +29,10 @@ attack is tried without walls first, where it must succeed, and then through a b
 - **open**: the attack goes through, and the layer that would stop it is not enforced in this combination. Ask
   `python -m broker doctor` what holds on your machine.
 - skipped: it does not work there without walls either, or what it needs is not there. `-`: not part of that run.
+
+Work of any length on a session's files (searches, copies, archives, hashes of whole files) is done by processes of the
+session, inside these walls and on its account; which hashes the broker makes itself, and why, is in
+[files.md](files.md#hashes-of-files).
 """
 
 

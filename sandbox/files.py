@@ -21,6 +21,7 @@ from sandbox.archives import Archives
 from sandbox.descriptors import Disk
 from sandbox.exchange import Exchange, checked_path, open_exchange
 from sandbox.file_errors import Changed, Exists, shown
+from sandbox.hashes import Hashes
 from sandbox.namework import EntryPlace, NameWork
 from sandbox.part_file import Part
 from sandbox.pinned import FileFacts, Place, Resolved
@@ -74,6 +75,7 @@ class Files:
         self._exchange = exchange
         self._disk = disk
         self.archives = Archives(exchange, nursery)
+        self.hashes = Hashes(exchange)
         self.names = NameWork(exchange, disk)
         self.trees = TreeWork(exchange)
         self.links = TreeWork(exchange)  # of its own: a file is not kept waiting by searches
@@ -202,7 +204,9 @@ async def open_files(
         gone says so (`Files.settle`); names of changes that may still come are kept until then.
     """
     async with open_exchange(sock, answer_s=answer_s) as exchange, trio.open_nursery() as nursery:
+        files = Files(exchange, disk or Disk(), nursery)
         try:
-            yield Files(exchange, disk or Disk(), nursery)
+            yield files
         finally:
+            files.hashes.close()
             nursery.cancel_scope.cancel(reason="the files are closed")

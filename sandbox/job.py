@@ -113,6 +113,23 @@ class Job:
         self._piece, self._piece_bytes = [], 0
         self._flush_at = time.monotonic() + FLUSH_S
 
+    def next_wish(self) -> dict[str, Any]:
+        """Wait for what the broker asks next, of work that it asks for bit by bit. Raises: Stop when it has left."""
+        received = wire.receive(self._sock)
+        if received is None:
+            raise Stop("left")
+        message, fds = received
+        for fd in fds:
+            os.close(fd)
+        return message
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Answer a wish. Raises: Stop when nobody listens."""
+        try:
+            wire.send(self._sock, message)
+        except ConnectionError:
+            raise Stop("left") from None
+
     def finish(self, message: dict[str, Any]) -> None:
         """Send the last message."""
         try:

@@ -5,7 +5,18 @@ from __future__ import annotations
 import errno
 from types import MappingProxyType
 
-from sandbox import aftermath, archive_pack, archive_unpack, links, moving, treechange, treelook, treesearch, wire
+from sandbox import (
+    aftermath,
+    archive_pack,
+    archive_unpack,
+    filehash,
+    links,
+    moving,
+    treechange,
+    treelook,
+    treesearch,
+    wire,
+)
 from sandbox.job import Job, Stop, limit_worker
 from sandbox.openat import Refused
 from sandbox.room import ReserveReached
@@ -35,6 +46,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "pack": archive_pack.pack,
         "unpack": archive_unpack.unpack,
         "aftermath": aftermath.look,
+        "hash": filehash.digest,
     }
 )
 

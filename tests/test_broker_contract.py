@@ -67,7 +67,7 @@ COMMAND_RESULT = (
 )
 TRANSFER_RESULT = (
     "transfer_id direction path state bytes_done next_offset size_bytes sha256 expires_at error "
-    "archive_entries left_out_count left_out"
+    "archive_entries left_out_count left_out sha256_missing"
 )
 RESULTS = {
     "create_session": "session_id working_dir created_at idle_timeout_seconds isolation",
@@ -76,7 +76,8 @@ RESULTS = {
     "read_file": "content size_bytes mime_type is_binary truncated next_offset encoding start_line line_count",
     "write_file": "path bytes_written",
     "list_directory": "path entries total_count truncated next_cursor",
-    "download_file": "transfer_id filename mime_type total_size chunk_data chunk_offset chunk_size is_complete sha256",
+    "download_file": "transfer_id filename mime_type total_size chunk_data chunk_offset chunk_size is_complete sha256 "
+    "sha256_missing",
     "upload_file": "transfer_id path bytes_received is_complete sha256",
     "get_system_info": "hostname platform cpu memory disks uptime_seconds isolation",
     "get_process_list": "processes total_count session_id",

@@ -7,7 +7,10 @@ from typing import Protocol
 
 
 class Digest(Protocol):
-    """A running hash. It is shared between tasks and threads, so it is never updated: only copies are."""
+    """A running hash. It is shared between tasks and threads, so it is never updated: only copies are.
+
+    Of bytes that pass through here anyway, each at most once. A file that is to be read for its hash: `resthash.py`.
+    """
 
     def copy(self) -> Digest:
         """Return an independent hash of the same bytes."""

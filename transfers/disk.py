@@ -71,7 +71,7 @@ def identify(fd: int, path: str) -> Identity:
     Raises:
         UnsizedSource: it says it is empty but is not (files of /proc); *path* is for the message.
     """
-    identity = _identity(fd)
+    identity = identity_of(fd)
     if identity.size_bytes == 0 and os.pread(fd, 1, 0):
         raise UnsizedSource(path)
     return identity
@@ -128,7 +128,7 @@ def read_chunk(fd: int, read: Read) -> tuple[bytes, Outcome]:
     digest = read.before
     if read.hash_from is not None:
         digest = advanced(digest, memoryview(data)[read.hash_from - read.offset :])
-    return data, Outcome(identity=_identity(fd), length=len(data), digest=digest)
+    return data, Outcome(identity=identity_of(fd), length=len(data), digest=digest)
 
 
 @attrs.frozen
@@ -157,7 +157,7 @@ def send_burst(fd: int, span: tuple[int, int], known: Identity, descriptor: int)
     buffer = memoryview(bytearray(min(BURST_BUFFER_BYTES, max(1, stop - offset))))
     while offset < stop:
         piece = buffer[: os.preadv(fd, [buffer[: stop - offset]], offset)]
-        if not piece or _identity(fd) != known:
+        if not piece or identity_of(fd) != known:
             return Burst(offset, Stop.CHANGED)
         while piece:
             try:
@@ -181,7 +181,7 @@ def hash_rest(fd: int, rest: HashRest) -> Outcome:
             break  # the file shrank; the machine sees the short length
         digest.update(buffer[:count])
         offset += count
-    return Outcome(identity=_identity(fd), length=offset - rest.hash_from, digest=digest)
+    return Outcome(identity=identity_of(fd), length=offset - rest.hash_from, digest=digest)
 
 
 def _read_up_to(fd: int, length: int, offset: int) -> bytes:
@@ -194,6 +194,7 @@ def _read_up_to(fd: int, length: int, offset: int) -> bytes:
     return data
 
 
-def _identity(fd: int) -> Identity:
+def identity_of(fd: int) -> Identity:
+    """Return what the file's identity is now."""
     facts = os.fstat(fd)
     return Identity(size_bytes=facts.st_size, mtime_ns=facts.st_mtime_ns, ino=facts.st_ino, dev=facts.st_dev)

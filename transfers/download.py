@@ -61,6 +61,18 @@ class Outcome:
 
 
 @attrs.frozen(kw_only=True)
+class Told:
+    """The SHA-256 of the first *length* bytes, by somebody who read them all, and the file's identity afterwards.
+
+    *length* is less than the size when the file ended early.
+    """
+
+    identity: Identity
+    length: int
+    sha256: str
+
+
+@attrs.frozen(kw_only=True)
 class Answer:
     """The chunk may go out. With *sha256* (of the whole file) it was the last one."""
 
@@ -89,6 +101,12 @@ class Download:
     is_changed: bool = attrs.field(default=False, init=False)
     _hashed_bytes: int = attrs.field(default=0, init=False)
     _digest: Digest = attrs.field(factory=new_digest, init=False)
+    _told: str = attrs.field(default="", init=False)
+
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes the running hash lacks; none when the hash of all of them was told."""
+        return 0 if self._told else self.identity.size_bytes - self._hashed_bytes
 
     def ask(self, offset: int, chunk_bytes: int) -> Read | Changed | BeyondEnd:
         """Say how to read the chunk at *offset*: *chunk_bytes*, or less at the end of the file."""
@@ -128,6 +146,14 @@ class Download:
         self._advance(rest.hash_from, rest.hash_from + rest.length, outcome.digest)
         return self.rest()
 
+    def told(self, told: Told) -> Answer | Changed:
+        """Report the whole file hashed by somebody else, whatever the running hash has of it."""
+        if told.length < self.identity.size_bytes or not self.recognises(told.identity):
+            self.is_changed = True
+            return Changed()
+        self._told = told.sha256
+        return Answer(sha256=told.sha256)
+
     def recognises(self, identity: Identity) -> bool:
         """Whether *identity* is still the file's; asked of every chunk, and when it is opened once more."""
         return identity == self.identity and not self.is_changed
@@ -143,8 +169,7 @@ class Download:
 
     def rest(self) -> HashRest | Answer:
         """Say what is to be hashed yet, or the SHA-256 of the whole file."""
-        missing_bytes = self.identity.size_bytes - self._hashed_bytes
-        if missing_bytes == 0:
-            return Answer(sha256=self._digest.hexdigest())
-        length = min(missing_bytes, self._piece_bytes)
+        if self.missing_bytes == 0:
+            return Answer(sha256=self._told or self._digest.hexdigest())
+        length = min(self.missing_bytes, self._piece_bytes)
         return HashRest(hash_from=self._hashed_bytes, length=length, before=self._digest)

@@ -10,7 +10,8 @@ file is recognised, or not, when a chunk is asked for once more.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar, TypeVarTuple
 
 import attrs
@@ -25,6 +26,7 @@ from transfers.refusals import (
     TooManyTransfers,
     TransfersClosed,
 )
+from transfers.resthash import Hashes, RestHash
 from transfers.settings import TransferSettings
 from transfers.threads import run_in_thread
 
@@ -36,13 +38,13 @@ REMEMBERED_DOWNLOADS = 64
 HASH_S = 5.0
 """Seconds that the last chunk waits for the hash of what was not read before it, some gigabytes; then it goes without.
 
-Asking for it again goes on where the hash stood.
+Asking for it again goes on where the hash stood, unless other files of the session were hashed meanwhile.
 """
 
 
 @attrs.frozen(kw_only=True)
 class Chunk:
-    """A piece of a file; *sha256* of the whole file with the last one, unless that took longer than HASH_S."""
+    """A piece of a file; *sha256* of the whole file with the last one, or *why_no_sha256*."""
 
     transfer_id: str
     path: str
@@ -51,6 +53,7 @@ class Chunk:
     size_bytes: int
     is_complete: bool
     sha256: str | None
+    why_no_sha256: str = ""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -59,12 +62,14 @@ class _Source:
 
     path: str
     used_at: float
+    rest_hash: RestHash
     transfer_id: str = attrs.field(factory=lambda: secrets.token_urlsafe(16), init=False)
     turn: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     pin: disk.Pin | None = attrs.field(default=None, init=False)
     download: Download | None = attrs.field(default=None, init=False)
 
     def unpin(self) -> None:
+        self.rest_hash.close()
         if self.pin is not None:
             self.pin.close()
             self.pin = None
@@ -77,6 +82,7 @@ class Downloads:
     _settings: TransferSettings
     _limiter: trio.CapacityLimiter
     _clock: Callable[[], float]
+    _hashes: Hashes | None = None
     _sources: dict[str, _Source] = attrs.field(factory=dict, init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
@@ -92,7 +98,7 @@ class Downloads:
 
         Ownership: the descriptor that *open_file* returns belongs to the store.
         Cancellation: takes effect between two steps on the disk, each at most HASH_PIECE_BYTES long, and so does the
-            limit HASH_S: no thread goes on behind the answer.
+            limit HASH_S: no thread goes on behind the answer. A hash that is made elsewhere is ended.
         """
         self.sweep()
         source = self._source(path, anew=offset == 0)
@@ -128,7 +134,8 @@ class Downloads:
             return known
         if known is not None:
             self._drop(known)
-        source = _Source(path=path, used_at=self._clock())
+        rest_hash = RestHash(path, self._hashes, self._limiter)
+        source = _Source(path=path, used_at=self._clock(), rest_hash=rest_hash)
         self._sources[path] = source
         return source
 
@@ -180,20 +187,24 @@ class Downloads:
             raise SourceChanged(source.path)
         data, outcome = await self._on_disk(source, pin, disk.read_chunk, step)
         verdict = download.got(step, outcome)
-        with trio.move_on_after(HASH_S):
-            while isinstance(verdict, HashRest):
-                rest = await self._on_disk(source, pin, disk.hash_rest, verdict)
-                verdict = download.hashed(verdict, rest)
+        if isinstance(verdict, HashRest):
+            with _readable(source.path):
+                verdict = await source.rest_hash.settle(download, verdict, pin, HASH_S)
         if isinstance(verdict, Changed):
             raise SourceChanged(source.path)
         return _to_chunk(source, data, offset, download.identity.size_bytes, verdict)
 
     async def _on_disk(self, source: _Source, pin: disk.Pin, work: Callable[[int, *Ts], T], *args: *Ts) -> T:
-        try:
-            with pin.use() as fd:
-                return await run_in_thread(work, fd, *args, limiter=self._limiter)
-        except OSError as fault:
-            raise SourceUnreadable(source.path, fault.strerror or str(fault)) from fault
+        with _readable(source.path), pin.use() as fd:
+            return await run_in_thread(work, fd, *args, limiter=self._limiter)
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as fault:
+        raise SourceUnreadable(path, fault.strerror or str(fault)) from fault
 
 
 def _to_chunk(source: _Source, data: bytes, offset: int, size_bytes: int, answer: Answer | HashRest) -> Chunk:
@@ -205,4 +216,5 @@ def _to_chunk(source: _Source, data: bytes, offset: int, size_bytes: int, answer
         size_bytes=size_bytes,
         is_complete=offset + len(data) == size_bytes,
         sha256=answer.sha256 if isinstance(answer, Answer) else None,
+        why_no_sha256=source.rest_hash.why_none if isinstance(answer, HashRest) else "",
     )

@@ -17,6 +17,7 @@ from transfers.download import Answer, BeyondEnd, Changed, Download, HashRest
 from transfers.part import Cause
 from transfers.readahead import ReadAhead, reading_ahead
 from transfers.refusals import OffsetBeyondEnd, SourceChanged, SourceUnreadable
+from transfers.resthash import Hashes, RestHash
 from transfers.streams import PIECE_BYTES
 from transfers.threads import run_in_thread
 from transfers.uploads import Uploads
@@ -48,6 +49,7 @@ class FileSource:
     _pin: disk.Pin
     _download: Download
     _limiter: trio.CapacityLimiter
+    _rest_hash: RestHash
     _coverage: Coverage = attrs.field(init=False)
     sha256: str | None = attrs.field(default=None, init=False)
 
@@ -104,7 +106,10 @@ class FileSource:
         return burst
 
     async def hash_some(self) -> bool:
-        """Hash a little of what went out and was not hashed; False when there is nothing."""
+        """Hash a little of what went out and was not hashed; False when there is nothing.
+
+        Here, not elsewhere: no byte is hashed that was not sent, at the pace at which the client takes them.
+        """
         rest = self._download.rest()
         if not isinstance(rest, HashRest) or rest.hash_from >= self.next_offset:
             return False
@@ -113,6 +118,11 @@ class FileSource:
             raise SourceChanged(self.path)
         return True
 
+    @property
+    def why_no_sha256(self) -> str:
+        """Why all went out and there is no SHA-256; or nothing."""
+        return self._rest_hash.why_none
+
     def sent(self, start: int, length: int) -> None:
         """Take a note that these bytes went out."""
         self._coverage.add(start, start + length)
@@ -120,21 +130,23 @@ class FileSource:
     async def settle(self) -> bool:
         """Return whether the whole file went out; if so, hash what is left of it, and say its SHA-256.
 
-        Without one if that takes longer than SETTLE_S. Cancellation: between two pieces of HASH_PIECE_BYTES.
+        Without one, and with `why_no_sha256`, if that takes longer than SETTLE_S. Cancellation: as `RestHash.settle`.
         """
         if not self._coverage.is_whole:
             return False
         verdict: HashRest | Answer | Changed = self._download.rest()
-        with trio.move_on_after(SETTLE_S):
-            while isinstance(verdict, HashRest):
-                verdict = self._download.hashed(verdict, await self._on_disk(disk.hash_rest, verdict))
+        try:
+            verdict = await self._rest_hash.settle(self._download, verdict, self._pin, SETTLE_S)
+        except OSError as fault:
+            raise SourceUnreadable(self.path, fault.strerror or str(fault)) from fault
         if isinstance(verdict, Changed):
             raise SourceChanged(self.path)
         self.sha256 = verdict.sha256 if isinstance(verdict, Answer) else None
         return True
 
     def close(self) -> None:
-        """Let go of the file; a read under way closes it when it ends."""
+        """Let go of the file; a read under way closes it when it ends. A hash that is made elsewhere is ended."""
+        self._rest_hash.close()
         self._pin.close()
 
     async def _on_disk(self, work: Callable[[int, *Ts], T], *args: *Ts) -> T:
@@ -145,8 +157,10 @@ class FileSource:
             raise SourceUnreadable(self.path, fault.strerror or str(fault)) from fault
 
 
-async def open_file_source(path: str, fd: int, limiter: trio.CapacityLimiter) -> FileSource:
-    """Look at the regular file *fd* of the real *path*, to send it.
+async def open_file_source(
+    path: str, fd: int, limiter: trio.CapacityLimiter, hashes: Hashes | None = None
+) -> FileSource:
+    """Look at the regular file *fd* of the real *path*, to send it; *hashes* makes the hash of what is not read here.
 
     Raises:
         UnsizedSource: a kernel file. SourceUnreadable: the file system failed.
@@ -164,7 +178,13 @@ async def open_file_source(path: str, fd: int, limiter: trio.CapacityLimiter) ->
     known = f"{identity.dev}:{identity.ino}:{identity.size_bytes}:{identity.mtime_ns}"
     tag = hashlib.sha256(known.encode()).hexdigest()[:32]
     return FileSource(
-        path=path, size_bytes=identity.size_bytes, tag=tag, pin=pin, download=Download(identity), limiter=limiter
+        path=path,
+        size_bytes=identity.size_bytes,
+        tag=tag,
+        pin=pin,
+        download=Download(identity),
+        limiter=limiter,
+        rest_hash=RestHash(path, hashes, limiter),
     )
 
 

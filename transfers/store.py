@@ -16,6 +16,7 @@ import trio
 from transfers.downloads import Downloads
 from transfers.part import Discarded
 from transfers.quota import Quota
+from transfers.resthash import Hashes
 from transfers.settings import TransferSettings
 from transfers.uploads import Uploads
 
@@ -40,18 +41,20 @@ async def open_transfers(
     *,
     limiter: trio.CapacityLimiter,
     on_discard: Callable[[Discarded], None],
+    hashes: Hashes | None = None,
     clock: Callable[[], float] = trio.current_time,
 ) -> AsyncIterator[Transfers]:
     """Own the transfers of one session; at the end every open upload is discarded and no descriptor is left.
 
     *limiter* counts the threads that disk work may take; sessions may share one. *on_discard* hears of each upload
-    that was given up; it must neither raise nor block.
+    that was given up; it must neither raise nor block. *hashes* hashes whole files for downloads; without it their
+    threads do.
 
     Cancellation: closing is shielded and takes at most `part.DISCARD_BOUND_S` seconds.
     """
     quota = Quota(limit_bytes=settings.max_session_bytes)
     uploads = Uploads(settings=settings, quota=quota, limiter=limiter, on_discard=on_discard, clock=clock)
-    downloads = Downloads(settings=settings, limiter=limiter, clock=clock)
+    downloads = Downloads(settings=settings, limiter=limiter, clock=clock, hashes=hashes)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(uploads.close_all)
         stack.callback(downloads.close_all)

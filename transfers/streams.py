@@ -48,6 +48,10 @@ class Source(Protocol):
     def sha256(self) -> str | None:
         """Of the whole, hexadecimal, when it is known."""
 
+    @property
+    def why_no_sha256(self) -> str:
+        """Why all went out and it is not known; or nothing."""
+
     def pieces(self, start: int, stop: int | None) -> AbstractAsyncContextManager[Pieces]:
         """Read from *start* up to, not including, *stop* (None: to the end)."""
 
