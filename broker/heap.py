@@ -2,8 +2,9 @@
 
 A call that carries a chunk makes and frees half a dozen buffers of its size. glibc gives freed memory back to the
 kernel soon, and the page faults of getting it again cost several times what filling the buffers does: they were a third
-of a chunk's time. It learns from what is freed (mallopt(3), "dynamic mmap threshold"): blocks as large as the largest
-mapped one that was ever freed come from the heap from then on, and twice as much stays with it.
+of a chunk's time. So blocks of a chunk's size come from the heap, and twice as much stays with it. Larger ones are
+mapped and go back at once: by itself glibc would learn from each that is freed to keep the next (mallopt(3), "dynamic
+mmap threshold"), up to 64 MiB. And all threads share one heap, or each would keep as much.
 
 What many large calls at once have used does not come back by itself: it lies between blocks that are still in use. So
 it is given back once nothing large has been held for a while.
@@ -19,14 +20,19 @@ from sandbox.threads import run_in_thread
 
 QUIET_S = 1.0
 """Seconds after the last large body or answer: chunks follow each other faster."""
-LESSON_BYTES = 8 * 1024 * 1024
-"""Twice this is room for the buffers of a chunk of the default size. A larger chunk is a lesson itself."""
+HEAP_BLOCK_BYTES = 8 * 1024 * 1024
+"""Larger blocks are mapped. Twice this is room for the buffers of a chunk of the default size."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""See malloc.h of glibc."""
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep up to twice LESSON_BYTES that are free; one that is not glibc takes no notice."""
-    lesson = bytes(LESSON_BYTES)  # zeros: mapped, and never touched
-    del lesson
+    """Let the C library keep up to twice HEAP_BLOCK_BYTES that are free; only glibc is told. Call it before threads."""
+    c_library = ctypes.CDLL(None)
+    if hasattr(c_library, "gnu_get_libc_version"):
+        c_library.mallopt(M_MMAP_THRESHOLD, HEAP_BLOCK_BYTES)
+        c_library.mallopt(M_TRIM_THRESHOLD, 2 * HEAP_BLOCK_BYTES)
+        c_library.mallopt(M_ARENA_MAX, 1)
 
 
 async def give_back_when_quiet(budget: ByteBudget) -> None:

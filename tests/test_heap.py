@@ -32,6 +32,42 @@ def faults_of_twenty_chunks(how: str) -> int:
     return int(said.stdout)
 
 
+MAPPED = """
+import ctypes, threading
+from pathlib import Path
+from broker.heap import HEAP_BLOCK_BYTES, keep_freed_memory
+keep_freed_memory()
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+def use():
+    for _ in range(3):
+        large = b"x" * (2 * HEAP_BLOCK_BYTES)
+        del large
+        blocks = [b"x" * (HEAP_BLOCK_BYTES // 2) for _ in range(4)]
+        del blocks
+before = resident()
+ready = threading.Barrier(4)
+def work():
+    ready.wait()
+    use()
+    ready.wait()
+    ready.wait()
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads:
+    thread.start()
+ready.wait()
+ready.wait()
+print((resident() - before) // HEAP_BLOCK_BYTES)
+ready.wait()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_what_many_threads_have_freed_stays_once_and_not_with_each() -> None:
+    said = subprocess.run([sys.executable, "-c", MAPPED], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(said.stdout) <= 3
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is known to learn from what is freed")
 def test_the_buffers_of_chunks_cost_no_page_faults() -> None:
     assert faults_of_twenty_chunks("as it is") > 20 * 1000, "the control: else there is nothing to gain"
