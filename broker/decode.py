@@ -23,6 +23,7 @@ from cattrs.errors import AttributeValidationNote
 from cattrs.gen import make_dict_structure_fn, override
 
 from broker.faults import SHOWN_FAULTS, Fault, InvalidArguments, kind, nearest, quoted, shown, unknown
+from broker.longtext import LongText, Text
 from broker.schema import About, Hint, hints_of
 from broker.wire import is_unicode
 
@@ -101,7 +102,7 @@ def _check_kind(hint: Hint) -> Check:
         item = _check(hint.item)
         items = _array if hint.type is tuple else _mapping
         return lambda value: items(value, about, item)
-    scalar = {str: _text, bytes: _base64, bool: _boolean, int: _integer, float: _number}[hint.type]
+    scalar = {str: _short_text, Text: _text, bytes: _base64, bool: _boolean, int: _integer, float: _number}[hint.type]
     return lambda value: scalar(value, about)
 
 
@@ -122,27 +123,38 @@ def _refuse(value: object, about: About, expected: str) -> _Wrong:
     return _Wrong(Fault(name="", got=shown(value, secret=bool(about.secret)), expected=expected))
 
 
-def _text(value: object, about: About) -> str:
-    if not isinstance(value, str):
+def _short_text(value: object, about: About) -> str:
+    """Take a string that is bounded in length or by a pattern: what is a LongText is refused unless it is short."""
+    if isinstance(value, LongText) and about.max_length is not None and len(value) > about.max_length:
+        raise _too_long(value, about.max_length)
+    return str(_text(value, about))
+
+
+def _too_long(value: Text, characters: int) -> _Wrong:
+    return _Wrong(Fault(name="", got=kind(value), expected=f"at most {characters} characters"))
+
+
+def _text(value: object, about: About) -> Text:
+    if not isinstance(value, str | LongText):
         raise _refuse(value, about, "a string")
-    if not is_unicode(value):
+    if isinstance(value, str) and not is_unicode(value):
         raise _Wrong(Fault(name="", got="a string with half of a surrogate pair", expected="Unicode text"))
-    if about.pattern is not None and not re.fullmatch(about.pattern, value):
+    if about.pattern is not None and not (isinstance(value, str) and re.fullmatch(about.pattern, value)):
         raise _refuse(value, about, f"text that matches {about.pattern}")
     if len(value) < (about.min_length or 0):
         raise _refuse(value, about, f"at least {about.min_length} characters")
     if about.max_length is not None and len(value) > about.max_length:
-        raise _Wrong(Fault(name="", got=kind(value), expected=f"at most {about.max_length} characters"))
+        raise _too_long(value, about.max_length)
     if about.max_bytes is not None and (size_bytes := len(value.encode())) > about.max_bytes:
         raise _Wrong(Fault(name="", got=f"{size_bytes} bytes", expected=f"at most {about.max_bytes} bytes of UTF-8"))
     return value
 
 
 def _base64(value: object, about: About) -> bytes:
-    if not isinstance(value, str):
+    if not isinstance(value, str | LongText):
         raise _refuse(value, about, "a base64 string")
     try:
-        return base64.b64decode(value, validate=True)
+        return base64.b64decode(value if isinstance(value, str) else value.ascii(), validate=True)
     except ValueError as error:  # binascii.Error is one; the text says what is wrong and quotes nothing
         raise _Wrong(Fault(name="", got=f"{kind(value)} ({error})", expected="base64 with padding")) from None
 
@@ -187,7 +199,7 @@ def _range(about: About) -> str:
 def _choice(value: object, choices: tuple[str, ...]) -> str:
     if isinstance(value, str) and value in choices:
         return value
-    near = nearest(value, choices) if isinstance(value, str) else None
+    near = nearest(value, choices) if isinstance(value, str) else None  # a LongText is near to nothing
     raise _Wrong(Fault(name="", got=shown(value, secret=False), expected=f"one of {', '.join(choices)}", nearest=near))
 
 
@@ -202,7 +214,7 @@ def _mapping(value: object, about: About, item: Check) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise _refuse(value, about, "an object")
     _check_count(len(value), about)
-    names = [_text(name, About()) for name in value]
+    names = [_short_text(name, About()) for name in value]
     items = _each(((f"[{quoted(name)}]", element) for name, element in value.items()), item)
     return MappingProxyType(dict(zip(names, items, strict=True)))
 

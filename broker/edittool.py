@@ -93,7 +93,7 @@ def _mismatch(data: bytes, request: EditFile, count: int) -> BrokerError:
     if lines:
         more = ", ..." if count > SHOWN_LINES else ""
         where = f" (lines {', '.join(map(str, lines))}{more}); take more of the text around the right place"
-    elif "\n" in request.old_text and b"\r\n" in data:
+    elif b"\n" in request.old_text.encode() and b"\r\n" in data:
         where = "; the lines of this file end in CRLF"
     else:
         where = "; read the file again, blanks and line ends count"

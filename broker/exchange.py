@@ -97,10 +97,38 @@ class Unread(Enum):
 MakeRoom = Callable[[int], Awaitable[bool]]
 
 
+@attrs.define(eq=False)
+class _Pieces:
+    """What has come of a body. A large one is put where it stays: pieces to be joined would take its size again."""
+
+    _large: bytearray
+    """As long as is known that the body will be, or empty."""
+    _small: list[bytes] = attrs.field(factory=list, init=False)
+    size: int = attrs.field(default=0, init=False)
+
+    def add(self, part: bytes) -> None:
+        """Take the next piece."""
+        begin, self.size = self.size, self.size + len(part)
+        if self.size <= SMALL_BYTES and not self._large:
+            self._small.append(part)
+            return
+        if self._small:
+            self._large += b"".join(self._small)
+            self._small.clear()
+        self._large[begin : self.size] = part
+
+    def whole(self) -> bytes | bytearray:
+        """Return the body."""
+        if not self._large:
+            return b"".join(self._small)
+        del self._large[self.size :]
+        return self._large
+
+
 async def read_body(
     receive: Receive, *, declared_bytes: int, max_bytes: int, deadline_s: float, make_room: MakeRoom
-) -> bytes | Unread:
-    """Read the whole body, or say why not.
+) -> bytes | bytearray | Unread:
+    """Read the whole body, or say why not; one that is not small is a bytearray.
 
     A body that declares itself too large is refused before it is sent (*declared_bytes* is 0 if it does not);
     all of it must have arrived *deadline_s* seconds after *make_room* has let it in, which is asked, with the most
@@ -109,24 +137,22 @@ async def read_body(
     has_room = declared_bytes > SMALL_BYTES
     if declared_bytes > max_bytes or (has_room and not await make_room(declared_bytes)):
         return Unread.TOO_LARGE if declared_bytes > max_bytes else Unread.NO_ROOM
-    parts: list[bytes] = []
-    size = 0
+    body = _Pieces(bytearray(declared_bytes if has_room else 0))
     with trio.move_on_after(deadline_s):
         while True:
             message = await receive()
             if message["type"] != "http.request":
                 return Unread.GONE
             part = message.get("body", b"")
-            size += len(part)
-            if size > max_bytes:
+            if body.size + len(part) > max_bytes:
                 return Unread.TOO_LARGE
-            if not has_room and size > SMALL_BYTES:
+            if not has_room and body.size + len(part) > SMALL_BYTES:
                 has_room = await make_room(max_bytes)
                 if not has_room:
                     return Unread.NO_ROOM
-            parts.append(part)
+            body.add(part)
             if not message.get("more_body", False):
-                return b"".join(parts)
+                return body.whole()
     return Unread.TOO_SLOW
 
 

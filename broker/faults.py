@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import attrs
 
 from broker.errors import BrokerError, ErrorCode
+from broker.longtext import LongText
 
 SHOWN_CHARACTERS = 80
 """Of a wrong value or name that a fault quotes."""
@@ -73,6 +74,8 @@ def shown(value: object, *, secret: bool) -> str:
     match value:
         case str() if not secret:
             return quoted(value)
+        case LongText() if not secret:
+            return quoted(value.head(SHOWN_CHARACTERS + 1))
         case bool() if not secret:
             return str(value).lower()
         case int() | float() if not secret and abs(value) < SHOWN_NUMBER:
@@ -89,7 +92,7 @@ def kind(value: object) -> str:
             return "a boolean"
         case int() | float():
             return "a number"
-        case str():
+        case str() | LongText():
             return f"a string of {len(value)} characters"
         case list():
             return f"an array of {len(value)}"

@@ -85,7 +85,7 @@ def in_turn(scope: Scope, place: Place | EntryPlace) -> Callable[[], AbstractAsy
 
 
 @contextmanager
-def told_what_it_makes(data: bytes, sha256: str | None = None) -> Iterator[None]:
+def told_what_it_makes(data: bytes | bytearray, sha256: str | None = None) -> Iterator[None]:
     """Let an outcome that is not known say what the file holds if it was made: *data*, and its SHA-256.
 
     Hashed here: it is in memory, to be written, and no more than may be.

@@ -6,6 +6,7 @@ Owns that order and nothing else: the tools do the work, `decisions.py` asks the
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -68,6 +69,7 @@ class Gateway:
                 result = await self._journey(call, record)
                 return Answer(structured=encode(result), is_error=False)
         except _CallFailed as failed:
+            _let_go(failed)
             return Answer(structured=failed.failure.to_structured(), is_error=True)
 
     async def _journey(self, call: Call, record: _Record) -> attrs.AttrsInstance:
@@ -184,6 +186,16 @@ class _Record:
         duration_ms = round((time.monotonic() - self._started_s) * 1000)
         record = self._audit.end if self._begun else self._audit.refuse
         record(Event(**{**self._facts, "event_type": event_type, "duration_ms": duration_ms, **facts}))
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empty the frames that *error* and those behind it have gone through.
+
+    They hold each other until cycles are collected, and with them what the client has sent, megabytes of it.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 _RECORDED = MappingProxyType(

@@ -19,9 +19,9 @@ import attrs
 import trio
 
 from broker.answerroom import ANSWER_ROOM_KEY, AnswerRoom
-from broker.bodyshape import shape_fault
-from broker.bulk import BULK_KEY, Bulk
-from broker.bytebudget import ByteBudget, Hold
+from broker.bodyshape import shape_of
+from broker.bulk import BULK_KEY, Body, Bulk
+from broker.bytebudget import SMALL_BYTES, ByteBudget, Hold
 from broker.exchange import (
     ABORT_KEY,
     INVALID_REQUEST,
@@ -52,6 +52,10 @@ ROOM_RETRY_S = 5
 """When to come back after that."""
 ANSWER_S = 2.0
 """Seconds that answers have to get out of the door once the drain has ended the work."""
+MAX_REST_BYTES = 1024 * 1024
+"""Of a body beside the long strings among its arguments. The SDK copies and parses that as a whole."""
+PARSED_COST = 16
+"""Bytes that the SDK takes for one of those: copies, a `str` of four bytes a character, and what is made of it."""
 NOTIFICATION_BYTES = 64 * 1024
 """A busy broker still takes notifications (one may cancel a call), if they are no larger than this."""
 
@@ -72,15 +76,26 @@ class Rooms:
 
     bodies: ByteBudget
     answers: ByteBudget
+    parsing: ByteBudget
+    """For what the SDK makes of them. Who waits here holds room for its body; who is here waits for none."""
+
+    @classmethod
+    def of(cls, *, bodies_bytes: int, answers_bytes: int) -> Rooms:
+        """So large that bodies, and what is made of them, stay below twice *bodies_bytes*."""
+        return cls(
+            bodies=ByteBudget(bodies_bytes), answers=ByteBudget(answers_bytes), parsing=ByteBudget(bodies_bytes // 2)
+        )
 
 
 @attrs.define(eq=False)
 class _Body:
     """A whole body on its way to who needs it: a name for it on the way would keep it as long as the call."""
 
-    _bytes: bytes
+    _bytes: Body
+    hold: Hold | None
+    """The room it has, if it is not small."""
 
-    def take(self) -> bytes:
+    def take(self) -> Body:
         """Return it, once."""
         body, self._bytes = self._bytes, b""
         return body
@@ -197,7 +212,7 @@ class Guard:
             if hold is not None:
                 hold.at_rest()
                 hold.resize(len(body))
-            return _Body(body)
+            return _Body(body, hold)
         return None
 
     def _no_room(self) -> Reply:
@@ -241,18 +256,19 @@ class Guard:
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, body: _Body, held: ExitStack) -> None:
         """Hand a request to the SDK: streams (GET) can be ended, POSTs are counted, DELETEs just go through."""
         if scope["method"] == "GET":
-            await self._stream(scope, Exchange(receive, send, body.take(), is_stream=True))
+            await self._stream(scope, Exchange(receive, send, b"", is_stream=True))
         elif scope["method"] == "POST":
             await self._call(scope, receive, send, body, held)
         else:
-            exchange = Exchange(receive, send, body.take())
+            exchange = Exchange(receive, send, b"")
             await self._mcp_sessions.serve(scope, exchange.receive, exchange.send)
 
     async def _call(self, scope: Scope, receive: Receive, send: Send, whole: _Body, held: ExitStack) -> None:
         bulk = Bulk()
-        body = bulk.take(whole.take())
-        if fault := await shape_fault(body):
-            return await refusal(400, fault).send(send)
+        held.callback(bulk.drop)
+        body = await self._taken_apart(whole, bulk, held)
+        if isinstance(body, Reply):
+            return await body.send(send)
         slot = self._admit(scope, body)
         if isinstance(slot, Reply):
             return await slot.send(send)
@@ -266,6 +282,27 @@ class Guard:
             del body  # the exchange lets go of it when it has been asked for
             await self._mcp_sessions.serve(scope, exchange.receive, exchange.send, greets=greets)
         return None
+
+    async def _taken_apart(self, whole: _Body, bulk: Bulk, held: ExitStack) -> bytes | Reply:
+        """Return what of a body the SDK gets, when there is room for what that takes; *bulk* has the others."""
+        body = whole.take()
+        size, rest = len(body), bulk.take(body)
+        if len(rest) == size:
+            shape = await shape_of(body)
+            if shape.fault:
+                return refusal(400, shape.fault)
+            rest = bulk.take_all(body, shape.long_strings)
+        if len(rest) > MAX_REST_BYTES:
+            return refusal(400, _TOO_MUCH_BESIDE)
+        rest = bytes(rest)
+        if whole.hold is not None:
+            whole.hold.resize(bulk.taken_bytes + len(rest))
+        if len(rest) > SMALL_BYTES:
+            parsing = await self._rooms.parsing.reserve(PARSED_COST * len(rest), wait_s=ROOM_WAIT_S)
+            if parsing is None:
+                return self._no_room()
+            held.callback(parsing.release)
+        return rest
 
     async def _stream(self, scope: Scope, exchange: Exchange) -> None:
         with trio.CancelScope() as stream:
@@ -305,6 +342,12 @@ class Guard:
         if self.calls.full and not _is_notification(body):
             return self._busy("calls")
         return self.calls.new(key)
+
+
+_TOO_MUCH_BESIDE = (
+    f"the body has more than {MAX_REST_BYTES} bytes beside long strings that are arguments of a tool and Unicode text, "
+    "which is the limit; send long content as one string"
+)
 
 
 def _no_connection() -> None:

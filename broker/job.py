@@ -141,7 +141,7 @@ class Job:
         usage = self.ended.usage if self.ended else None
         return attrs.asdict(usage) if usage else {}
 
-    def write(self, data: bytes, *, last: bool) -> int:
+    def write(self, data: bytes | bytearray, *, last: bool) -> int:
         """Have *data* written to its input; return how many bytes wait there then.
 
         Raises:

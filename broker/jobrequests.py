@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 import attrs
 
 from broker.fields import MAX_ARGUMENTS, MAX_OFFSET, MAX_TIMEOUT_S, MAX_WAIT_S, Argument, CommandId, SessionId
+from broker.longtext import Text
 from broker.schema import About
 
 MAX_PAGE_BYTES = 1_048_576
@@ -59,7 +60,7 @@ class ExecuteCommand:
         ),
     ] = None
     stdin_input: Annotated[
-        str | None,
+        Annotated[Text, About()] | None,
         About(
             description="Text for standard input, which then ends. Left out: it is empty, or with background or "
             "wait_seconds open for write_stdin.",
@@ -130,7 +131,7 @@ class WriteStdin:
     session_id: SessionId
     command_id: CommandId
     data: Annotated[
-        str,
+        Text,
         About(
             description=r"Text for its standard input; a line needs its \n. On a terminal \u0003 is Ctrl-C.",
             max_length=MAX_PAGE_BYTES,

@@ -19,7 +19,6 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
-from broker.bytebudget import ByteBudget
 from broker.connections import serve_connections
 from broker.guard import MCP_PATH, Guard, GuardLimits, Rooms
 from broker.heap import give_back_when_quiet
@@ -85,7 +84,7 @@ async def serve_http(
     """
     rules = host_rules(settings.host, settings.allowed_hosts, settings.allowed_origins)
     manager = _session_manager(settings, server, rules)
-    rooms = Rooms(bodies=ByteBudget(settings.max_bodies_bytes), answers=ByteBudget(settings.max_answers_bytes))
+    rooms = Rooms.of(bodies_bytes=settings.max_bodies_bytes, answers_bytes=settings.max_answers_bytes)
     guard = _guard(settings, server, rules, manager, door, rooms)
     sockets = await open_listeners(settings.host, settings.port, stall_s=settings.stall_s)
 

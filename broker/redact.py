@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 import attrs
 
+from broker.longtext import LongText, Text
 from broker.requests import Request
 from broker.schema import hints_of
 from broker.secretwords import hidden_in, is_secret_name, without_secrets
@@ -177,14 +178,20 @@ def _argument(name: str, value: object, secrets: list[str]) -> object:
             return list(_argv(value, secrets))
         case Mapping() if name == "environment":
             return dict(_environment(value, secrets))
-        case str() if str in SHOWN_ARGUMENTS.get(name, ()):
-            return redact_text(value)
+        case str() | LongText() if str in SHOWN_ARGUMENTS.get(name, ()):
+            return _shown(value)
         case int() | float() if isinstance(value, SHOWN_ARGUMENTS.get(name, ())):
             return value if abs(value) < SHOWN_NUMBER else "a number"
         case None:
             return None
     secrets += _leaves(value)
     return _sized(value, digest=name in DIGESTED_ARGUMENTS)
+
+
+def _shown(value: Text) -> str:
+    if isinstance(value, str):
+        return redact_text(value)
+    return redact_text(value.head(LOOKED_AT * VALUE_CHARACTERS), size_bytes=value.size)
 
 
 def _argv(argv: list[object], secrets: list[str]) -> Iterator[object]:
@@ -226,12 +233,16 @@ def _environment(environment: Mapping[object, object], secrets: list[str]) -> It
         yield "...", f"{len(environment) - SHOWN_ITEMS} more"
 
 
-def redact_text(text: str, characters: int = VALUE_CHARACTERS) -> str:
-    """*text* without what looks like a secret in it, cut to *characters* with its size."""
+def redact_text(text: str, characters: int = VALUE_CHARACTERS, size_bytes: int | None = None) -> str:
+    """*text* without what looks like a secret in it, cut to *characters* with its size.
+
+    *size_bytes* is that of the text where only its beginning is given.
+    """
     hidden = hide_secrets(text[: LOOKED_AT * characters])
     if len(text) <= characters and len(hidden) <= 2 * characters:
         return hidden
-    return f"{hidden[:characters]}... [{len(text.encode(errors='surrogatepass'))} bytes]"
+    size = len(text.encode(errors="surrogatepass")) if size_bytes is None else size_bytes
+    return f"{hidden[:characters]}... [{size} bytes]"
 
 
 def hide_secrets(text: str) -> str:
@@ -267,16 +278,16 @@ def _hides(name: str) -> bool:
 
 def _sized(value: object, *, digest: bool) -> dict[str, object]:
     """The size of a value that is not shown, and the digest of a small one."""
-    if not isinstance(value, str):
+    if not isinstance(value, str | LongText):
         return {"type": type(value).__name__}
-    data = value.encode(errors="surrogatepass")
+    data = value.encode() if isinstance(value, LongText) else value.encode(errors="surrogatepass")
     if digest and len(data) <= DIGEST_BYTES:
         return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     return {"bytes": len(data)}
 
 
 def _leaves(value: object) -> tuple[str, ...]:
-    """Every string inside a JSON value, for scrubbing."""
+    """Every string inside a JSON value, for scrubbing; no error text is long enough to quote a LongText."""
     found: list[str] = []
     pending = [value]
     while pending and len(found) < SCRUBBED_VALUES:

@@ -24,6 +24,7 @@ from broker.jobrequests import (
     WaitCommand,
     WriteStdin,
 )
+from broker.longtext import Text
 from broker.schema import About
 from broker.transferrequests import CancelTransfer, FinishTransfer, OpenTransfer, StatTransfer, TransferRequest
 from broker.treerequests import (
@@ -170,7 +171,7 @@ class WriteFile:
 
     session_id: SessionId
     path: Path
-    content: Annotated[str, About(description="Text to write, as UTF-8, unchanged.", secret=True)]
+    content: Annotated[Text, About(description="Text to write, as UTF-8, unchanged.", secret=True)]
     mode: Annotated[
         Literal["overwrite", "append"],
         About(description="overwrite replaces the whole file at once; append adds to its end."),

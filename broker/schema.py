@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import attrs
 
+from broker.longtext import Text
+
 JSON_TYPES: Mapping[Any, str] = types.MappingProxyType(
-    {str: "string", bool: "boolean", int: "integer", float: "number", str | bytes: "string"}
+    {str: "string", Text: "string", bool: "boolean", int: "integer", float: "number", str | bytes: "string"}
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import TypeAlias
 
 import attrs
 
@@ -19,6 +20,7 @@ CHARACTER_BYTES = 4
 GROUP_BYTES = 1024 * 1024
 """Places that share lines, further apart than this: their diff would be cut, so it is not made."""
 SHOWN_LINES = 10
+Bytes: TypeAlias = bytes | bytearray
 NO_NEWLINE = "\n\\ No newline at end of file\n"
 
 
@@ -56,7 +58,7 @@ class _TooLong(Exception):
     """What comes next does not fit into the diff."""
 
 
-def occurrences(data: bytes, old: bytes) -> Iterator[int]:
+def occurrences(data: bytes, old: Bytes) -> Iterator[int]:
     """Where *old* occurs, from left to right, none overlapping another; `data.count(old)` of them."""
     at = data.find(old)
     while at >= 0:
@@ -64,12 +66,12 @@ def occurrences(data: bytes, old: bytes) -> Iterator[int]:
         at = data.find(old, at + len(old))
 
 
-def lines_of(data: bytes, old: bytes) -> tuple[int, ...]:
+def lines_of(data: bytes, old: Bytes) -> tuple[int, ...]:
     """The line numbers, from 1, of the first few places of *old*."""
     return tuple(data.count(b"\n", 0, place) + 1 for place in islice(occurrences(data, old), SHOWN_LINES))
 
 
-def replace_exactly(data: bytes, old: bytes, new: bytes, name: str) -> Edited:
+def replace_exactly(data: bytes, old: Bytes, new: Bytes, name: str) -> Edited:
     """Replace every *old* by *new*; *name* is what the diff calls the file."""
     header = f"--- a/{name}\n+++ b/{name}\n"
     pieces, size = [header], len(header)
@@ -90,19 +92,19 @@ def replace_exactly(data: bytes, old: bytes, new: bytes, name: str) -> Edited:
     )
 
 
-def _changes(data: bytes, old: bytes, new: bytes) -> Iterator[_Change]:
+def _changes(data: bytes, old: Bytes, new: Bytes) -> Iterator[_Change]:
     """The line ranges that change, places on a common line together."""
     line, counted = 0, 0  # number of the line that begins at `counted`
     for first, end in _groups(data, old):
         # The line behind the last place belongs to it: without its newline, the two would become one.
         begin = data.rfind(b"\n", 0, first) + 1
         line, counted = line + data.count(b"\n", counted, begin), begin
-        change = _change(data[begin:end], old, new, line, begin)
+        change = _large(data, old, new, line, begin, end) or _change(data[begin:end], old, new, line, begin)
         if change.size_bytes:
             yield change
 
 
-def _groups(data: bytes, old: bytes) -> Iterator[tuple[int, int]]:
+def _groups(data: bytes, old: Bytes) -> Iterator[tuple[int, int]]:
     """Places on a common line: where the first is, and where the line ends that the last one ends in."""
     first, end = -1, -1
     for place in occurrences(data, old):
@@ -120,7 +122,16 @@ def _groups(data: bytes, old: bytes) -> Iterator[tuple[int, int]]:
         yield first, end
 
 
-def _change(before: bytes, old: bytes, new: bytes, line: int, begin: int) -> _Change:
+def _large(data: bytes, old: Bytes, new: Bytes, line: int, begin: int, end: int) -> _Change | None:
+    """The change of those lines if it is too long for a diff, whatever they have in common: it is not made then."""
+    growth = data.count(old, begin, end) * (len(new) - len(old))
+    if growth <= CHARACTER_BYTES * DIFF_CHARACTERS:
+        return None
+    too_long = bytes(CHARACTER_BYTES * DIFF_CHARACTERS + 1)
+    return _Change(start=line, end=line + data.count(b"\n", begin, end), at=begin, behind=end, new=(too_long,))
+
+
+def _change(before: bytes, old: Bytes, new: Bytes, line: int, begin: int) -> _Change:
     """What changes in the lines *before*, the first of which has the number *line* and begins at *begin*."""
     old_lines, new_lines = _lines(before), _lines(before.replace(old, new))
     same_front = _common(old_lines, new_lines)

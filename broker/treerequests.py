@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 import attrs
 
 from broker.fields import MAX_PATTERN_BYTES, Globs, Path, SessionId
+from broker.longtext import Text
 from broker.schema import About
 
 MAX_MATCHES = 10_000
@@ -48,10 +49,10 @@ class EditFile:
     session_id: SessionId
     path: Path
     old_text: Annotated[
-        str,
+        Text,
         About(description="Text to replace, exactly as in the file, line ends included.", min_length=1, secret=True),
     ]
-    new_text: Annotated[str, About(description="Text to put in its place; empty deletes.", secret=True)]
+    new_text: Annotated[Text, About(description="Text to put in its place; empty deletes.", secret=True)]
     expected_count: Annotated[
         int, About(description="How often old_text must occur; all are replaced.", minimum=1, maximum=1_000_000)
     ] = 1

@@ -39,7 +39,7 @@ class ExecPlan:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     cwd: str
-    stdin: bytes | None = None
+    stdin: bytes | bytearray | None = None
     exec_paths: tuple[str, ...] | None = None
     network: bool = False
     limits: Limits | None = None

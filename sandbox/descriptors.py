@@ -49,15 +49,15 @@ class Disk:
         except OSError as fault:
             raise from_errno(asked, fault.errno or errno.EIO) from fault
 
-    async def write(self, asked: str, fd: int, offset: int, data: bytes | memoryview) -> None:
+    async def write(self, asked: str, fd: int, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of *data* at *offset*. Raises: NoSpace, TooLarge, WriteFailed."""
         await self.run(asked, _write_fully, fd, offset, data, self._reserve_bytes)
 
-    async def fill(self, asked: str, fd: int, data: bytes | memoryview) -> None:
+    async def fill(self, asked: str, fd: int, data: bytes | bytearray | memoryview) -> None:
         """Write *data* from the beginning on and flush it to the disk. Raises: as `write`."""
         await self.run(asked, _fill_durably, fd, data, self._reserve_bytes)
 
-    async def append(self, asked: str, fd: int, data: bytes | memoryview) -> None:
+    async def append(self, asked: str, fd: int, data: bytes | bytearray | memoryview) -> None:
         """Append all of *data* and flush it to the disk, or leave the file as it was.
 
         Raises: as `write`; OutcomeUnknown when it failed and what was written could not be taken back.
@@ -100,7 +100,7 @@ def _read_fully(fd: int, offset: int, length: int) -> bytes:
     return b"".join(pieces)
 
 
-def _write_fully(fd: int, offset: int, data: bytes | memoryview, reserve_bytes: int) -> None:
+def _write_fully(fd: int, offset: int, data: bytes | bytearray | memoryview, reserve_bytes: int) -> None:
     view = memoryview(data).cast("B")
     while view:
         require_room(fd, len(view), reserve_bytes)
@@ -109,12 +109,12 @@ def _write_fully(fd: int, offset: int, data: bytes | memoryview, reserve_bytes: 
         view = view[count:]
 
 
-def _fill_durably(fd: int, data: bytes | memoryview, reserve_bytes: int) -> None:
+def _fill_durably(fd: int, data: bytes | bytearray | memoryview, reserve_bytes: int) -> None:
     _write_fully(fd, 0, data, reserve_bytes)
     os.fsync(fd)
 
 
-def _append_durably(fd: int, data: bytes | memoryview, reserve_bytes: int) -> None:
+def _append_durably(fd: int, data: bytes | bytearray | memoryview, reserve_bytes: int) -> None:
     """The bytes are taken back only while they are the last ones: those of another writer are never cut off."""
     view, before, written = memoryview(data).cast("B"), os.fstat(fd).st_size, 0
     try:

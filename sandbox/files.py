@@ -152,7 +152,7 @@ class Files:
             undo.pop_all()
         return part
 
-    async def overwrite(self, place: Place, data: bytes | memoryview, *, replace: bool = True) -> None:
+    async def overwrite(self, place: Place, data: bytes | bytearray | memoryview, *, replace: bool = True) -> None:
         """Make *data* the whole content of *place*, durably: any reader sees the old file or the new one.
 
         Raises: as `part` and `Part.commit`; the destination is then as it was.
@@ -161,7 +161,7 @@ class Files:
             await part.fill(data)
             await part.commit(replace=replace)
 
-    async def append(self, place: Place, data: bytes | memoryview) -> None:
+    async def append(self, place: Place, data: bytes | bytearray | memoryview) -> None:
         """Append *data* to the file at *place*, durably, or leave it as it was; a new file is made whole.
 
         Raises: WrongKind, AccessDenied, NoSpace, TooLarge; Changed when it is no longer the file that was

@@ -37,12 +37,12 @@ class Part(Owner):
         self._exchange = exchange
         self._disk = disk
 
-    async def write(self, offset: int, data: bytes | memoryview) -> None:
+    async def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write *data* at *offset*. Raises: NoSpace, TooLarge, WriteFailed."""
         self._flushed = False
         await self._disk.write(self.asked, self.fd, offset, data)
 
-    async def fill(self, data: bytes | memoryview) -> None:
+    async def fill(self, data: bytes | bytearray | memoryview) -> None:
         """Make *data* the whole content of a new part, flushed: a commit that follows need not. Raises: as `write`."""
         await self._disk.fill(self.asked, self.fd, data)
         self._flushed = True

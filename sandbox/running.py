@@ -81,7 +81,7 @@ class Command:
     def _watch_stdin(self, stdin: Input) -> None:
         self._watch(stdin.fd, stdin.pump, stdin.rest, select.EPOLLOUT)
 
-    def feed(self, data: bytes, *, last: bool) -> int | None:
+    def feed(self, data: bytes | bytearray, *, last: bool) -> int | None:
         """Have *data* written to the command's input; return how much waits then, None if the input is closed."""
         stdin = self.streams.feed(data, last=last)
         if stdin is None:

@@ -106,7 +106,7 @@ class Output(Pipe):
 class Input(Pipe):
     """One stream into the command: written as fast as it reads; closed at the end, or kept open for more."""
 
-    def __init__(self, data: bytes, *, stays: bool = False, ends: tuple[int, int] | None = None) -> None:
+    def __init__(self, data: bytes | bytearray, *, stays: bool = False, ends: tuple[int, int] | None = None) -> None:
         """Open the pipe, or own *ends* of something like one; *stays*: more may be fed."""
         theirs, fd = ends or os.pipe2(os.O_CLOEXEC)
         super().__init__(fd, theirs)
@@ -118,7 +118,7 @@ class Input(Pipe):
         """How much the command has not taken yet."""
         return len(self._rest)
 
-    def feed(self, data: bytes, *, last: bool) -> None:
+    def feed(self, data: bytes | bytearray, *, last: bool) -> None:
         """Have *data* written after what still waits; *last*: then close."""
         self._rest = memoryview(bytes(self._rest) + data)
         self._stays = self._stays and not last
@@ -148,7 +148,7 @@ class Streams:
 
     def __init__(
         self,
-        stdin: bytes | None,
+        stdin: bytes | bytearray | None,
         output_bytes: int,
         *,
         stdin_stays: bool = False,
@@ -187,7 +187,7 @@ class Streams:
         outputs = {1: self.stdout.theirs, 2: self.stderr.theirs}
         return outputs if self.stdin is None else {0: self.stdin.theirs, **outputs}
 
-    def feed(self, data: bytes, *, last: bool) -> Input | None:
+    def feed(self, data: bytes | bytearray, *, last: bool) -> Input | None:
         """Have *data* written to the command; return the stream that now has something to write, None if it is closed.
 
         A terminal does not close: its program is told the end as a person tells it.

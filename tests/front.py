@@ -22,6 +22,7 @@ import trio
 from broker.calls import Answer, Call
 from broker.endpoint import build_server
 from broker.listener import HttpSettings, serve_http
+from broker.longtext import LongText
 from broker.stdio import serve_stdio
 
 MODERN, LEGACY = "2026-07-28", "legacy"
@@ -57,6 +58,11 @@ FACES = MappingProxyType(
 )
 
 
+def plain(arguments: Mapping[str, object]) -> dict[str, object]:
+    """The arguments as JSON has them; long ones are taken away when the call is over."""
+    return {name: str(value) if isinstance(value, LongText) else value for name, value in arguments.items()}
+
+
 @attrs.define(eq=False)
 class EchoHandler:
     """Answers like a gateway: results, errors, work that lasts until it is ended or cancelled."""
@@ -69,6 +75,7 @@ class EchoHandler:
     may_end: trio.Event = attrs.field(factory=trio.Event)
 
     async def handle(self, call: Call) -> Answer:
+        call = attrs.evolve(call, arguments=plain(call.arguments))
         self.calls.append(call)
         match call.tool:
             case "echo":

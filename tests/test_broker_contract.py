@@ -22,6 +22,7 @@ from broker.contract import FAILURE_PROPERTIES, TOOLS, Fault, InvalidArguments, 
 from broker.errors import BrokerError, ErrorCode
 from broker.faults import SHOWN_FAULTS
 from broker.jobrequests import TerminalSize
+from broker.longtext import Text
 from broker.schema import Hint, hints_of
 
 # A busy machine is no failure.
@@ -492,7 +493,7 @@ def example(hint: Hint) -> object:
         return "c1"
     if hint.choices:
         return hint.choices[0]
-    return {str: "x", bytes: "aGk=", int: 1, tuple: ["x"]}[hint.type]
+    return {str: "x", Text: "x", bytes: "aGk=", int: 1, tuple: ["x"]}[hint.type]
 
 
 # --- results

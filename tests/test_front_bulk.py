@@ -26,7 +26,8 @@ from mcp.client import Client
 from mcp_types import TextContent
 from pydantic_core import from_json
 
-from broker.bulk import BULK_BYTES, MAX_BACKSLASHES, REST_BYTES, Bulk
+from broker.bodyshape import shape_of
+from broker.bulk import BULK_BYTES, MAX_BACKSLASHES, REST_BYTES, SLICE_BYTES, Bulk
 from broker.large_answers import LARGE_EVENT_BYTES
 
 pytestmark = [
@@ -36,6 +37,7 @@ pytestmark = [
 ERAS = pytest.mark.parametrize("era", [MODERN, LEGACY])
 LONG = "QUJD" * (BULK_BYTES // 4)
 HOLE = "here it is"
+EMOJI = "\U0001f600"
 BODY_BYTES = 4 * 1024 * 1024
 
 
@@ -156,6 +158,78 @@ def test_the_usual_call_is_taken_and_the_unusual_is_not() -> None:
     assert not taken(b"[" + usual + b"]"), "a batch"
     assert not taken(usual + b" " * REST_BYTES), "much beside it"
     assert not taken(usual[:-1]), "not JSON"
+
+
+def taken_from(content: bytes) -> Any:
+    """What the long argument is, taken out and given back."""
+    bulk = Bulk()
+    body = bytearray(
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"e","arguments":{"a":"%s"}}}' % content
+    )
+    rest = json.loads(bulk.take(body))
+    return bulk.give_back(rest["params"]["arguments"])["a"]
+
+
+TOKENS = [
+    b"x",
+    "é".encode(),
+    "\u4e2d".encode(),
+    EMOJI.encode(),
+    b"\\ud83d\\ude00",
+    b"\\u00e9",
+    b"\\n",
+    b"\\\\",
+    b'\\"',
+    b"\\u005c",
+]
+
+
+@settings(max_examples=60, deadline=None)
+@example([b"\\ud83d\\ude00"], 1)
+@example([b"\\\\"], 1)
+@example([EMOJI.encode()], 3)
+@given(st.lists(st.sampled_from(TOKENS), min_size=1, max_size=5), st.integers(0, 12))
+def test_a_string_that_is_parsed_in_slices_is_what_the_whole_is(tokens: list[bytes], shift: int) -> None:
+    unit = b"".join(tokens)
+    content = b"x" * shift + unit * (3 * SLICE_BYTES // len(unit))
+    whole = json.loads(b'"%s"' % content)
+    text = taken_from(content)
+    assert str(text) == whole
+    assert len(text) == len(whole)
+    assert text == whole
+
+
+@pytest.mark.parametrize("odd", [b"\\ud83d", b"\\ude00", b"\x01", b"\xff", b"\\x", b"\x80" * 300_000], ids=repr)
+def test_what_is_no_string_in_one_slice_is_none(odd: bytes) -> None:
+    bulk = Bulk()
+    body = modern_call("echo", {"a": "x" * (3 * SLICE_BYTES)})[0].replace(b"xx", odd + b"x", 1)
+    rest = bulk.take(bytearray(body))
+    assert rest == body, "it goes the ordinary way, unharmed"
+
+
+def test_two_long_strings_are_taken_where_they_are() -> None:
+    one, two = "x\n" * SLICE_BYTES, "é" * SLICE_BYTES
+    arguments = {"path": "f", "old": one, "new": two, "more": [1, 2]}
+    body = bytearray(modern_call("echo", arguments)[0])
+    shape = trio.run(shape_of, body)
+    bulk = Bulk()
+    rest = bulk.take_all(body, shape.long_strings)
+    assert len(rest) < REST_BYTES
+    assert bulk.give_back(json.loads(rest)["params"]["arguments"]) == arguments
+    assert bulk.taken_bytes >= len((one + two).encode())
+    given = bulk.give_back(json.loads(rest)["params"]["arguments"])["new"]
+    bulk.drop()
+    assert str(given) == ""
+
+
+def test_a_long_string_that_is_no_argument_stays_where_it_is() -> None:
+    message = json.loads(modern_call("echo", {"a": "x" * SLICE_BYTES})[0])
+    message["params"]["_meta"]["b"] = "y" * SLICE_BYTES
+    body = bytearray(json.dumps(message).encode())
+    shape = trio.run(shape_of, body)
+    assert len(shape.long_strings) == 2
+    assert Bulk().take_all(body, shape.long_strings) is body
+    assert json.loads(body) == message
 
 
 @pytest.mark.parametrize(("missing", "is_taken"), [(0, True), (1, False)])

@@ -1,0 +1,77 @@
+"""A long string of a call, as the UTF-8 that it will be written as, and nowhere as a `str`.
+
+One emoji makes a `str` of four bytes a character, and whoever wants the bytes of it makes them beside it. The bytes are
+held once. Their owner is who took them in: it takes them away when the call is over, whoever still has a name for them.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import attrs
+
+CHARACTER_BYTES = 4
+"""A character of UTF-8 has no more."""
+COUNTED_BYTES = 128 * 1024
+"""At a time."""
+_CONTINUING = bytes(range(0x80, 0xC0))
+
+
+@attrs.define(eq=False, repr=False)
+class LongText:
+    """It has no lone surrogates: they have no UTF-8. Equal to the `str` that it is."""
+
+    _data: bytearray
+    size: int = attrs.field(init=False)
+    """Bytes of UTF-8."""
+
+    def __attrs_post_init__(self) -> None:
+        self.size = len(self._data)
+
+    def encode(self) -> bytearray:
+        """Return the UTF-8 itself; nobody changes it."""
+        return self._data
+
+    def ascii(self) -> bytearray:
+        """Return it where it is ASCII. Raises: ValueError as the base64 module does for a `str` that is not."""
+        if not self._data.isascii():
+            raise ValueError("string argument should contain only ASCII characters")
+        return self._data
+
+    def drop(self) -> None:
+        """Hold nothing any more. Who has asked for the bytes before keeps them."""
+        self._data = bytearray()
+
+    def head(self, characters: int) -> str:
+        """Return no more than the first *characters*."""
+        return self._data[: CHARACTER_BYTES * characters].decode(errors="ignore")[:characters]
+
+    def __len__(self) -> int:
+        """Count the characters."""
+        view = memoryview(self._data)
+        pieces = (bytes(view[at : at + COUNTED_BYTES]) for at in range(0, len(view), COUNTED_BYTES))
+        return sum(len(piece.translate(None, _CONTINUING)) for piece in pieces)
+
+    def __bool__(self) -> bool:
+        """Whether there is something."""
+        return self.size > 0
+
+    def __str__(self) -> str:
+        """Return it as a `str`, however much that takes."""
+        return self._data.decode()
+
+    def __repr__(self) -> str:
+        """Say what it is, and nothing of what is in it."""
+        return f"<LongText of {self.size} bytes>"
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the text."""
+        if isinstance(other, LongText | str):
+            return self._data == other.encode()
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # it can be taken away
+
+
+Text: TypeAlias = str | LongText
+"""A string that may be long, where only its UTF-8 is wanted."""
