@@ -19,7 +19,8 @@ MOVES: Mapping[str, str] = {
         secretwords:secret_words
     """,
     "broker/contract": """
-        contract:table decode errors faults:faults fields jobrequests:command_requests jobresults:command_results names
+        contract:table decode errors faults:faults fields jobrequests:command_requests jobresults:command_results
+        longtext:long_text names
         requests results schema toolrow:row transferrequests:transfer_requests transferresults:transfer_results
         treerequests:tree_requests treeresults:tree_results wire:encode
     """,
@@ -56,8 +57,8 @@ MOVES: Mapping[str, str] = {
     """,
     "sandbox/commands": "command:run ends:excerpt launching running spill streams terminal transcript",
     "sandbox/files": """
-        archives descriptors:disk exchange:opener_client file_errors:errors files namework:names part_file:part pinned
-        treework:trees
+        archives descriptors:disk exchange:opener_client file_errors:errors files hashes namework:names part_file:part
+        pinned treework:trees
     """,
     "sandbox/init": "child:spare farewell keepers launcher session_init:init slot:keeper slots:keeper_pool",
     "sandbox/inside": "hiding:blocked_paths sniffer stages",
@@ -68,8 +69,8 @@ MOVES: Mapping[str, str] = {
     "sandbox/inside/opener": "nameops:names opener:main",
     "sandbox/inside/unfinished": "leftovers:hidden parts staging:stage",
     "sandbox/inside/worker": """
-        aftermath archive_pack:pack archive_unpack:unpack copying:copy descent gitconfig globs job links
-        moving:move
+        aftermath archive_pack:pack archive_unpack:unpack copying:copy descent filehash:hash gitconfig globs
+        job links moving:move
         tarmembers:tar_members tarpipe:tar_pipe tarread:tar tarwrite:tar_write treechange:change treelook:look
         treesearch:search treeworker:main walk
     """,
@@ -81,7 +82,7 @@ MOVES: Mapping[str, str] = {
     "sandbox/plan": "grants:walls limits new_root plan spaces system system_search users",
     "transfers": """
         __init__ coverage declared digest disk download:download_state downloads filestreams media part quota readahead
-        refusals settings store streams threads ticket upload:upload_state uploads
+        refusals resthash:rest_hash settings store streams threads ticket upload:upload_state uploads
     """,
 }
 """By room, the modules that go there from its package's folder; `old:new` where the name changes."""
@@ -99,10 +100,10 @@ JOINED: Mapping[str, str] = {
     "policy": "gates:arguments network:known",
     "sandbox/commands": "launching:run",
     "sandbox/init": "farewell:init keepers:keeper_pool",
-    "sandbox/inside/worker": "descent:unpack links:walk move:change tar_write:tar",
+    "sandbox/inside/worker": "descent:unpack gitconfig:aftermath links:walk move:change tar_write:tar",
     "sandbox/kernel": "masks:root nameless:files pids:processes renaming:files room:files",
     "sandbox/plan": "new_root:walls system:walls",
-    "transfers": "coverage:filestreams declared:digest part:upload quota:upload readahead:filestreams",
+    "transfers": "coverage:filestreams declared:digest part:upload quota:upload readahead:filestreams rest_hash:digest",
 }
 """By room, the pieces that become part of another file after the move: `piece:whole`."""
 
