@@ -75,7 +75,7 @@ class RestHash:
             if left:
                 self.close()
         if isinstance(verdict, HashRest):
-            self.why_none = self.why_none or f"hashing the file took longer than {within_s:g} s"
+            self.why_none = self.why_none or f"the file was not hashed to its end in {within_s:g} s"
         return verdict
 
     async def _elsewhere(
