@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -15,8 +18,9 @@ import trio
 from door import OTHER_UID, Door, descriptors, needs_landlock, needs_root, open_door, reachable
 from test_sandbox_treework import workers
 
+from sandbox import wire
 from sandbox.file_errors import AccessDenied, FileError, OpenerGone, WriteFailed
-from sandbox.hashes import HASHERS, PIECE_BYTES, FileHash
+from sandbox.hashes import HASHERS, PIECE_BYTES, FileHash, _Worker
 
 MIB = 1024 * 1024
 HUGE = 64 << 30
@@ -269,3 +273,55 @@ async def test_workers_end_with_the_files_and_with_their_opener(tmp_path: Path) 
             with pytest.raises((WriteFailed, OpenerGone)):
                 await hashing.upto(fd, HUGE)
     assert descriptors() == before
+
+
+RIGHT = "0" * 64
+NONSENSE = [
+    b"J{}",
+    b"Jno JSON",
+    b'J{"at": "5", "sha256": "%s"}' % RIGHT.encode(),
+    b'J{"at": true, "sha256": "%s"}' % RIGHT.encode(),
+    b'J{"at": 11, "sha256": "%s"}' % RIGHT.encode(),
+    b'J{"at": -1, "sha256": "%s"}' % RIGHT.encode(),
+    b'J{"at": 5, "sha256": "%s"}' % RIGHT[1:].encode(),
+    b'J{"at": 5, "sha256": null}',
+    b'J{"refused": "", "errno": "13", "why": ""}',
+    b'J{"refused": 5, "errno": 13, "why": ""}',
+]
+
+
+@asynccontextmanager
+async def taken_over() -> AsyncIterator[tuple[_Worker, socket.socket]]:
+    """A worker of which somebody else has the other end: it may say what it likes."""
+    ours, theirs = wire.pair()
+    ours.setblocking(False)
+    with theirs:
+        process = subprocess.Popen(["sleep", "60"])
+        worker = _Worker("it", ours, os.pidfd_open(process.pid))
+        try:
+            yield worker, theirs
+        finally:
+            worker.end()
+            assert process.wait(30) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("said", NONSENSE)
+async def test_a_worker_that_talks_nonsense_is_as_good_as_gone(said: bytes) -> None:
+    async with taken_over() as (worker, other_end):
+        other_end.send(said)
+        with pytest.raises(WriteFailed, match="it: the process that hashed it was ended"):
+            await worker.advance(10)
+        assert worker.broken
+        assert worker.sha256 == ""
+
+
+async def test_what_a_worker_answers_is_taken_and_what_it_refuses_is_the_files_error() -> None:
+    async with taken_over() as (worker, other_end):
+        for said in ({"piece": [], "counts": {}}, {"at": 10, "sha256": RIGHT}):
+            wire.send(other_end, said)
+        await worker.advance(10)
+        assert (worker.at, worker.sha256, worker.ended, worker.broken) == (10, RIGHT, False, False)
+        wire.send(other_end, {"refused": "", "errno": errno.EACCES, "why": ""})
+        with pytest.raises(AccessDenied, match="it: Permission denied"):
+            await worker.advance(20)
+        assert worker.broken
