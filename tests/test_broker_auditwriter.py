@@ -327,7 +327,7 @@ def test_what_is_due_sooner_than_it_tries_again_is_not_late(bench: Bench) -> Non
     bench.due_s = 0.01
     with in_the_way(bench.events):
         bench.owe(1)
-        for _number in range(3):
+        for _number in range(10):
             bench.asked.get(timeout=BOUND_S)
 
 
@@ -409,6 +409,18 @@ def test_what_waits_for_the_thread_is_owed_and_the_thread_catches_up(
     assert bench.complaints() == [], "nobody was refused"
 
 
+def test_the_thread_is_told_to_ask_again_also_when_it_was_late_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held(bench, monkeypatch):
+        bench.owe(1)
+    bench.require(2)
+    for _number in range(5):  # at its start, and behind each of four errands
+        bench.asked.get(timeout=BOUND_S)
+    bench.writer.nudge()
+    bench.asked.get(timeout=BOUND_S)
+
+
 def test_so_many_records_wait_and_the_numbers_of_others_are_left_out(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -429,6 +441,7 @@ def test_so_many_bytes_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> No
     with held(bench, monkeypatch):
         bench.owe(5)
         bench.owe(6, failed=True)
+        assert (bench.writer.owed, bench.writer.lost) == (2, 0)
         bench.owe(7)
         assert (bench.writer.owed, bench.writer.lost) == (2, 1)
 
