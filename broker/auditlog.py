@@ -42,6 +42,9 @@ class AuditUnavailable(Exception):
         self.why = why
         self.full = full
         """Whether room is all that it lacks."""
+        self.owed_records = 0
+        """How many wait to be written, when it is a call that is refused; with `lost_records`, its client is told."""
+        self.lost_records = 0
 
 
 @attrs.frozen(kw_only=True)

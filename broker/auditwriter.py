@@ -150,10 +150,14 @@ class Writer:
         Cancellation: they are not written, unless that was just being done.
         """
         errand = self._hand(lambda: self._require(lines))
-        if not errand.finished:
-            await self._wait(errand)
-        if errand.trouble is not None:
-            raise errand.trouble
+        try:
+            if not errand.finished:
+                await self._wait(errand)
+            if errand.trouble is not None:
+                raise errand.trouble
+        except AuditUnavailable as error:
+            error.owed_records, error.lost_records = self.owed, self.lost
+            raise
 
     def owe_here(self, lines: Lines) -> None:
         """As `owe`, for `on_idle`, which the thread calls."""

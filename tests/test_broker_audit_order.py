@@ -123,6 +123,9 @@ def test_when_the_room_is_used_up_records_wait_and_come_by_themselves(small: Pat
             (note,) = [note for note, alive in read_runs(log) if alive]
             assert (note.run, note.lost) == (audit.run_id, 0)
             assert 50 < note.owed < count
+            with pytest.raises(AuditUnavailable) as caught:
+                begin(audit, command(count))
+            assert (caught.value.owed_records, caught.value.lost_records) == (note.owed, 0)
         assert "owe their records" in told.get(timeout=BOUND_S)
         assert "can be written again" in told.get(timeout=BOUND_S)  # nobody called
         audit.settle()

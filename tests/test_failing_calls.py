@@ -3,7 +3,7 @@
 First the calls that each process makes under each tool are counted; then each of them is made to fail, at each of its
 first times, with what the kernel might say. The answer must be true (the folder is as before, or as after, as it says),
 nothing may leak, and the next call works. As many as fit into the session's time are tried, in the order of a
-fixed seed; `FAILING_CALLS=all` tries every one, which takes an hour.
+fixed seed; `FAILING_CALLS=all` tries every one, which takes ten minutes on two cores that are idle.
 """
 
 from __future__ import annotations
@@ -363,7 +363,7 @@ class Bench:
         """Note what is not as it should be."""
         self.findings.append(finding)
         if WHOLE:
-            print(finding, flush=True)  # noqa: T201  an hour is long
+            print(finding, flush=True)  # noqa: T201  that takes long
 
     async def attempt(self, name: str, fault: Fault) -> None:
         """Let one call fail under one tool, and look at everything: in the main thread, or else in any."""

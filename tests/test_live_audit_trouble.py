@@ -86,7 +86,10 @@ async def test_what_stops_something_needs_no_log() -> None:
                 assert not any(map(lives, processes))
                 await call(client, "kill_process", **mine, pid=4_194_000)
                 await ok(client, "kill_session", **mine)
-                assert (await call(client, "create_session")).error == UNAVAILABLE
+                refused = await call(client, "create_session")
+                assert refused.error == UNAVAILABLE
+                assert refused["error_details"]["owed_records"] > 5
+                assert refused["error_details"]["lost_records"] == 0
             await ok(client, "kill_session", session_id=other)
         found = await until_written(log, "AUDIT_RESTORED")
         kinds = [record["event_type"] for record in found]
