@@ -24,15 +24,24 @@ ROOT = Path(__file__).parent.parent
 COPIED = (*PACKAGES, "tests", "bench", "docs", "pyproject.toml", "README.md")
 TESTS = (
     *("policy_*", "config_*", "transfers_*", "transferhead", "output_*", "broker_*", "bytebudget", "session*"),
-    *("sandbox_*", "walls_names*", "walls_births", "walls_closed", "treetools", "archive_pack", "archive_unpack"),
-    *("archives", "front_mcp", "front_jobs", "front_bulk", "jobs", "order", "outcomes", "ownership", "quotas"),
-    *("live_transfers", "live_inputs", "live_aftermath", "live_sessions"),
+    *("sandbox_*", "walls_names*", "walls_births", "walls_closed", "treetools", "treetools_disk", "archive_*", "moves"),
+    *("archives", "front_mcp", "front_jobs", "front_bulk", "front_hostile", "front_limits", "front_origins"),
+    *("front_places", "front_shape", "guarded_paths", "jobs", "order", "outcomes", "ownership", "quotas", "reachable"),
+    *("untenable", "live_inputs", "live_sessions", "live_policy"),
 )
-"""Of the test files `test_*.py` in tests/: what enters most of the code in few minutes."""
-KINDS = "not (conformance or soak or guest or histories or failing or long)"
+"""Of the test files `test_*.py` in tests/: what enters most of the code in few minutes, without what is marked `long`."""
+LONG_TESTS = ("front_stdio", "live_transfers", "live_own_port", "sandbox_sniffing", "transfer_stalls")
+"""Of those that are marked `long` as a whole: what alone enters stdio, transfers by URL, peers and types."""
+KINDS = "not (conformance or soak or guest or histories or failing)"
 LEFT_OUT = (
     "test_broker_audit_floods.py::test_a_flood_of_refusals_leaves_the_log_small",
     "test_broker_audit_redaction.py::test_redaction_takes_time_in_proportion",
+    "test_live_own_port.py::test_a_call_whose_sender_is_gone_has_no_effect[user]",
+    "test_live_own_port.py::test_no_address_leads_around_it",
+    "test_live_own_port.py::test_no_process_of_a_session_is_served[namespaces-user]",
+    "test_live_own_port.py::test_no_process_of_a_session_is_served[no namespaces-",
+    "test_live_transfers.py::test_a_full_disk_is_told_and_leaves_the_file_as_it_was",
+    "test_live_transfers.py::test_a_plain_users_broker_transfers_as_well",
     "test_transfers_crashes.py",  # kills what it measures, some hundred times
     "test_broker_errors.py::test_every_failure_fits_every_output_schema",
     "test_jobs.py::test_both_streams_keep_their_order",
@@ -41,12 +50,10 @@ LEFT_OUT = (
     "test_sandbox_treework.py::test_lines_are_numbered_across_blocks",
 )
 """What fails, or takes minutes, while each line is traced: it counts on speed or memory, or is a great many cases."""
-FLOORS = {"broker": 71, "config": 94, "policy": 97, "sandbox": 75, "transfers": 94}
+FLOORS = {"broker": 85, "config": 94, "policy": 97, "sandbox": 79, "transfers": 94}
 """Percent of the branches of a package, a little under what was measured (docs/coverage.md). The one place for them."""
 SOME_FAILED = 1
 """Pytest's status where all ran and some failed."""
-NAMED_BELOW = 90
-"""A file with less of its branches, in percent, is named."""
 
 
 @attrs.define
@@ -97,18 +104,28 @@ def _copy(tree: Path) -> None:
 
 
 def _run_tests(tree: Path, asked: list[str]) -> int:
-    words = asked or chosen(tree)
+    """Run what was asked for, else both of our choices; returns pytest's worst status."""
+    return max(_run_pytest(tree, words) for words in ([asked] if asked else chosen(tree)))
+
+
+def _run_pytest(tree: Path, words: list[str]) -> int:
     print(f"measured while these tests run: {' '.join(words)}", flush=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile", "same", *words]
     return subprocess.run(command, cwd=tree, check=False).returncode
 
 
-def chosen(tree: Path) -> list[str]:
-    """Return the words of pytest's command line that stand for what is run by default."""
-    files = sorted({str(file.relative_to(tree)) for name in TESTS for file in tree.glob(f"tests/**/test_{name}.py")})
+def chosen(tree: Path) -> tuple[list[str], list[str]]:
+    """Return the words of pytest's command line that stand for TESTS, and those for LONG_TESTS."""
     at_once = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadscope"]
     left_out = [word for test in LEFT_OUT for word in ("--deselect", f"tests/{test}")]
-    return [*at_once, "-m", KINDS, *left_out, *files]
+
+    def words(kinds: str, names: tuple[str, ...]) -> list[str]:
+        files = sorted(
+            {str(file.relative_to(tree)) for name in names for file in tree.glob(f"tests/**/test_{name}.py")}
+        )
+        return [*at_once, "-m", kinds, *left_out, *files]
+
+    return words(f"{KINDS} and not long", TESTS), words(KINDS, LONG_TESTS)
 
 
 def _merged(tree: Path, data: Path) -> dict[str, Any]:
@@ -142,13 +159,13 @@ def report(files: Mapping[str, Any], floors: Mapping[str, float]) -> tuple[str, 
     for name, found in sorted(files.items()):
         taken = Taken(found["summary"]["covered_branches"], found["summary"]["num_branches"])
         packages[name.partition("/")[0]].add(taken)
-        if taken.percent < NAMED_BELOW:
+        if found["missing_branches"]:
             missing = ", ".join(f"{source}->{'end' if to < 0 else to}" for source, to in found["missing_branches"])
             named.append(f"  {taken}  {name}: {missing}")
     low = [package for package, taken in packages.items() if taken.percent < floors[package]]
     lines = ["branches taken, by package:"]
     lines += [f"  {taken}  {package} (floor: {floors[package]} %)" for package, taken in packages.items()]
-    lines += [f"files with less than {NAMED_BELOW} %, and the branches that were not taken:", *named]
+    lines += ["files with branches that were not taken:", *named]
     lines += [f"{package} is below its floor" for package in low]
     return "\n".join(lines), low
 

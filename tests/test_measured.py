@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import marshal
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from branches import FLOORS, LEFT_OUT, chosen, report
+from branches import FLOORS, LEFT_OUT, LONG_TESTS, TESTS, chosen, report
 from measured import MARKS, PACKAGES, PLACES, places_in, prepare, steps
 
 pytestmark = pytest.mark.once
@@ -118,11 +119,25 @@ def test_a_module_and_a_test_in_a_sub_folder_are_measured_too(tmp_path: Path) ->
         (tmp_path / name).write_text(SAMPLE)
     places, _ = places_in(str(tmp_path), "sandbox")
     assert {*places} == {"sandbox/inside/room/sample.py"}
-    assert [word for word in chosen(tmp_path) if word.endswith("_x.py")] == ["tests/policy/test_policy_x.py"]
-    assert "tests/policy/test_other.py" not in chosen(tmp_path)
+    quick, long = chosen(tmp_path)
+    assert "tests/policy/test_policy_x.py" in quick
+    assert "tests/policy/test_other.py" not in [*quick, *long]
 
 
-def test_what_is_left_out_is_there() -> None:
-    """Pytest says nothing when it is told to leave out a test that there is not."""
-    for file, _, name in (test.partition("::") for test in LEFT_OUT):
-        assert f"def {name}(" in (HERE / file).read_text() or not name
+@pytest.mark.parametrize("name", [*TESTS, *LONG_TESTS])
+def test_every_name_of_the_choice_stands_for_a_file(name: str) -> None:
+    assert [*HERE.rglob(f"test_{name}.py")]
+
+
+@pytest.mark.parametrize("test", LEFT_OUT)
+def test_what_is_left_out_is_there(test: str) -> None:
+    file, _, function = test.partition("::")
+    assert f"def {function.partition('[')[0]}" in (HERE / file).read_text()
+
+
+def test_the_long_files_are_marked_as_a_whole_and_the_others_are_not() -> None:
+    """Else a file of the first choice would enter nothing, which is how the transfers came to count for nothing."""
+    marked = re.compile(r"^pytestmark = [^\n]*(\[[^\]]*)?\bmark\.long\b", re.MULTILINE)
+    long = {f"test_{name}.py" for name in LONG_TESTS}
+    chosen = {file.name for name in TESTS for file in HERE.rglob(f"test_{name}.py")}
+    assert {name for name in chosen | long if marked.search((HERE / name).read_text())} == long
