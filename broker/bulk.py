@@ -12,17 +12,19 @@ Whatever is unusual about a body leaves it as it is. Pure.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import secrets
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import attrs
 from pydantic_core import from_json
 
 from broker.longtext import CHARACTER_BYTES, LongText, Text
+from broker.wire import is_unicode
 
 BULK_KEY = "broker.bulk"
 """Where the `Bulk` of a request is found in its ASGI scope."""
@@ -52,6 +54,8 @@ class Bulk:
 
     _taken: dict[str, Text] = attrs.field(factory=dict, init=False)
     _held: tuple[bytes, bytes] | None = attrs.field(default=None, init=False)
+    _is_told: bool = attrs.field(default=False, init=False)
+    """Whether what is held stands in the text of the answer as well, and is escaped."""
 
     def take(self, body: Body) -> Body:
         """Return *body* with a marker instead of the long argument that has nearly all of it, or as it is.
@@ -108,6 +112,20 @@ class Bulk:
                 return {**structured, name: marker}
         return structured
 
+    def hold_told(self, structured: dict[str, Any]) -> dict[str, Any]:
+        """Return a result with a marker instead of a long string, or as it is; the text may have the marker, too."""
+        for name, text in structured.items():
+            if self._held is None and isinstance(text, str) and len(text) >= BULK_BYTES and is_unicode(text):
+                marker = _new_marker()
+                self._held, self._is_told = (marker.encode(), text.encode()), True
+                return {**structured, name: marker}
+        return structured
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes are held of what goes into the answer."""
+        return 0 if self._held is None else len(self._held[1])
+
     @property
     def holds(self) -> bool:
         """Whether something is to be put into the answer."""
@@ -117,13 +135,27 @@ class Bulk:
         """Return how much longer *body* is when it is filled."""
         return sum(map(len, self.fill(body))) - len(body)
 
-    def fill(self, body: bytes) -> tuple[bytes, ...]:
-        """Return *body* in pieces, with what was held in its place."""
+    def fill(self, body: bytes) -> Iterable[bytes]:
+        """Return *body* in pieces, with what was held in its place; what is escaped is made when its turn comes."""
         if self._held is None:
             return (body,)
         marker, data = self._held
+        if self._is_told:
+            return _told(body.split(marker), data)
         before, found, after = body.partition(marker)
         return (before, data, after) if found else (body,)
+
+
+def _told(around: Sequence[bytes], data: bytes) -> Iterator[bytes]:
+    """Yield what is *around* the markers, and *data* as JSON instead of each; in the text it is JSON within JSON."""
+    for number, piece in enumerate(around):
+        yield piece
+        if number < len(around) - 1:
+            in_text = piece.endswith(b'\\"')
+            decoder = codecs.getincrementaldecoder("utf-8")()
+            for at in range(0, len(data), SLICE_BYTES):
+                escaped = json.dumps(decoder.decode(data[at : at + SLICE_BYTES]))[1:-1].encode()
+                yield escaped.replace(b"\\", b"\\\\").replace(b'"', b'\\"') if in_text else escaped
 
 
 def _without(body: Body, spans: Sequence[Span]) -> list[bytes]:

@@ -119,7 +119,9 @@ class _Adapter:
             return task
         fields = tool.bulk_fields if tool else ()
         if bulk is not None:
-            answer = attrs.evolve(answer, structured=bulk.hold(answer.structured, fields))
+            held = bulk.hold(answer.structured, fields) if fields else bulk.hold_told(answer.structured)
+            answer = attrs.evolve(answer, structured=held)
+            del held
         return tool_result(answer, bulk=fields, version=context.protocol_version)
 
 

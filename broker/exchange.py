@@ -36,6 +36,8 @@ ABORT_KEY = "broker.abort"
 BODY_SOCKET_KEY = "broker.body_socket"
 """Where a `BodySocket` is found in it, under our own connections."""
 
+PART_BYTES = 1024 * 1024
+"""Of a body that are sent at once."""
 LINGER_S = 5.0
 """How long a refused body is still read: a socket closed with unread data is reset, and the reset can overtake the
 refusal on its way to the client, or break what it sends before it looks. However much that is: the megabytes pass
@@ -206,18 +208,29 @@ class Exchange:
     async def _send_body(self, message: Message) -> None:
         growth = self._bulk.growth(message.get("body", b""))
         if self._room is not None:
-            self._room.sends(len(message.get("body", b"")) + growth)
+            self._room.sends(len(message.get("body", b"")) + self._bulk.held_bytes)
         if self._held_start is not None:
             held, self._held_start = self._held_start, None
             start, message = as_json(held, message, growth) or (held, message)
             await self._send(lengthened(start, growth))
-        *pieces, last = self._bulk.fill(message.get("body", b""))
-        for piece in pieces:
-            await self._send({**message, "body": piece, "more_body": True})
+        last = b""
+        for piece in self._bulk.fill(message.get("body", b"")):
+            if last:
+                await self._send({**message, "body": await self._send_parts(message, last), "more_body": True})
+            last = piece
+        last = await self._send_parts(message, last)
         if not message.get("more_body", False):
             self.complete = True  # before the send: the false disconnect arrives during it
             self._on_complete()  # and so may the next request on this connection
         await self._send({**message, "body": last})
+
+    async def _send_parts(self, message: Message, piece: bytes) -> bytes:
+        """Send *piece* but for its end, which is returned: of what is sent at once a copy is made below."""
+        at = 0
+        while len(piece) - at > PART_BYTES:
+            await self._send({**message, "body": piece[at : at + PART_BYTES], "more_body": True})
+            at += PART_BYTES
+        return piece[at:]
 
     async def finish(self) -> None:
         """End a response that was cut short, properly: a last empty part instead of a broken connection."""

@@ -386,6 +386,25 @@ def test_the_handler_and_the_client_cannot_tell_the_fast_way_from_the_slow_one(
 
 
 @ERAS
+@pytest.mark.parametrize("size", [1, 8])
+async def test_a_long_result_that_the_text_tells_too_arrives_twice_and_whole(era: Any, size: int) -> None:
+    text = 'é\n"\\ \x01 \u2028 ' + EMOJI + "x" * (SLICE_BYTES - 20) + EMOJI * size * SLICE_BYTES
+    async with serving(max_body_bytes=4 * BODY_BYTES) as house, Client(house.url, mode=era) as mcp:
+        result = await mcp.call_tool("echo", {"word": text, "name": "f"})
+        assert result.structured_content == {"success": True, "word": text, "name": "f"}
+        assert isinstance(result.content[0], TextContent)
+        assert json.loads(result.content[0].text) == result.structured_content
+
+
+async def test_a_long_result_is_of_the_length_that_was_said() -> None:
+    async with serving(max_body_bytes=BODY_BYTES) as house, raw(house) as conn:
+        body, headers = modern_call("echo", {"word": "\u4e2d\n" * SLICE_BYTES})
+        assert (await conn.ask("POST", "/mcp", body, **headers)).status == 200
+        body, headers = modern_call("echo", {"word": "the connection goes on"})
+        assert b"the connection goes on" in (await conn.ask("POST", "/mcp", body, **headers)).body
+
+
+@ERAS
 @pytest.mark.parametrize(
     "text",
     [LONG[:-1], LONG, LONG * 16, LONG[:-3] + '"\\\n', LONG + "é", "bulk:" + LONG],
