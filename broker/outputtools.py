@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
 
 import trio
@@ -44,18 +45,16 @@ async def perform_read_output(scope: Scope, request: ReadOutput, _: None) -> Rea
     max_bytes = request.max_bytes or jobs.room.inline_bytes
     if request.wait_seconds:
         max_bytes = min(max_bytes, WAITED_BYTES)
-    try:
-        page = await session.call(_page, scope, request, job, cursor, max_bytes)
-    except SessionClosed:
-        with trio.move_on_after(WIND_DOWN_S):  # it is being ended, and may say something yet
-            await job.done.wait()
-        left = _result(job, request, job.spill.read_newest(request.stream, cursor, max_bytes))
-        raise BrokerError(
-            ErrorCode.SESSION_CLOSED,
-            f"{SessionClosed(session.id, session.ended)}; what was in memory from the cursor on is in this answer",
-            partial=encode(left),
-        ) from None
-    return _result(job, request, page)
+    with suppress(SessionClosed):
+        return _result(job, request, await session.call(_page, scope, request, job, cursor, max_bytes))
+    with trio.move_on_after(WIND_DOWN_S):  # it is being ended, and may say something yet
+        await job.done.wait()
+    left = _result(job, request, job.spill.read_newest(request.stream, cursor, max_bytes))
+    raise BrokerError(
+        ErrorCode.SESSION_CLOSED,
+        f"{SessionClosed(session.id, session.ended)}; what was in memory from the cursor on is in this answer",
+        partial=encode(left),
+    )
 
 
 async def _page(scope: Scope, request: ReadOutput, job: Job, cursor: int, max_bytes: int) -> Page:

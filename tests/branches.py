@@ -29,12 +29,11 @@ TESTS = (
     *("front_places", "front_shape", "guarded_paths", "jobs", "order", "outcomes", "ownership", "quotas", "reachable"),
     *("untenable", "live_inputs", "live_sessions", "live_policy"),
 )
-"""Of the test files `test_*.py` in tests/: what enters most of the code in few minutes, without what is marked `long`."""
+"""Of the test files `test_*.py`: what enters most of the code in few minutes, without what is marked `long`."""
 LONG_TESTS = ("front_stdio", "live_transfers", "live_own_port", "sandbox_sniffing", "transfer_stalls")
 """Of those that are marked `long` as a whole: what alone enters stdio, transfers by URL, peers and types."""
 KINDS = "not (conformance or soak or guest or histories or failing)"
 LEFT_OUT = (
-    "test_broker_audit_floods.py::test_a_flood_of_refusals_leaves_the_log_small",
     "test_broker_audit_redaction.py::test_redaction_takes_time_in_proportion",
     "test_live_own_port.py::test_a_call_whose_sender_is_gone_has_no_effect[user]",
     "test_live_own_port.py::test_no_address_leads_around_it",
