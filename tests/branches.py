@@ -49,7 +49,7 @@ LEFT_OUT = (
     "test_sandbox_treework.py::test_lines_are_numbered_across_blocks",
 )
 """What fails, or takes minutes, while each line is traced: it counts on speed or memory, or is a great many cases."""
-FLOORS = {"broker": 85, "config": 94, "policy": 97, "sandbox": 79, "transfers": 94}
+FLOORS = {"broker": 86, "config": 94, "policy": 97, "sandbox": 79, "transfers": 94}
 """Percent of the branches of a package, a little under what was measured (docs/coverage.md). The one place for them."""
 SOME_FAILED = 1
 """Pytest's status where all ran and some failed."""

@@ -23,7 +23,7 @@ policy:
   blocked_paths: ["**/.ssh/**"]
   file_limits: {{max_write_size: 8192, blocked_extensions: [exe]}}
 """
-SERVER = "server: {timeouts: {command_max: 60}}"
+SERVER = "server: {timeouts: {command_max: 60}, transfers: {max_open: 2}}"
 
 
 @asynccontextmanager
@@ -79,6 +79,18 @@ async def test_an_upload_larger_than_a_file_may_be_is_refused_when_it_is_opened(
         asked = {"direction": "upload", "path": "f"}
         assert await desk.failure("open_transfer", size_bytes=8193, **asked) == "FILE_TOO_LARGE"
         assert (await desk.ok("open_transfer", size_bytes=8192, **asked))["size_bytes"] == 8192
+
+
+async def test_transfers_are_as_many_as_are_allowed_and_none_that_is_not_known(tmp_path: Path) -> None:
+    async with desk_of(tmp_path) as desk:
+        asked = {"direction": "upload", "path": "f"}
+        opened = [await desk.ok("open_transfer", **asked) for _ in range(2)]
+        assert await desk.failure("open_transfer", **asked) == "POLICY_RESOURCE_EXCEEDED"
+        assert (
+            await desk.failure("stat_transfer", transfer_id="x" * len(opened[0]["transfer_id"])) == "TRANSFER_NOT_FOUND"
+        )
+        await desk.ok("cancel_transfer", transfer_id=opened[0]["transfer_id"])
+        await desk.ok("open_transfer", **asked)
 
 
 async def test_what_is_no_file_is_shown_and_neither_deleted_nor_copied_to(tmp_path: Path) -> None:
