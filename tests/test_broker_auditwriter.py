@@ -86,6 +86,10 @@ class Bench:
         self.free.wait(BOUND_S)
         return self.due_s
 
+    def hear_asked(self, times: int) -> None:
+        for _number in range(times):
+            self.asked.get(timeout=0.3)
+
     def owe(self, *numbers: int, failed: bool = False) -> None:
         before_s = time.monotonic()
         for number in numbers:
@@ -389,8 +393,7 @@ def test_the_room_is_taken_again_by_itself(bench: Bench, monkeypatch: pytest.Mon
         if bench.run.whole:
             break
     with pytest.raises(queue.Empty):  # and then it asks no more
-        for _number in range(MANY):
-            bench.asked.get(timeout=0.3)
+        bench.hear_asked(MANY)
     assert bench.run.path.stat().st_size == WHOLE_BYTES
 
 
