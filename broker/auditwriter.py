@@ -283,7 +283,7 @@ class Writer:
                 log.settle()
             except AuditUnavailable as error:
                 trouble = error
-        if trouble is not None or self._trouble is not None:
+        if trouble is not None:
             self._behind = max(self._behind, owed)
         if owed or self._trouble is None:  # else nothing was tried, and the log is as it was
             self._note(trouble)

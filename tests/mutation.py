@@ -67,9 +67,9 @@ WHOLE = (
     *("transfers/coverage.py", "transfers/declared.py", "transfers/ticket.py", "transfers/quota.py"),
     *("broker/decode.py", "broker/bodyshape.py", "broker/refusals.py", "broker/records.py"),
     *("broker/redact.py", "broker/secretwords.py", "broker/audit.py"),
-    *("broker/auditlog.py", "broker/auditrun.py", "broker/auditsync.py"),
     *("transfers/disk.py", "transfers/store.py", "transfers/threads.py", "transfers/readahead.py"),
     *("transfers/media.py", "transfers/refusals.py", "transfers/digest.py"),
+    *("broker/auditlog.py", "broker/auditrun.py", "broker/auditsync.py", "broker/auditwriter.py"),
     *("sandbox/openat.py", "sandbox/rlimits.py", "sandbox/wire.py"),
 )
 """Where every survivor was killed or is argued: what is tried, and drawn from, where no module is named."""

@@ -287,6 +287,13 @@ def test_a_record_that_is_owed_only_to_the_errors_is_owed(bench: Bench) -> None:
     assert bench.found()[2:] == [(4, 3), (["Is a directory", 2, 0], 4)]
 
 
+def test_the_record_with_which_a_trouble_ends_was_never_owed(bench: Bench) -> None:
+    with in_the_way(bench.events):
+        bench.owe(1, 2)
+    bench.owe(3)
+    assert bench.found() == [(1, 1), (2, 2), (3, 3), (["Is a directory", 2, 0], 4)]
+
+
 def test_a_failure_that_the_errors_cannot_take_is_refused(bench: Bench) -> None:
     with in_the_way(bench.errors), pytest.raises(AuditUnavailable):
         bench.require(1, failed=True)
