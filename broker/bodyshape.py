@@ -43,11 +43,6 @@ async def shape_of(body: bytes | bytearray) -> BodyShape:
     return shape
 
 
-async def shape_fault(body: bytes | bytearray) -> str:
-    """Say which limit *body* is over, or ""."""
-    return (await shape_of(body)).fault
-
-
 @attrs.define(eq=False)
 class BodyShape:
     """What has been seen of a body, fed slice by slice."""

@@ -16,14 +16,13 @@ import codecs
 import json
 import re
 import secrets
-import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import attrs
 from pydantic_core import from_json
 
-from broker.longtext import CHARACTER_BYTES, LongText, Text
+from broker.longtext import CHARACTER_BYTES, Buffer, LongText, Text
 from broker.wire import is_unicode
 
 BULK_KEY = "broker.bulk"
@@ -52,6 +51,8 @@ Body: TypeAlias = bytes | bytearray
 class Bulk:
     """What goes past the SDK in one request and its answer."""
 
+    when_parsed: Callable[[], None] = attrs.field(default=lambda: None, init=False)
+    """What is done when the SDK has made arguments of the request."""
     _taken: dict[str, Text] = attrs.field(factory=dict, init=False)
     _held: tuple[bytes, bytes] | None = attrs.field(default=None, init=False)
     _is_told: bool = attrs.field(default=False, init=False)
@@ -60,7 +61,7 @@ class Bulk:
     def take(self, body: Body) -> Body:
         """Return *body* with a marker instead of the long argument that has nearly all of it, or as it is.
 
-        Where something is taken, a bytearray is used up: it becomes what was taken.
+        Where something is taken, a Buffer is used up: it becomes what was taken.
         """
         start, end = _long_string(body)
         if end - start < BULK_BYTES or len(body) - (end - start) > REST_BYTES:
@@ -77,15 +78,14 @@ class Bulk:
         rest = pieces[0] + b"".join(b'"%s"%s' % (m.encode(), p) for m, p in zip(markers, pieces[1:], strict=True))
         if not spans or not _calls_with(markers, rest) or not all(_is_string(body, *span) for span in spans):
             return body
-        whole = body if isinstance(body, bytearray) else bytearray(body)
+        whole = body if isinstance(body, Buffer) else Buffer(body)
         for marker, (start, end) in reversed(list(zip(markers, spans, strict=True))):
             self._taken[marker] = _text(_cut_out(whole, start + 1, end - 1, alone=start == spans[0][0]))
         return rest
 
-    @property
-    def taken_bytes(self) -> int:
-        """How many bytes are held of what was taken."""
-        return sum(sys.getsizeof(text.encode()) for text in self._taken.values())
+    def buffers(self) -> list[Buffer]:
+        """Return what holds the long strings that were taken."""
+        return [text.encode() for text in self._taken.values() if isinstance(text, LongText)]
 
     def drop(self) -> None:
         """Hold nothing of the request any more."""
@@ -95,6 +95,7 @@ class Bulk:
 
     def give_back(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
         """Return the *arguments* as the client sent them, but for a long string, which is a `LongText`."""
+        self.when_parsed()
         if not self._taken:
             return arguments
         taken = self._taken
@@ -164,10 +165,11 @@ def _without(body: Body, spans: Sequence[Span]) -> list[bytes]:
     return [bytes(body[start:end]) for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def _cut_out(body: bytearray, start: int, end: int, *, alone: bool) -> bytearray:
+def _cut_out(body: Buffer, start: int, end: int, *, alone: bool) -> Buffer:
     """Return that part of *body* and cut the body off before it; if the part is *alone*, in the memory of the body."""
     if not alone:
-        part = body[start:end]
+        with memoryview(body) as view, view[start:end] as inside:
+            part = Buffer(inside)
         del body[start:]
         return part
     del body[end:]
@@ -175,9 +177,9 @@ def _cut_out(body: bytearray, start: int, end: int, *, alone: bool) -> bytearray
     return body
 
 
-def _text(inside: bytearray) -> Text:
+def _text(inside: Buffer) -> Text:
     """Return the text between the quotes of a string that is one, unescaped where it lies, since it only shrinks."""
-    if b"\\" in inside:
+    if inside.find(b"\\") >= 0:
         written = 0
         for start, end in _slices(inside, 0, len(inside)):
             piece = from_json(_quoted(inside, start, end)).encode()

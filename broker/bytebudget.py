@@ -7,11 +7,16 @@ the others out. What is small is not counted: it goes past any queue.
 
 from __future__ import annotations
 
+import sys
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import attrs
 import trio
+
+from broker.longtext import Buffer
 
 SMALL_BYTES = 64 * 1024
 """What is no larger is not counted."""
@@ -80,6 +85,14 @@ class ByteBudget:
         self._used.set()
         return hold
 
+    def take_while_alive(self, buffers: Iterable[Buffer]) -> None:
+        """Hold what *buffers* have, each until nobody has it any more, whatever became of its call by then."""
+        token = trio.lowlevel.current_trio_token()
+        for buffer in buffers:
+            hold = self.take(sys.getsizeof(buffer))
+            # Whoever lets go of it last may be a thread.
+            weakref.finalize(buffer, _run_soon, token, hold.release).atexit = False
+
     async def wait_quiet(self, quiet_s: float) -> None:
         """Return when something was held and nothing has been for *quiet_s* to twice as many seconds."""
         await self._used.wait()
@@ -131,3 +144,8 @@ class ByteBudget:
         if oldest is not None and self.paced[oldest][0] + PATIENCE_S <= trio.current_time():
             _, give_way = self.paced.pop(oldest)
             give_way()
+
+
+def _run_soon(token: trio.lowlevel.TrioToken, release: Callable[[], None]) -> None:
+    with suppress(trio.RunFinishedError):  # nobody counts any more
+        token.run_sync_soon(release)

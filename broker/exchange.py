@@ -19,6 +19,7 @@ from broker.answerroom import AnswerRoom
 from broker.bulk import Bulk
 from broker.bytebudget import SMALL_BYTES
 from broker.large_answers import as_json, is_event_stream, lengthened
+from broker.longtext import Buffer
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -103,7 +104,7 @@ MakeRoom = Callable[[int], Awaitable[bool]]
 class _Pieces:
     """What has come of a body. A large one is put where it stays: pieces to be joined would take its size again."""
 
-    _large: bytearray
+    _large: Buffer
     """As long as is known that the body will be, or empty."""
     _small: list[bytes] = attrs.field(factory=list, init=False)
     size: int = attrs.field(default=0, init=False)
@@ -119,7 +120,7 @@ class _Pieces:
             self._small.clear()
         self._large[begin : self.size] = part
 
-    def whole(self) -> bytes | bytearray:
+    def whole(self) -> bytes | Buffer:
         """Return the body."""
         if not self._large:
             return b"".join(self._small)
@@ -129,8 +130,8 @@ class _Pieces:
 
 async def read_body(
     receive: Receive, *, declared_bytes: int, max_bytes: int, deadline_s: float, make_room: MakeRoom
-) -> bytes | bytearray | Unread:
-    """Read the whole body, or say why not; one that is not small is a bytearray.
+) -> bytes | Buffer | Unread:
+    """Read the whole body, or say why not; one that is not small is a Buffer.
 
     A body that declares itself too large is refused before it is sent (*declared_bytes* is 0 if it does not);
     all of it must have arrived *deadline_s* seconds after *make_room* has let it in, which is asked, with the most
@@ -139,7 +140,7 @@ async def read_body(
     has_room = declared_bytes > SMALL_BYTES
     if declared_bytes > max_bytes or (has_room and not await make_room(declared_bytes)):
         return Unread.TOO_LARGE if declared_bytes > max_bytes else Unread.NO_ROOM
-    body = _Pieces(bytearray(declared_bytes if has_room else 0))
+    body = _Pieces(Buffer(declared_bytes if has_room else 0))
     with trio.move_on_after(deadline_s):
         while True:
             message = await receive()

@@ -52,10 +52,10 @@ ROOM_RETRY_S = 5
 """When to come back after that."""
 ANSWER_S = 2.0
 """Seconds that answers have to get out of the door once the drain has ended the work."""
-MAX_REST_BYTES = 1024 * 1024
-"""Of a body beside the long strings among its arguments. The SDK copies and parses that as a whole."""
 PARSED_COST = 16
-"""Bytes that the SDK takes for one of those: copies, a `str` of four bytes a character, and what is made of it."""
+"""Bytes that the SDK takes for one that it parses: copies, a `str` of four bytes a character, what is made of it."""
+KEPT_COST = 6
+"""Of those that stay until its call ends."""
 NOTIFICATION_BYTES = 64 * 1024
 """A busy broker still takes notifications (one may cancel a call), if they are no larger than this."""
 
@@ -83,8 +83,15 @@ class Rooms:
     def of(cls, *, bodies_bytes: int, answers_bytes: int) -> Rooms:
         """So large that bodies, and what is made of them, stay below twice *bodies_bytes*."""
         return cls(
-            bodies=ByteBudget(bodies_bytes), answers=ByteBudget(answers_bytes), parsing=ByteBudget(bodies_bytes // 2)
+            bodies=ByteBudget(bodies_bytes),
+            answers=ByteBudget(answers_bytes),
+            parsing=ByteBudget(bodies_bytes * 3 // 4),  # the rest is for what tools make of strings
         )
+
+    @property
+    def max_rest_bytes(self) -> int:
+        """How much a body may have beside the long strings among its arguments, all of which the SDK parses."""
+        return self.parsing.limit_bytes // PARSED_COST
 
 
 @attrs.define(eq=False)
@@ -215,6 +222,12 @@ class Guard:
             return _Body(body, hold)
         return None
 
+    def _too_much_beside(self, size: int) -> str:
+        return (
+            f"the body has {size} bytes beside long strings that are arguments of a tool and Unicode text; at most "
+            f"{self._rooms.max_rest_bytes} are taken (3/64 of server.max_bodies_bytes); send long content as one string"
+        )
+
     def _no_room(self) -> Reply:
         limit = self._rooms.bodies.limit_bytes
         why = (
@@ -292,16 +305,18 @@ class Guard:
             if shape.fault:
                 return refusal(400, shape.fault)
             rest = bulk.take_all(body, shape.long_strings)
-        if len(rest) > MAX_REST_BYTES:
-            return refusal(400, _TOO_MUCH_BESIDE)
+        if len(rest) > self._rooms.max_rest_bytes:
+            return refusal(400, self._too_much_beside(len(rest)))
         rest = bytes(rest)
         if whole.hold is not None:
-            whole.hold.resize(bulk.taken_bytes + len(rest))
+            whole.hold.resize(len(rest))
+            self._rooms.bodies.take_while_alive(bulk.buffers())
         if len(rest) > SMALL_BYTES:
             parsing = await self._rooms.parsing.reserve(PARSED_COST * len(rest), wait_s=ROOM_WAIT_S)
             if parsing is None:
                 return self._no_room()
             held.callback(parsing.release)
+            bulk.when_parsed = partial(parsing.resize, KEPT_COST * len(rest))
         return rest
 
     async def _stream(self, scope: Scope, exchange: Exchange) -> None:
@@ -342,12 +357,6 @@ class Guard:
         if self.calls.full and not _is_notification(body):
             return self._busy("calls")
         return self.calls.new(key)
-
-
-_TOO_MUCH_BESIDE = (
-    f"the body has more than {MAX_REST_BYTES} bytes beside long strings that are arguments of a tool and Unicode text, "
-    "which is the limit; send long content as one string"
-)
 
 
 def _no_connection() -> None:

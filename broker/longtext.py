@@ -17,18 +17,24 @@ COUNTED_BYTES = 128 * 1024
 _CONTINUING = bytes(range(0x80, 0xC0))
 
 
+class Buffer(bytearray):
+    """Bytes of which can be told when nobody has them any more."""
+
+    __slots__ = ("__weakref__",)
+
+
 @attrs.define(eq=False, repr=False)
 class LongText:
     """It has no lone surrogates: they have no UTF-8. Equal to the `str` that it is."""
 
-    _data: bytearray
+    _data: Buffer
     size: int = attrs.field(init=False)
     """Bytes of UTF-8."""
 
     def __attrs_post_init__(self) -> None:
         self.size = len(self._data)
 
-    def encode(self) -> bytearray:
+    def encode(self) -> Buffer:
         """Return the UTF-8 itself; nobody changes it."""
         return self._data
 
@@ -40,7 +46,7 @@ class LongText:
 
     def drop(self) -> None:
         """Hold nothing any more. Who has asked for the bytes before keeps them."""
-        self._data = bytearray()
+        self._data = Buffer()
 
     def head(self, characters: int) -> str:
         """Return no more than the first *characters*."""

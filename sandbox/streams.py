@@ -128,6 +128,7 @@ class Input(Pipe):
         try:
             while self._rest:
                 self._rest = self._rest[os.write(self.fd, self._rest) :]
+            self._rest = memoryview(b"")  # an empty view would keep all that was written
         except BlockingIOError:
             return True
         except OSError as error:

@@ -57,7 +57,7 @@ class Bench:
 
     def __attrs_post_init__(self) -> None:
         self.free.set()
-        self.run = RunFile(run_path(self.events, "r"), Note(run="r", pid=1, started="now"))
+        self.run = RunFile(run_path(self.events, "ab"), Note(run="ab", pid=1, started="now"))
         self.run.make()
         hooks = Hooks(complain=self.said.put, make_room=self.run.give)
         logs = [LogFile(path, Keeping(max_bytes=0, backup_count=0), hooks) for path in (self.events, self.errors)]
@@ -67,7 +67,7 @@ class Bench:
             events=logs[0],
             errors=logs[1],
             run=self.run,
-            run_id="r",
+            run_id="ab",
             complain=self.said.put,
             restored=restored,
             on_idle=self._idle,
@@ -189,7 +189,7 @@ def test_a_record_is_as_long_as_its_lines() -> None:
 
 def test_records_are_there_in_order_and_numbered_when_their_calls_return(bench: Bench) -> None:
     bench.owe(1)
-    assert lines_of(bench.events) == [{"n": 1, "run": "r", "seq": 1}]
+    assert lines_of(bench.events) == [{"n": 1, "run": "ab", "seq": 1}]
     bench.require(2)
     bench.owe(3, failed=True)
     bench.require(4, failed=True)

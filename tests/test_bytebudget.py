@@ -8,6 +8,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker.answerroom import AnswerRoom, NoRoomForAnswer
 from broker.bytebudget import PATIENCE_S, SMALL_BYTES, ByteBudget, Hold
+from broker.longtext import Buffer
 
 MUCH = 10 * SMALL_BYTES
 
@@ -16,6 +17,25 @@ async def reserved(budget: ByteBudget, size: int) -> Hold:
     hold = await budget.reserve(size, wait_s=60)
     assert hold is not None
     return hold
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_what_a_buffer_has_is_held_until_nobody_has_it(*, in_thread: bool) -> None:
+    budget = ByteBudget(MUCH)
+    buffers = [Buffer(MUCH // 2), Buffer(MUCH // 4)]
+    budget.take_while_alive(buffers)
+    both = budget.held
+    assert both >= MUCH * 3 // 4
+    kept = memoryview(buffers.pop())  # as a pipe keeps what is not read yet
+    if in_thread:
+        await trio.to_thread.run_sync(buffers.clear)
+    buffers.clear()
+    await wait_all_tasks_blocked()
+    assert MUCH // 4 <= budget.held < both - MUCH // 2
+    kept.release()
+    del kept
+    await wait_all_tasks_blocked()
+    assert budget.held == 0
 
 
 async def test_who_waits_gets_in_by_turn_as_soon_as_there_is_room() -> None:

@@ -123,6 +123,7 @@ HOSTILE: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "one emoji beside small values": ("write_file", WRITE, ONE_EMOJI, {f"k{i}": i for i in range(20_000)}),
     "emoji beside small values": ("write_file", WRITE, ONE_EMOJI, {f"k{i}": EMOJI for i in range(9000)}),
     "no long string": ("execute_command", {"argv": ["echo", *["x" * 1000] * (CHUNK_BYTES // 1004), "@@"]}, EMOJI, {}),
+    "much beside": ("execute_command", {"argv": ["echo", *["x" * 100_000] * 14, "@@"]}, EMOJI, {}),
     "small values": ("execute_command", {"argv": ["echo", *["x" * 90] * 9000, "@@"]}, EMOJI, {}),
     "two long strings": (
         "edit_file",
@@ -212,6 +213,24 @@ async def test_answers_that_nobody_reads_take_a_bounded_sum_and_keep_nobody_out(
             await ok(client, "read_file", session_id=session_id, path="small")
         await ok(client, "read_file", session_id=session_id, path="small")
         assert memory(broker, "VmHWM") - idle < 2 * ROOM_BYTES
+
+
+@pytest.mark.bounded(90)
+async def test_input_that_a_command_has_not_read_is_counted_when_its_call_is_over(broker: LiveBroker) -> None:
+    """Else commands in the background, which cost nothing else, hold as many bodies as there may be commands."""
+    async with connect(broker) as client:
+        session_id = await new_session(client, working_dir=str(broker.workspace))
+        asked = {"session_id": session_id, "background": True, "stdin_input": "@@", "argv": ["sleep", "100"]}
+        body, headers = hole_filled("execute_command", asked, "x" * (12 * MIB)), modern_call("execute_command", {})[1]
+        heard = []
+        for _ in range(3):
+            async with dialled(broker) as conn:
+                heard.append(await conn.ask("POST", "/mcp", body, **headers))
+        assert [answer.status for answer in heard] == [200, 200, 503]
+        command_id = json.loads(heard[0].body)["result"]["structuredContent"]["command_id"]
+        await ok(client, "signal_command", session_id=session_id, command_id=command_id, signal="SIGKILL")
+        async with dialled(broker) as conn:
+            assert (await conn.ask("POST", "/mcp", body, **headers)).status == 200
 
 
 @pytest.mark.bounded(60)
