@@ -16,8 +16,6 @@ from contextlib import suppress
 import attrs
 import trio
 
-from broker.longtext import Buffer
-
 SMALL_BYTES = 64 * 1024
 """What is no larger is not counted."""
 PATIENCE_S = 5.0
@@ -85,8 +83,11 @@ class ByteBudget:
         self._used.set()
         return hold
 
-    def take_while_alive(self, buffers: Iterable[Buffer]) -> None:
-        """Hold what *buffers* have, each until nobody has it any more, whatever became of its call by then."""
+    def take_while_alive(self, buffers: Iterable[object]) -> None:
+        """Hold what *buffers* take, each until nobody has it any more, whatever became of its call by then.
+
+        They must be such as can be weakly referred to.
+        """
         token = trio.lowlevel.current_trio_token()
         for buffer in buffers:
             hold = self.take(sys.getsizeof(buffer))
