@@ -31,13 +31,6 @@ def broker() -> Iterator[LiveBroker]:
         yield running
 
 
-def huge(desk: Desk) -> str:
-    with (desk.broker.workspace / "huge").open("wb") as file:
-        file.truncate(HUGE)
-    (desk.broker.workspace / "huge").chmod(0o666)
-    return "huge"
-
-
 def used_s(pid: int) -> float:
     """Seconds of a processor that a process itself has taken."""
     times = psutil.Process(pid).cpu_times()
@@ -45,14 +38,18 @@ def used_s(pid: int) -> float:
 
 
 def hashers(broker: LiveBroker) -> list[psutil.Process]:
-    """The processes below the broker that hash: those of the sessions that have a file of the workspace open."""
-    found = []
-    for process in psutil.Process(broker.process.pid).children(recursive=True):
+    """The processes below the broker that hash: those that have a file of the workspace open, behind all others.
+
+    The opener, too, has it open for a moment.
+    """
+    found, above = [], psutil.Process(broker.process.pid)
+    for process in above.children(recursive=True):
         try:
             links = [os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
-        except OSError:  # it ended meanwhile
+            behind = process.nice() > above.nice()
+        except (OSError, psutil.NoSuchProcess):  # it ended meanwhile
             continue
-        if any(link.startswith(f"{broker.workspace}/") and not Path(link).is_dir() for link in links):
+        if behind and any(link.startswith(f"{broker.workspace}/") and not Path(link).is_dir() for link in links):
             found.append(process)
     return found
 
@@ -70,6 +67,15 @@ async def none_left(broker: LiveBroker) -> None:
             await trio.lowlevel.checkpoint()
 
 
+async def huge(desk: Desk) -> str:
+    """Make a file that takes long, when nobody hashes one from before any more."""
+    await none_left(desk.broker)
+    with (desk.broker.workspace / "huge").open("wb") as file:
+        file.truncate(HUGE)
+    (desk.broker.workspace / "huge").chmod(0o666)
+    return "huge"
+
+
 async def last_byte(desk: Desk, path: str, size_bytes: int) -> Any:
     with trio.fail_after(12):
         return await ok(desk.client, "download_file", session_id=desk.session_id, path=path, offset=size_bytes - 1)
@@ -77,7 +83,7 @@ async def last_byte(desk: Desk, path: str, size_bytes: int) -> Any:
 
 async def test_the_last_byte_of_a_huge_file_is_answered_and_costs_the_broker_nothing(broker: LiveBroker) -> None:
     async with at_desk(broker) as desk:
-        path, before_s = huge(desk), used_s(broker.process.pid)
+        path, before_s = await huge(desk), used_s(broker.process.pid)
         chunk = await last_byte(desk, path, HUGE)
         assert (chunk["chunk_data"], chunk["is_complete"], chunk["sha256"]) == ("AA==", True, None)
         (worker,) = hashers(broker)
@@ -93,7 +99,7 @@ async def test_the_last_byte_of_a_huge_file_is_answered_and_costs_the_broker_not
 
 async def test_a_call_that_is_cancelled_takes_the_hash_along(broker: LiveBroker) -> None:
     async with at_desk(broker) as desk:
-        path = huge(desk)
+        path = await huge(desk)
         for tool, more in (("download_file", {"offset": HUGE - 1}), ("stat_path", {"checksum": True})):
             async with trio.open_nursery() as nursery:
 
@@ -125,7 +131,7 @@ async def test_a_hash_inside_is_that_of_the_file(broker: LiveBroker) -> None:
 
 async def test_a_file_that_changes_while_it_is_hashed_has_no_hash(broker: LiveBroker) -> None:
     async with at_desk(broker) as desk:
-        path = huge(desk)
+        path = await huge(desk)
         for tool, more in (("download_file", {"offset": HUGE - 1}), ("stat_path", {"checksum": True})):
             answers = []
 
@@ -137,12 +143,12 @@ async def test_a_file_that_changes_while_it_is_hashed_has_no_hash(broker: LiveBr
                 await working(broker)
                 os.truncate(broker.workspace / path, 20 * MIB)
             assert answers[0].error == ("FILE_005", "FILE_CHANGED")
-            huge(desk)
+            await huge(desk)
 
 
 async def test_a_worker_that_was_killed_or_stopped_is_told_of(broker: LiveBroker) -> None:
     async with at_desk(broker) as desk:
-        path = huge(desk)
+        path = await huge(desk)
 
         async def hit(signum: int) -> None:
             os.kill((await working(broker)).pid, signum)
@@ -179,7 +185,7 @@ async def test_many_hashes_at_once_are_all_answered_and_others_meanwhile(broker:
 
 async def kill_while_it_hashes(broker: LiveBroker, died: list[int]) -> None:
     async with at_desk(broker) as desk, trio.open_nursery() as nursery:
-        asked = {"session_id": desk.session_id, "path": huge(desk), "checksum": True}
+        asked = {"session_id": desk.session_id, "path": await huge(desk), "checksum": True}
         nursery.start_soon(desk.client.call_tool, "stat_path", asked)
         worker = await working(broker)
         worker.suspend()
