@@ -20,8 +20,8 @@ MAX_OUTSIDE_BYTES = 1024 * 1024
 """Bytes outside strings: numbers, punctuation, white space. One number of megabytes costs its square."""
 SLICE_BYTES = 128 * 1024
 """Scanned at a time; under a millisecond."""
-LONG_BYTES = SLICE_BYTES
-"""A string no shorter reaches from one slice into the next, so that it is found where one ends."""
+LONG_BYTES = SLICE_BYTES + 1
+"""A string that long, with its quotes, reaches from one slice into the next, and is found where a slice ends."""
 MAX_LONG_STRINGS = 16
 """More are not told; no tool takes so many."""
 

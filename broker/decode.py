@@ -124,14 +124,8 @@ def _refuse(value: object, about: About, expected: str) -> _Wrong:
 
 
 def _short_text(value: object, about: About) -> str:
-    """Take a string that is bounded in length or by a pattern: what is a LongText is refused unless it is short."""
-    if isinstance(value, LongText) and about.max_length is not None and len(value) > about.max_length:
-        raise _too_long(value, about.max_length)
+    """Take a string that is bounded in length or by a pattern."""
     return str(_text(value, about))
-
-
-def _too_long(value: Text, characters: int) -> _Wrong:
-    return _Wrong(Fault(name="", got=kind(value), expected=f"at most {characters} characters"))
 
 
 def _text(value: object, about: About) -> Text:
@@ -144,7 +138,7 @@ def _text(value: object, about: About) -> Text:
     if len(value) < (about.min_length or 0):
         raise _refuse(value, about, f"at least {about.min_length} characters")
     if about.max_length is not None and len(value) > about.max_length:
-        raise _too_long(value, about.max_length)
+        raise _Wrong(Fault(name="", got=kind(value), expected=f"at most {about.max_length} characters"))
     if about.max_bytes is not None and (size_bytes := len(value.encode())) > about.max_bytes:
         raise _Wrong(Fault(name="", got=f"{size_bytes} bytes", expected=f"at most {about.max_bytes} bytes of UTF-8"))
     return value

@@ -22,7 +22,7 @@ from broker.contract import FAILURE_PROPERTIES, TOOLS, Fault, InvalidArguments, 
 from broker.errors import BrokerError, ErrorCode
 from broker.faults import SHOWN_FAULTS
 from broker.jobrequests import TerminalSize
-from broker.longtext import Text
+from broker.longtext import Buffer, LongText, Text
 from broker.schema import Hint, hints_of
 
 # A busy machine is no failure.
@@ -217,6 +217,19 @@ def test_an_unknown_tool_is_told_the_nearest() -> None:
 
 
 # --- decoding: the customer's own examples
+
+
+def test_a_long_text_is_a_string_where_one_is_wanted() -> None:
+    """What was taken out of a body comes as one."""
+    text = LongText(Buffer("\u4e2d".encode() * 30_000))
+    write = {"session_id": "s", "path": "f", "content": text}
+    assert TOOLS["write_file"].decode(write).content is text
+    matching = "text that matches"
+    wrongs = {"session_id": matching, "expected_sha256": matching, "path": "at most 4095 characters"}
+    for wrong, expected in wrongs.items():
+        with pytest.raises(InvalidArguments) as caught:
+            TOOLS["edit_file"].decode({"session_id": "s", "path": "f", "old_text": text, "new_text": text, wrong: text})
+        assert [fault.expected[: len(expected)] for fault in caught.value.faults] == [expected]
 
 
 def test_the_customers_examples_decode() -> None:

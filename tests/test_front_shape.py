@@ -11,7 +11,15 @@ from front import House, legacy_session, modern_call, modern_headers, raw, servi
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broker.bodyshape import MAX_ELEMENTS, MAX_OUTSIDE_BYTES, SLICE_BYTES, BodyShape, shape_of
+from broker.bodyshape import (
+    LONG_BYTES,
+    MAX_ELEMENTS,
+    MAX_LONG_STRINGS,
+    MAX_OUTSIDE_BYTES,
+    SLICE_BYTES,
+    BodyShape,
+    shape_of,
+)
 
 MIB = 1024 * 1024
 BODY_BYTES = 20 * MIB
@@ -123,6 +131,33 @@ async def test_an_honest_large_call_arrives_as_it_is(arguments: dict[str, Any]) 
         heard = await conn.ask("POST", "/mcp", body, **headers)
         assert heard.status == 200
         assert house.handler.calls[-1].arguments == arguments
+
+
+def string(size: int, content: bytes = b"x") -> bytes:
+    """A string that has so many bytes with its quotes."""
+    return b'"' + (content * size)[: size - 2] + b'"'
+
+
+@pytest.mark.parametrize("content", [b"x", b'\\"', b"\\\\", b" "], ids=repr)
+@pytest.mark.parametrize(
+    "before", [0, 1, SLICE_BYTES - 1, SLICE_BYTES, SLICE_BYTES + 1, 3 * SLICE_BYTES - LONG_BYTES + 1]
+)
+@pytest.mark.parametrize("size", [LONG_BYTES - 1, LONG_BYTES, LONG_BYTES + 2, 2 * SLICE_BYTES + 2])
+async def test_a_long_string_is_found_wherever_it_begins(size: int, before: int, content: bytes) -> None:
+    long = string(size, content if size % 2 == 0 else b"x")  # no half of an escape at its end
+    shape = await shape_of(b" " * before + long + b',"y"')
+    assert shape.long_strings == ([(before, before + size)] if size >= LONG_BYTES else [])
+
+
+async def test_short_strings_far_from_each_other_are_no_long_one() -> None:
+    assert (await shape_of(b'"a"' + b" " * (3 * SLICE_BYTES) + b'"b"' + b" " * LONG_BYTES)).long_strings == []
+    assert (await shape_of(b" " * SLICE_BYTES + b'"' + b" " * LONG_BYTES)).long_strings == []
+
+
+async def test_no_more_long_strings_are_told_than_a_call_can_use() -> None:
+    shape = await shape_of(b",".join([string(LONG_BYTES)] * (MAX_LONG_STRINGS + 2)))
+    step = LONG_BYTES + 1
+    assert shape.long_strings == [(at * step, at * step + LONG_BYTES) for at in range(MAX_LONG_STRINGS)]
 
 
 async def test_a_short_body_is_not_scanned() -> None:
