@@ -68,7 +68,7 @@ WHOLE = (
     *("broker/decode.py", "broker/bodyshape.py", "broker/refusals.py", "broker/records.py"),
     *("broker/redact.py", "broker/secretwords.py", "broker/audit.py"),
     *("transfers/disk.py", "transfers/store.py", "transfers/threads.py", "transfers/readahead.py"),
-    *("transfers/media.py", "transfers/refusals.py", "transfers/digest.py"),
+    *("transfers/media.py", "transfers/refusals.py", "transfers/digest.py", "transfers/resthash.py"),
     *("broker/auditlog.py", "broker/auditrun.py", "broker/auditsync.py", "broker/auditwriter.py"),
     *("sandbox/openat.py", "sandbox/rlimits.py", "sandbox/wire.py"),
 )

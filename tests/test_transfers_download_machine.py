@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from transfers.digest import advanced
-from transfers.download import Answer, BeyondEnd, Changed, Download, HashRest, Identity, Outcome, Read
+from transfers.download import Answer, BeyondEnd, Changed, Download, HashRest, Identity, Outcome, Read, Told
 
 PIECE_BYTES = 7
 
@@ -175,3 +175,26 @@ def test_rest_of_another_file_counts_as_changed_too(length: int) -> None:
     other = Outcome(identity=file.identity(), length=length, digest=rest.before)
     assert download.hashed(rest, other) == Changed()
     assert download.ask(0, 10) == Changed()
+
+
+def test_a_hash_that_was_told_is_the_hash_of_the_file_whatever_was_hashed_here() -> None:
+    file = File(b"0123456789")
+    download = Download(file.identity())
+    step = download.ask(0, 4)
+    assert isinstance(step, Read)
+    assert download.got(step, file.perform(step)) == Answer()
+    assert download.missing_bytes == 6
+    whole = Answer(sha256=hashlib.sha256(file.content).hexdigest())
+    assert download.told(Told(identity=file.identity(), length=10, sha256=whole.sha256 or "")) == whole
+    assert (download.missing_bytes, download.rest()) == (0, whole)
+
+
+@pytest.mark.parametrize("length", [9, 10], ids=["ends early", "has another face"])
+def test_a_hash_that_was_told_of_another_file_counts_for_nothing(length: int) -> None:
+    file = File(b"0123456789")
+    download = Download(file.identity())
+    face = file.identity() if length == 9 else attrs.evolve(file.identity(), mtime_ns=2)
+    assert download.told(Told(identity=face, length=length, sha256="of another")) == Changed()
+    assert download.missing_bytes == 10
+    assert download.ask(0, 10) == Changed()
+    assert not download.recognises(file.identity())

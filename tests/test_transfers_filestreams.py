@@ -215,7 +215,8 @@ async def test_a_file_that_cannot_be_read_is_named_whoever_reads(tmp_path: Path)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         async with open_source(tmp_path) as folder:  # which opens and cannot be read
-            for read in (lambda: folder.read(0, 1), lambda: folder.burst(Sending(ours), 0, 1)):
+            folder.sent(0, folder.size_bytes)
+            for read in (lambda: folder.read(0, 1), lambda: folder.burst(Sending(ours), 0, 1), folder.settle):
                 with pytest.raises(SourceUnreadable, match=str(tmp_path)):
                     await read()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import attrs
@@ -20,10 +21,12 @@ from test_transfers_downloads import SETTINGS
 
 from broker.belongings import HashesInside
 from sandbox.hashes import HASHERS
+from transfers import disk
+from transfers.download import Answer, Changed, Download, HashRest
 from transfers.downloads import Chunk, Downloads
 from transfers.filestreams import FileSource, open_file_source
 from transfers.refusals import SourceChanged
-from transfers.resthash import HASHED_HERE_BYTES
+from transfers.resthash import HASHED_HERE_BYTES, RestHash
 from transfers.store import open_transfers
 
 LARGE = 2 * HASHED_HERE_BYTES
@@ -238,3 +241,92 @@ async def test_who_waits_for_a_worker_all_the_time_is_told_nothing_untrue(
         while not any(sums):  # HASH_S each, on a slow machine
             sums.append((await world.last(path)).sha256)
         assert sums[-1] == sha256sum(path)
+
+
+@attrs.define(eq=False)
+class Place:
+    """Where files are hashed, one at a time: not before the test lets it, and not while it says that it cannot."""
+
+    goes_on: trio.Event = attrs.field(factory=trio.Event)
+    fault: OSError | None = None
+    begun: list[str] = attrs.field(factory=list)
+    ended: list[str] = attrs.field(factory=list)
+
+    def of(self, path: str) -> Place:
+        self.begun.append(path)
+        return self
+
+    async def upto(self, fd: int, length: int) -> tuple[int, str]:
+        await self.goes_on.wait()
+        if self.fault is not None:
+            raise self.fault
+        return os.fstat(fd).st_size, f"the hash of {length} bytes"
+
+    def close(self) -> None:
+        self.ended.append(self.begun[-1])
+
+
+@attrs.define(eq=False)
+class Missing:
+    """A file of which nothing was hashed on its way."""
+
+    rest_hash: RestHash
+    _download: Download
+    _pin: disk.Pin
+
+    async def settle(self, within_s: float) -> HashRest | Answer | Changed:
+        return await self.rest_hash.settle(self._download, self._download.rest(), self._pin, within_s)
+
+
+TOLD = Answer(sha256=f"the hash of {LARGE} bytes")
+
+
+@contextmanager
+def missing(path: Path, place: Place) -> Iterator[Missing]:
+    pin = disk.Pin(os.open(sparse(path, LARGE), os.O_RDONLY | os.O_CLOEXEC))
+    with pin.use() as fd:
+        download = Download(disk.identity_of(fd))
+    try:
+        yield Missing(RestHash(str(path), place, trio.CapacityLimiter(1)), download, pin)
+    finally:
+        pin.close()
+
+
+async def test_at_the_limit_a_hash_elsewhere_only_stops_and_another_call_goes_on(tmp_path: Path) -> None:
+    path, place = tmp_path / "file", Place()
+    with missing(path, place) as rest:
+        assert isinstance(await rest.settle(0), HashRest)
+        assert rest.rest_hash.why_none == "the file was not hashed to its end in 0 s"
+        place.goes_on.set()
+        assert await rest.settle(60) == TOLD
+        assert (place.begun, place.ended) == ([str(path)], [])
+        for _ in range(2):
+            rest.rest_hash.close()
+        assert place.ended == [str(path)]
+
+
+async def test_a_call_that_is_cancelled_ends_what_it_began_elsewhere_and_the_next_begins_anew(tmp_path: Path) -> None:
+    path, place = tmp_path / "file", Place()
+    with missing(path, place) as rest:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rest.settle, 60)
+            await trio.testing.wait_all_tasks_blocked()
+            assert (place.begun, place.ended) == ([str(path)], [])
+            nursery.cancel_scope.cancel()
+        assert place.ended == [str(path)]
+        place.goes_on.set()
+        assert await rest.settle(60) == TOLD
+        assert (place.begun, place.ended) == ([str(path)] * 2, [str(path)])
+
+
+@pytest.mark.parametrize("facts", [("nobody is there to hash",), (errno.ESRCH, "nobody is there to hash")])
+async def test_why_there_was_no_hash_is_not_said_of_the_hash_that_came_later(
+    tmp_path: Path, facts: tuple[object, ...]
+) -> None:
+    place = Place(fault=OSError(*facts))
+    place.goes_on.set()
+    with missing(tmp_path / "file", place) as rest:
+        assert isinstance(await rest.settle(60), HashRest)
+        assert rest.rest_hash.why_none == "nobody is there to hash"
+        place.fault = None
+        assert (await rest.settle(60), rest.rest_hash.why_none) == (TOLD, "")
