@@ -37,8 +37,8 @@ ABORT_KEY = "broker.abort"
 BODY_SOCKET_KEY = "broker.body_socket"
 """Where a `BodySocket` is found in it, under our own connections."""
 
-PART_BYTES = 1024 * 1024
-"""Of a body that are sent at once."""
+PART_BYTES = 2 * 1024 * 1024
+"""Of a body that are sent at once: the answer with a chunk of the default size goes as it is."""
 LINGER_S = 5.0
 """How long a refused body is still read: a socket closed with unread data is reset, and the reset can overtake the
 refusal on its way to the client, or break what it sends before it looks. However much that is: the megabytes pass
