@@ -76,7 +76,7 @@ class LongText:
             return self._data == other.encode()
         return NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]  # it can be taken away
+    __hash__ = None  # type: ignore[assignment]  # what can be taken away must be no key
 
 
 Text: TypeAlias = str | LongText

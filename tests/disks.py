@@ -5,6 +5,7 @@ Real ones, mounted; who may not mount skips.
 
 from __future__ import annotations
 
+import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -46,6 +47,17 @@ def disk(base: Path, *options: str, source: str = "tmpfs") -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=BOUND_S)
+
+
+@contextmanager
+def full_after(limit_bytes: int) -> Iterator[None]:
+    """A disk that takes so many bytes of a file and then no more, for this process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 from descriptors import open_descriptors
+from disks import full_after
 from test_broker_audit_order import loop_disk
 
 from broker.auditrun import BALLAST_BYTES, NOTE_BYTES, PIECE_BYTES, Note, RunFile, read_runs, run_path, take_lost
@@ -32,17 +32,6 @@ def made(log: Path, note: Note = NOTE) -> Iterator[RunFile]:
     assert run.make() == run.fd
     yield run
     run.close(remove=True)
-
-
-@contextmanager
-def full_after(limit_bytes: int) -> Iterator[None]:
-    """A disk that takes so many bytes of a file and then no more, for this process."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def said(log: Path) -> list[tuple[Note, bool]]:

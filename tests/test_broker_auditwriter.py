@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import json
 import queue
-import resource
 import threading
 import time
 import weakref
@@ -18,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import disks
 import pytest
 import trio
 from descriptors import open_descriptors
+from disks import full_after
 
 from broker.auditlog import AuditUnavailable, Hooks, Keeping, LogFile
 from broker.auditrun import BALLAST_BYTES, NOTE_BYTES, Note, RunFile, read_runs, run_path
@@ -157,26 +158,12 @@ def held(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @contextmanager
 def in_the_way(log: Path) -> Iterator[None]:
-    """A folder has the name of the log."""
-    aside = log.with_name(f"{log.name}-aside")
-    log.rename(aside)
-    log.mkdir()
+    """As `disks.in_the_way`, but for a moment: afterwards the log is where it was."""
     try:
-        yield
+        with disks.in_the_way(log):
+            yield
     finally:
-        log.rmdir()
-        aside.rename(log)
-
-
-@contextmanager
-def full_after(limit_bytes: int) -> Iterator[None]:
-    """A disk that takes so many bytes of a file and then no more, for this process."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        log.with_name(f"{log.name}-aside").rename(log)
 
 
 # --- when nothing is wrong

@@ -175,9 +175,9 @@ async def test_the_end_of_a_session_names_the_commands_that_it_ended(
 async def test_names_that_appeared_are_counted_and_the_first_are_named(
     told: Told, tmp_path: Path, stopped: str
 ) -> None:
-    paths = tuple(f"/work/{number}" for number in range(SHOWN_NAMES + 1))
+    paths = tuple(f"/project/{number}" for number in range(SHOWN_NAMES + 1))
     with a_job(tmp_path) as job:
-        told.records.closed_names_appeared(job, Appeared(paths=paths, aside=("/work/0",), stopped=stopped))
+        told.records.closed_names_appeared(job, Appeared(paths=paths, aside=("/project/0",), stopped=stopped))
     assert told.lines() == [
         {
             "event_type": "CLOSED_NAMES_APPEARED",
@@ -188,7 +188,7 @@ async def test_names_that_appeared_are_counted_and_the_first_are_named(
                 "command_id": "c1",
                 "count": SHOWN_NAMES + 1,
                 "paths": list(paths[:SHOWN_NAMES]),
-                "set_aside": ["/work/0"],
+                "set_aside": ["/project/0"],
                 "looked_to_the_end": not stopped,
                 **({"stopped": stopped} if stopped else {}),
             },

@@ -363,7 +363,7 @@ class Bench:
         """Note what is not as it should be."""
         self.findings.append(finding)
         if WHOLE:
-            print(finding, flush=True)  # noqa: T201  that takes long
+            print(finding, flush=True)  # noqa: T201  a long run is watched as it goes
 
     async def attempt(self, name: str, fault: Fault) -> None:
         """Let one call fail under one tool, and look at everything: in the main thread, or else in any."""
