@@ -16,7 +16,7 @@ import trio
 
 from bench import ends, latency, load, memory, raw, sparse, start, transfer
 from bench.table import Row, render
-from broker.heap import keep_freed_memory
+from broker.memory.heap import keep_freed_memory
 from tests.live import LiveBroker, running_broker
 
 SERVER = {

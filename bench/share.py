@@ -12,7 +12,7 @@ from broker.calls import Call
 from broker.gateway import Gateway
 from broker.wiring import lay_foundation
 from config.load import load_config
-from sandbox.claims import Claims
+from sandbox.machine.claims import Claims
 from tests.live import live_folder, write_config
 
 

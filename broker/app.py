@@ -16,29 +16,29 @@ from importlib.metadata import PackageNotFoundError, version
 import attrs
 import trio
 
-from broker.aftermath import Listeners
-from broker.audit import Audit, AuditUnavailable, Event, EventType, open_audit
-from broker.belongings import Belongings, tend
-from broker.contract import TOOLS
-from broker.endpoint import McpServer, build_server
+from broker.access.peerwatch import PeerWatch, open_watch
+from broker.audit.audit import Audit, AuditUnavailable, Event, EventType, open_audit
+from broker.contract.table import TOOLS
+from broker.endpoint.adapter import McpServer, build_server
+from broker.endpoint.http import serve_http
+from broker.endpoint.stdio import serve_stdio
 from broker.gateway import Gateway
-from broker.listener import serve_http
-from broker.peerwatch import PeerWatch, open_watch
+from broker.http.sockets import ListenFailed
+from broker.http.transfer_door import TransferDoor
 from broker.pulse import open_pulse
-from broker.rawtransfers import TransferDesk
 from broker.records import Records
-from broker.sockets import ListenFailed
-from broker.stdio import serve_stdio
-from broker.supervisor import Supervisor, SupervisorSettings, open_supervisor
-from broker.transferdoor import TransferDoor
+from broker.session.aftermath import Listeners
+from broker.session.resources import Belongings, tend
+from broker.session.supervisor import Supervisor, SupervisorSettings, open_supervisor
+from broker.session.urls import TransferDesk
 from broker.wiring import Foundation, audit_settings, build_host, http_settings
 from config.load import Config
-from sandbox.cgroup_layer import open_groups
-from sandbox.faults import BirthFailed
-from sandbox.launcher import Launcher, open_launcher
-from sandbox.plan import Refused
+from sandbox.cgroup.layer import open_groups
+from sandbox.errors import BirthFailed
+from sandbox.init.launcher import Launcher, open_launcher
+from sandbox.kernel.processes import is_below
+from sandbox.plan.plan import Refused
 from sandbox.sniffing import open_sniffing
-from sandbox.trees import is_below
 
 log = logging.getLogger("broker")
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 
 import attrs
 
-from broker.answerroom import Reserve
+from broker.memory.answers import Reserve
 
 Report: TypeAlias = Callable[[float, str], Awaitable[None]]
 """Tells the client how far its call is: seconds so far, and a message."""

@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING
 import attrs
 
 from broker.grants import resolve_programs
-from broker.heap import keep_freed_memory
 from broker.logs import configure_logging
+from broker.memory.heap import keep_freed_memory
 from config.faults import ConfigFaults
 from config.load import Config, load_config
 from policy.command import decide_command
 from policy.decision import Allow
 from policy.explain import explain
-from sandbox.claims import Claims
+from sandbox.machine.claims import Claims
 from sandbox.shortage import shortage_of
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ def _explain(config: Config, options: argparse.Namespace) -> int:
 def _doctor(config: Config, options: argparse.Namespace) -> int:
     import trio  # noqa: PLC0415  as in _run
 
-    from broker import doctor, wiring  # noqa: PLC0415  as in _run
+    from broker import wiring  # noqa: PLC0415  as in _run
+    from broker.doctor import doctor  # noqa: PLC0415  as in _run
 
     diagnosis = None
     try:

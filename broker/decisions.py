@@ -12,11 +12,9 @@ from typing import TypeAlias
 
 import attrs
 
-from broker.belongings import Belongings
-from broker.errors import BrokerError, ErrorCode
-from broker.host import Host
-from broker.names import real_name
-from broker.requests import (
+from broker.contract.errors import BrokerError, ErrorCode
+from broker.contract.names import real_name
+from broker.contract.requests import (
     CreateSession,
     DownloadFile,
     ExecuteCommand,
@@ -26,9 +24,8 @@ from broker.requests import (
     UploadFile,
     WriteFile,
 )
-from broker.session import Session
-from broker.transferrequests import OpenTransfer
-from broker.treerequests import (
+from broker.contract.transfer_requests import OpenTransfer
+from broker.contract.tree_requests import (
     CopyPath,
     DeletePath,
     EditFile,
@@ -38,12 +35,15 @@ from broker.treerequests import (
     SearchFiles,
     StatPath,
 )
+from broker.scope import Host
+from broker.session.resources import Belongings
+from broker.session.session import Session
 from policy.command import decide_command
 from policy.decision import Allow, Confirm, Deny, Run, shown
 from policy.environment import decide_environment
 from policy.path import Purpose, decide_beneath, decide_path, lexical_path
-from sandbox.beneath import is_beneath_any
-from sandbox.file_errors import NotFound
+from sandbox.files.errors import NotFound
+from sandbox.paths import is_beneath_any
 
 
 @attrs.frozen

@@ -1,6 +1,7 @@
 """One request's journey: tool, arguments, session, decision, begin record, the work, end record.
 
-Owns that order and nothing else: the tools do the work, `decisions.py` asks the policy, `errors.py` has the codes.
+Owns that order and nothing else: the tools do the work, `decisions.py` asks the policy, `contract/errors.py` has the
+codes.
 """
 
 from __future__ import annotations
@@ -13,25 +14,31 @@ from typing import Any, Self
 
 import attrs
 
-from broker import changetools, filetools, jobtools, outputtools, tools, transfertools, treetools
-from broker.audit import Audit, Event, EventType, ToolEvents, events_of
-from broker.belongings import Belongings
+from broker.audit.audit import Audit, Event, EventType, ToolEvents, events_of
+from broker.audit.freeing import frees
+from broker.audit.redact import redact_arguments
 from broker.calls import Answer, Call, OutputFace
-from broker.contract import find_tool
+from broker.contract.encode import encode
+from broker.contract.errors import ErrorCode, Failure
+from broker.contract.requests import Request
+from broker.contract.table import find_tool
 from broker.decisions import Denied, decide, require_end
-from broker.errors import ErrorCode, Failure
-from broker.freeing import frees
-from broker.host import Host, Scope, Step
-from broker.job import Job
-from broker.jobs import CommandNotFound
-from broker.outputuri import OutputName, faces_of, parse_uri
 from broker.records import CANCELLED, USED, recorded, told_and_recorded
-from broker.redact import redact_arguments
-from broker.requests import Request
-from broker.session import Session, SessionClosed
-from broker.supervisor import SessionExpired, SessionNotFound
-from broker.wire import encode
-from sandbox.file_errors import NotFound
+from broker.scope import Host, Scope, Step
+from broker.session.command import Job
+from broker.session.commands import CommandNotFound
+from broker.session.outputs import OutputName, faces_of, parse_uri
+from broker.session.resources import Belongings
+from broker.session.session import Session, SessionClosed
+from broker.session.supervisor import SessionExpired, SessionNotFound
+from broker.tools import changes as changetools
+from broker.tools import commands as jobtools
+from broker.tools import files as filetools
+from broker.tools import output as outputtools
+from broker.tools import sessions as tools
+from broker.tools import transfers as transfertools
+from broker.tools import trees as treetools
+from sandbox.files.errors import NotFound
 
 STEPS: Mapping[type, Step] = MappingProxyType(
     {
@@ -124,8 +131,8 @@ class Gateway:
 class _Record:
     """The audit of one call. Whatever leaves its `with` block is recorded: a result, a failure, a cancellation.
 
-    A failure leaves it as `_CallFailed`: expected or not, the client is told what `errors.py` says and the log knows
-    the rest under the same incident id.
+    A failure leaves it as `_CallFailed`: expected or not, the client is told what `contract/errors.py` says and the log
+    knows the rest under the same incident id.
     """
 
     def __init__(self, audit: Audit, call: Call, events: ToolEvents) -> None:

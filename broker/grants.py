@@ -14,17 +14,17 @@ from types import MappingProxyType
 
 import attrs
 
-from broker.host import Grants
+from broker.scope import Grants
 from policy.command import executables
 from policy.decision import Allow
 from policy.known import may_run_of
 from policy.path import PathRules, Pattern, Root, decide_beneath, decide_path, kernel_roots
 from policy.pattern import ANY_DEPTH, components, is_glob
 from policy.rules import CommandRule, Policy, ResourceLimits, ResourceOverride
-from sandbox.beneath import is_beneath_any
-from sandbox.limits import Limits
-from sandbox.plan import Closed, Names, SessionUser
-from sandbox.programs import Program, resolve_program
+from sandbox.machine.programs import Program, resolve_program
+from sandbox.paths import is_beneath_any
+from sandbox.plan.limits import Limits
+from sandbox.plan.plan import Closed, Names, SessionUser
 
 BENEATH = "/**"
 

@@ -13,15 +13,15 @@ from typing import Any
 
 import attrs
 
-from broker.aftermath import Appeared
-from broker.audit import Audit, Event, EventType, redact_arguments
-from broker.errors import ErrorCode, Failure, failure_of
-from broker.job import Job
-from broker.names import shown_path
-from broker.session import EndReason
-from broker.supervisor import SessionEnd
-from sandbox.cgroup_values import CommandUsage
-from sandbox.command import Exited, Signalled, TimedOut
+from broker.audit.audit import Audit, Event, EventType, redact_arguments
+from broker.contract.errors import ErrorCode, Failure, failure_of
+from broker.contract.names import shown_path
+from broker.session.aftermath import Appeared
+from broker.session.command import Job
+from broker.session.session import EndReason
+from broker.session.supervisor import SessionEnd
+from sandbox.cgroup.usage import CommandUsage
+from sandbox.commands.run import Exited, Signalled, TimedOut
 from transfers.part import Cause, Discarded
 
 USED = tuple(field.name for field in attrs.fields(CommandUsage))

@@ -10,32 +10,32 @@ from collections.abc import Callable
 import attrs
 import trio
 
-from broker.aftermath import Listeners
-from broker.audit import AuditSettings
-from broker.belongings import Belongings, BelongingsSettings
+from broker.audit.audit import AuditSettings
+from broker.endpoint.http import HttpSettings
 from broker.grants import find_grants, limits_of, resolve_programs, without_own_files
-from broker.host import CommandLimits, Host
-from broker.listener import HttpSettings
-from broker.namelocks import NameLocks
-from broker.ownership import NotOurs, check_owners
-from broker.rawtransfers import TransferDesk
-from broker.supervisor import Supervisor
-from broker.trusted import TrustedPlaces, find_trusted, take_names
-from broker.untenable import Untenable, module_folder, refuse_untenable
+from broker.scope import CommandLimits, Host
+from broker.session.aftermath import Listeners
+from broker.session.name_locks import NameLocks
+from broker.session.resources import Belongings, BelongingsSettings
+from broker.session.supervisor import Supervisor
+from broker.session.urls import TransferDesk
+from broker.trusted.ownership import NotOurs, check_owners
+from broker.trusted.places import TrustedPlaces, find_trusted, take_names
+from broker.trusted.untenable import Untenable, module_folder, refuse_untenable
 from config.load import Config
 from config.settings import ServerSettings
 from policy.network import network_use
 from policy.path import PathRules
 from policy.rules import Policy
-from sandbox.capabilities import probe
-from sandbox.cgroup_layer import Place, look
-from sandbox.claims import Claims
-from sandbox.facts import FactSource
-from sandbox.faults import UserUnavailable
-from sandbox.launcher import Launcher
-from sandbox.plan import LayerReport, Plan, Refused, SessionUser, make_plan
-from sandbox.spill import OutputRoom
-from sandbox.users import choose_user
+from sandbox.cgroup.layer import Place, look
+from sandbox.commands.spill import OutputRoom
+from sandbox.errors import UserUnavailable
+from sandbox.init.launcher import Launcher
+from sandbox.machine.capabilities import probe
+from sandbox.machine.claims import Claims
+from sandbox.machine.facts import FactSource
+from sandbox.plan.plan import LayerReport, Plan, Refused, SessionUser, make_plan
+from sandbox.plan.users import choose_user
 from transfers.media import Look, MediaTypes
 from transfers.part import Discarded
 from transfers.settings import TransferSettings

@@ -25,7 +25,7 @@ from config.checks import (
 )
 from config.keys import Key, describe_keys
 from policy.rules import Policy
-from sandbox.plan import SandboxSettings
+from sandbox.plan.plan import SandboxSettings
 
 MIB = 1024 * 1024
 KEPT_FILES = 1000  # of one log, however small they are: each rotation renames them all

@@ -10,7 +10,7 @@ import difflib
 import re
 from typing import TYPE_CHECKING, Any
 
-from policy.packs import PACKS
+from policy.packs.packs import PACKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

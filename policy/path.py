@@ -20,14 +20,14 @@ import attrs
 
 from policy.candidates import Candidates
 from policy.decision import Allow, Deny, PathDecision, shown
-from policy.packs import rows_of
+from policy.packs.packs import rows_of
 from policy.pattern import ANY_DEPTH, compile_pattern, components, is_glob, matched_depths
 from policy.treefilter import TreeFilter, tree_filter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from policy.closing import Closing
+    from policy.packs.closing import Closing
     from policy.rules import ClosedPath, Policy
 
 Purpose = Literal["read", "list", "enter", "write", "make", "remove"]

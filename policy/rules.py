@@ -14,7 +14,6 @@ from typing import Literal
 
 import attrs
 
-from policy.closing import Extent
 from policy.grammar import (
     check_command_names,
     check_extensions,
@@ -29,6 +28,7 @@ from policy.grammar import (
     check_variable_patterns,
     check_variables,
 )
+from policy.packs.closing import Extent
 
 Example = str | tuple[str, ...]  # a line split as a shell would split it, or an argv word by word
 

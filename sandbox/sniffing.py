@@ -3,7 +3,7 @@
 Owns that process: starts it when somebody asks for the first time, gives it one question after the other, ends it
 when a question is not answered in time, starts it anew for the next. Every question has a deadline that includes the
 wait for its turn, so that content on which libmagic hangs costs others at most that; the same content is not asked
-about again. `sniffer.py` is the other side.
+about again. `inside/sniffer.py` is the other side.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from sandbox.child import END_S, PACKAGE_PARENT, SOCKET_FD, Child, start_interpreter
-from sandbox.faults import BirthFailed
-from sandbox.sniffer import PACKET_BYTES, READY
+from sandbox.errors import BirthFailed
+from sandbox.init.spare import END_S, PACKAGE_PARENT, SOCKET_FD, Child, start_interpreter
+from sandbox.inside.sniffer import PACKET_BYTES, READY
 from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ END_BOUND_S = 3 * END_S
 STUCK_HEADS = 1024
 """Contents without an answer that are remembered, by their digests."""
 BOOTSTRAP = (
-    "import sys; sys.path.append({parent!r}); from sandbox.sniffer import main; "
+    "import sys; sys.path.append({parent!r}); from sandbox.inside.sniffer import main; "
     "main({fd}, {broker_pid}, {folder!r}, {module_name!r})"
 )
 UNASKED = "types were not asked for yet"

@@ -15,11 +15,11 @@ import pytest
 from door import Door
 
 from sandbox import wire
-from sandbox.archive_pack import pack
-from sandbox.archive_unpack import unpack
-from sandbox.archives import Summary
-from sandbox.job import Job
-from sandbox.openat import Refused
+from sandbox.files.archives import Summary
+from sandbox.inside.worker.job import Job
+from sandbox.inside.worker.pack import pack
+from sandbox.inside.worker.unpack import unpack
+from sandbox.kernel.files import Refused
 
 OPEN_RULES = {
     "allowed": r"[\s\S]*",

@@ -36,7 +36,7 @@ def autojump_clock() -> MockClock:
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have usual commands forked, as where no limits hold a keeper."""
-    monkeypatch.setattr("sandbox.limits.KEEPER_BYTES", 1 << 60)
+    monkeypatch.setattr("sandbox.plan.limits.KEEPER_BYTES", 1 << 60)
 
 
 @pytest.fixture(params=["spawned", pytest.param("forked", marks=[pytest.mark.long, pytest.mark.once])])

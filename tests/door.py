@@ -16,8 +16,8 @@ from pathlib import Path
 import attrs
 import pytest
 
-from sandbox import files as rooms
-from sandbox.descriptors import Disk
+from sandbox.files import files as rooms
+from sandbox.files.disk import Disk
 
 ROOT = Path(__file__).parent.parent
 OTHER_UID = 61190
@@ -31,7 +31,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user
 OPENER = """
 import ctypes, os, platform, resource, socket, struct, sys
 sys.path.insert(0, sys.argv[1])
-from sandbox.opener import serve
+from sandbox.inside.opener.main import serve
 libc = ctypes.CDLL(None)
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[5]),) * 2)
 uid = int(sys.argv[3])

@@ -20,10 +20,10 @@ import h11
 import trio
 
 from broker.calls import Answer, Call
-from broker.endpoint import build_server
-from broker.listener import HttpSettings, serve_http
-from broker.longtext import LongText
-from broker.stdio import serve_stdio
+from broker.contract.long_text import LongText
+from broker.endpoint.adapter import build_server
+from broker.endpoint.http import HttpSettings, serve_http
+from broker.endpoint.stdio import serve_stdio
 
 MODERN, LEGACY = "2026-07-28", "legacy"
 ANY_OBJECT = MappingProxyType({"type": "object"})

@@ -19,8 +19,8 @@ from mcp.client.client import Client
 from tarbytes import END, content, header
 from whole import open_whole
 
-from sandbox.cgroup_layer import look
-from sandbox.plan import SandboxSettings
+from sandbox.cgroup.layer import look
+from sandbox.plan.plan import SandboxSettings
 
 MIB = 1024 * 1024
 OVERRIDE = {"memory_max": 300 * MIB, "pids_max": 40, "file_size_max": 2 * MIB, "open_files_max": 50}

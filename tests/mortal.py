@@ -27,10 +27,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from door import start_opener  # noqa: E402  started as a program, it finds its own tree first
 
-from broker.belongings import PartDestination, sweep_leftovers  # noqa: E402
+from broker.session.resources import PartDestination, sweep_leftovers  # noqa: E402
 from sandbox import wire  # noqa: E402
-from sandbox.file_errors import FileError  # noqa: E402
-from sandbox.files import Files, open_files  # noqa: E402
+from sandbox.files.errors import FileError  # noqa: E402
+from sandbox.files.files import Files, open_files  # noqa: E402
 from transfers.refusals import TransferError  # noqa: E402
 from transfers.settings import TransferSettings  # noqa: E402
 from transfers.store import Transfers, open_transfers  # noqa: E402

@@ -17,13 +17,17 @@ SOURCES = {name: path.read_text() for name, path in files_in(ROOT).items()}
 MAX_LINES = 600
 MAX_FUNCTION_LINES = 50
 
-CONFIG_FILLS = {"policy.rules", "policy.command", "policy.grammar", "transfers.settings", "sandbox.plan"}
+CONFIG_FILLS = {"policy.rules", "policy.command", "policy.grammar", "transfers.settings", "sandbox.plan.plan"}
 PROTOCOL_PACKAGES = {"mcp", "mcp_types", "starlette", "hypercorn", "sse_starlette"}
 PROTOCOL_MODULES = {
-    *("broker.connections", "broker.endpoint", "broker.listener"),
-    *("broker.outputdesk", "broker.stdio"),
+    *("broker.http.connections", "broker.endpoint.adapter", "broker.endpoint.http"),
+    *("broker.endpoint.outputs", "broker.endpoint.stdio"),
 }
-CHILD_ENTRIES = ("sandbox.init", "sandbox.opener", "sandbox.sniffer")  # the last loads python-magic by name, later
+CHILD_ENTRIES = (
+    "sandbox.inside.init.main",
+    "sandbox.inside.opener.main",
+    "sandbox.inside.sniffer",
+)  # the last loads python-magic by name, later
 YOUNGER_ARGUMENTS = {
     *((name, "filter") for name in ("extractall", "extract", "unpack_archive")),  # 3.11.4
     *((name, "strict") for name in ("parseaddr", "getaddresses")),  # 3.11.10
@@ -34,10 +38,10 @@ YOUNGER_NAMES = {
     *("SetReparseDeferralEnabled", "GetReparseDeferralEnabled"),  # pyexpat, 3.11.9
 }
 BROAD_CATCHES = {
-    ("broker.session", "_perform"),  # hands an error to the caller it belongs to
-    ("broker.supervisor", "_supervise"),  # the wall between sessions
-    ("broker.connections", "serve"),  # the wall between connections: one bad header must not end the server
-    ("broker.endpoint", "on_call_tool"),  # the border to the wire
+    ("broker.session.session", "_perform"),  # hands an error to the caller it belongs to
+    ("broker.session.supervisor", "_supervise"),  # the wall between sessions
+    ("broker.http.connections", "serve"),  # the wall between connections: one bad header must not end the server
+    ("broker.endpoint.adapter", "on_call_tool"),  # the border to the wire
 }
 MUTABLE = (ast.Dict, ast.List, ast.Set, ast.DictComp, ast.ListComp, ast.SetComp)
 

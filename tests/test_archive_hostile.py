@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tarbytes import END, MODE, archive_of, content, header, long_name, pax, record, summed
 
-from sandbox import leftovers
-from sandbox.openat import Refused
-from sandbox.tarread import METADATA_BYTES
-from sandbox.walk import MAX_DEPTH
+from sandbox.inside.unfinished import hidden as leftovers
+from sandbox.inside.worker.tar import METADATA_BYTES
+from sandbox.inside.worker.walk import MAX_DEPTH
+from sandbox.kernel.files import Refused
 
 FILE = header()
 HOSTILE = {

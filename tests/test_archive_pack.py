@@ -16,10 +16,10 @@ import pytest
 from archiving import CLOSED_SECRETS, extract_all, pack_from, pack_here, pack_spec, plant, tree_of, unpack_here
 from door import OTHER_UID, Door, needs_root, open_door, reachable
 
-from sandbox.file_errors import Changed, FileError, TooLarge
-from sandbox.openat import Refused
-from sandbox.tarpipe import CHUNK_BYTES
-from sandbox.tarwrite import BROKEN_OFF, member
+from sandbox.files.errors import Changed, FileError, TooLarge
+from sandbox.inside.worker.tar_pipe import CHUNK_BYTES
+from sandbox.inside.worker.tar_write import BROKEN_OFF, member
+from sandbox.kernel.files import Refused
 
 EIGHT_GIB = 8 << 30
 LONG = "n" * 200

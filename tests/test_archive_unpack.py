@@ -32,9 +32,8 @@ from tarbytes import archive_of
 from test_archive_pack import NAMES, plant_names
 from test_sandbox_files_write import small_disk
 
-from sandbox import leftovers
-from sandbox.archives import Unpacking
-from sandbox.file_errors import (
+from sandbox.files.archives import Unpacking
+from sandbox.files.errors import (
     BadArchive,
     Exists,
     FileError,
@@ -44,6 +43,7 @@ from sandbox.file_errors import (
     TookTooLong,
     TooLarge,
 )
+from sandbox.inside.unfinished import hidden as leftovers
 
 GNU_FORMATS = ("v7", "oldgnu", "gnu", "ustar", "posix")
 PYTHON_FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}

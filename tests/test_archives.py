@@ -15,12 +15,12 @@ from door import needs_root
 from tarbytes import archive_of
 from test_sandbox_files_write import small_disk
 
-from broker.archives import ArchiveSink, ArchiveSource
-from broker.archivetools import open_archive_sink, open_archive_source
+from broker.contract.errors import BrokerError, ErrorCode, failure_of
 from broker.decisions import Denied
-from broker.errors import BrokerError, ErrorCode, failure_of
-from broker.host import Scope
-from sandbox.file_errors import BadArchive, Exists, HoldsClosedPaths, NotEmpty, NotFound, TooLarge, WrongKind
+from broker.scope import Scope
+from broker.session.archives import ArchiveSink, ArchiveSource
+from broker.tools.archives import open_archive_sink, open_archive_source
+from sandbox.files.errors import BadArchive, Exists, HoldsClosedPaths, NotEmpty, NotFound, TooLarge, WrongKind
 from tests.test_treetools import Desk, open_desk
 from tests.test_treetools_disk import later
 from transfers.declared import Declared

@@ -22,9 +22,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from broker.audit import Audit, AuditSettings, AuditUnavailable, Clocks, Event, EventType, events_of, open_audit
-from broker.contract import TOOLS
-from broker.redact import VALUE_CHARACTERS, redact_arguments
+from broker.audit.audit import Audit, AuditSettings, AuditUnavailable, Clocks, Event, EventType, events_of, open_audit
+from broker.audit.redact import VALUE_CHARACTERS, redact_arguments
+from broker.contract.table import TOOLS
 
 # A busy machine is no failure.
 unhurried = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -43,7 +43,7 @@ def settings(tmp_path: Path) -> AuditSettings:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who hands a record over here waits for it, however busy the machine is."""
-    monkeypatch.setattr("broker.auditwriter.HANDOFF_S", 30)
+    monkeypatch.setattr("broker.audit.writer.HANDOFF_S", 30)
 
 
 @contextmanager
@@ -433,7 +433,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import trio
-from broker.audit import AuditSettings, Event, EventType, open_audit
+from broker.audit.audit import AuditSettings, Event, EventType, open_audit
 log, name = Path(sys.argv[1]), sys.argv[2]
 settings = AuditSettings(audit_log=log / "a.log", error_log=log / "e.log", max_bytes=5000, backup_count=1000)
 with open_audit(settings) as audit:
@@ -569,7 +569,7 @@ def test_an_error_log_that_cannot_be_written_refuses_calls_too(settings: AuditSe
 
 
 def test_a_flood_on_a_broken_log_is_bounded_and_counted(settings: AuditSettings, monkeypatch: Any) -> None:
-    monkeypatch.setattr("broker.auditlog.OWED_LINES", 5)
+    monkeypatch.setattr("broker.audit.logfile.OWED_LINES", 5)
     with opened(settings) as (audit, complaints):
         with in_the_way(settings.audit_log):
             for number in range(20):
@@ -580,7 +580,7 @@ def test_a_flood_on_a_broken_log_is_bounded_and_counted(settings: AuditSettings,
 
 
 def test_what_is_owed_is_bounded_in_bytes_too(settings: AuditSettings, monkeypatch: Any) -> None:
-    monkeypatch.setattr("broker.auditlog.OWED_BYTES", 50_000)
+    monkeypatch.setattr("broker.audit.logfile.OWED_BYTES", 50_000)
     with opened(settings) as (audit, complaints):
         with in_the_way(settings.audit_log):
             for number in range(10):
@@ -640,7 +640,7 @@ def test_a_really_full_disk_leaves_whole_lines(small_disk: Path) -> None:
 BROKEN_STDERR = """
 import os, sys
 from pathlib import Path
-from broker.audit import AuditSettings, Event, EventType, open_audit
+from broker.audit.audit import AuditSettings, Event, EventType, open_audit
 log = Path(sys.argv[1])
 os.close(2)
 with open_audit(AuditSettings(audit_log=log / "a", error_log=log / "e", max_bytes=0, backup_count=0)) as audit:

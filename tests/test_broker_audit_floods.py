@@ -14,9 +14,9 @@ import pytest
 from test_broker_audit import command, ids, kinds, opened, patient, records
 from test_live_audit_trouble import until_written
 
-from broker.audit import AuditSettings, Clocks, Event, EventType, open_audit
-from broker.redact import DIGEST_BYTES, REFUSED_CHARACTERS, redact_arguments
-from broker.refusals import CALLERS, IN_FULL, INTERVAL_S, NAMED_TOOLS, OTHERS, TOOL_CHARACTERS, Refusals
+from broker.audit.audit import AuditSettings, Clocks, Event, EventType, open_audit
+from broker.audit.redact import DIGEST_BYTES, REFUSED_CHARACTERS, redact_arguments
+from broker.audit.refusals import CALLERS, IN_FULL, INTERVAL_S, NAMED_TOOLS, OTHERS, TOOL_CHARACTERS, Refusals
 
 __all__ = ["patient"]  # a fixture for each test here too
 LONG = [f"{number:03d}" + "x" * 509 for number in range(64)]
@@ -65,7 +65,7 @@ def test_a_count_is_recorded_when_its_interval_is_over_though_nobody_calls(setti
 async def test_a_count_is_recorded_by_itself_soon_after_its_interval(
     settings: AuditSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.refusals.INTERVAL_S", 0.1)
+    monkeypatch.setattr("broker.audit.refusals.INTERVAL_S", 0.1)
     with opened(settings) as (audit, _):
         for _number in range(IN_FULL + 1):
             audit.refuse(refusal())

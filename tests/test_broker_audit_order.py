@@ -20,10 +20,10 @@ import trio
 from disks import BOUND_S, disk, freezable_disk, frozen, full, in_the_way
 from test_broker_audit import begin, command, ids, kinds, opened, patient, records
 
-from broker.audit import AuditSettings, AuditUnavailable, Clocks, open_audit
-from broker.auditrun import BALLAST_BYTES, NOTE_BYTES, PIECE_BYTES, Note, read_runs, run_path, take_lost
-from broker.auditsync import SYNC_S
-from broker.refusals import IN_FULL
+from broker.audit.audit import AuditSettings, AuditUnavailable, Clocks, open_audit
+from broker.audit.refusals import IN_FULL
+from broker.audit.run import BALLAST_BYTES, NOTE_BYTES, PIECE_BYTES, Note, read_runs, run_path, take_lost
+from broker.audit.sync import SYNC_S
 
 __all__ = ["patient"]  # a fixture for each test here too
 
@@ -61,7 +61,7 @@ def test_two_brokers_on_one_log_are_sorted_though_the_clock_goes_back(settings: 
 
 
 def test_a_number_that_is_missing_was_lost(settings: AuditSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.auditlog.OWED_LINES", 5)
+    monkeypatch.setattr("broker.audit.logfile.OWED_LINES", 5)
     with opened(settings) as (audit, _):
         begin(audit, command(1))
         with in_the_way(settings.audit_log):
@@ -147,8 +147,8 @@ def loop_disk(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
 def test_nobody_waits_longer_for_a_frozen_disk_than_he_must(
     loop_disk: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.auditwriter.HANDOFF_S", 0.1)
-    monkeypatch.setattr("broker.auditwriter.REQUIRE_S", 0.2)
+    monkeypatch.setattr("broker.audit.writer.HANDOFF_S", 0.1)
+    monkeypatch.setattr("broker.audit.writer.REQUIRE_S", 0.2)
     _, folder = loop_disk
     log = on(folder).audit_log
     with opened(on(folder)) as (audit, complaints):
@@ -166,7 +166,7 @@ def test_nobody_waits_longer_for_a_frozen_disk_than_he_must(
             audit.end(command(5))
             assert audit.broken
             assert len(complaints) == 1
-        monkeypatch.setattr("broker.auditwriter.HANDOFF_S", 30)
+        monkeypatch.setattr("broker.audit.writer.HANDOFF_S", 30)
         begin(audit, command(6))
     assert ids(log) == ["1", "5", "6"], "what was refused is not there"
     assert "AUDIT_RESTORED" in kinds(log)
@@ -176,10 +176,10 @@ def test_nobody_waits_longer_for_a_frozen_disk_than_he_must(
 def test_what_was_refused_meanwhile_takes_no_place_from_what_is_owed(
     loop_disk: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.auditwriter.HANDOFF_S", 0.1)
-    monkeypatch.setattr("broker.auditwriter.REQUIRE_S", 0.05)
+    monkeypatch.setattr("broker.audit.writer.HANDOFF_S", 0.1)
+    monkeypatch.setattr("broker.audit.writer.REQUIRE_S", 0.05)
     _, folder = loop_disk
-    monkeypatch.setattr("broker.auditwriter.OWED_LINES", 2 * IN_FULL)
+    monkeypatch.setattr("broker.audit.writer.OWED_LINES", 2 * IN_FULL)
     refused = command(0, error="no", error_code="POLICY_001")
     with opened(on(folder)) as (audit, _):
         with frozen(folder):
@@ -188,7 +188,7 @@ def test_what_was_refused_meanwhile_takes_no_place_from_what_is_owed(
                     begin(audit, command(number))
                 audit.refuse(refused)
             audit.end(command(1))
-        monkeypatch.setattr("broker.auditwriter.HANDOFF_S", 30)
+        monkeypatch.setattr("broker.audit.writer.HANDOFF_S", 30)
         begin(audit, command(2))
     assert ids(on(folder).audit_log)[-2:] == ["1", "2"]
     restored = next(r for r in records(on(folder).audit_log) if r["event_type"] == "AUDIT_RESTORED")
@@ -231,7 +231,7 @@ def test_a_run_is_found_whatever_the_log_is_called(settings: AuditSettings) -> N
 KILLED_WHILE_MAKING = """
 import os, signal, sys
 from pathlib import Path
-from broker.auditrun import Note, RunFile
+from broker.audit.run import Note, RunFile
 sys.addaudithook(lambda event, _: event == "os.rename" and os.kill(os.getpid(), signal.SIGKILL))
 RunFile(Path(sys.argv[1]), Note(run="", pid=0, started="")).make()
 """

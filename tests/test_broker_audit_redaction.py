@@ -15,9 +15,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from broker.audit import AuditSettings, Event, EventType, open_audit
-from broker.contract import TOOLS, InvalidArguments
-from broker.redact import (
+from broker.audit.audit import AuditSettings, Event, EventType, open_audit
+from broker.audit.redact import (
     DIGEST_BYTES,
     LOOKED_AT,
     REDACTED,
@@ -28,7 +27,8 @@ from broker.redact import (
     redact_arguments,
     redact_text,
 )
-from broker.secretwords import hidden_in, is_secret_name, without_secrets
+from broker.audit.secret_words import hidden_in, is_secret_name, without_secrets
+from broker.contract.table import TOOLS, InvalidArguments
 
 # A busy machine is no failure.
 unhurried = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

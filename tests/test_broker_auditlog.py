@@ -15,7 +15,7 @@ import attrs
 import pytest
 from descriptors import open_descriptors
 
-from broker.auditlog import BLOCK_BYTES, AuditUnavailable, Hooks, Keeping, LogFile, above_standard
+from broker.audit.logfile import BLOCK_BYTES, AuditUnavailable, Hooks, Keeping, LogFile, above_standard
 
 LINE = b'{"n": 1}\n'
 UNLIMITED = Keeping(max_bytes=0, backup_count=0)
@@ -239,7 +239,7 @@ def test_what_is_owed_comes_first(path: Path, heard: Heard) -> None:
 
 
 def test_so_many_bytes_are_owed_and_no_more(path: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.auditlog.OWED_BYTES", 10)
+    monkeypatch.setattr("broker.audit.logfile.OWED_BYTES", 10)
     with opened(path, heard) as log:
         for line in (b"1234\n", b"6789\n", b"\n"):
             log.owe(line)
@@ -250,7 +250,7 @@ def test_so_many_bytes_are_owed_and_no_more(path: Path, heard: Heard, monkeypatc
 
 
 def test_so_many_lines_are_owed_and_no_more(path: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.auditlog.OWED_LINES", 2)
+    monkeypatch.setattr("broker.audit.logfile.OWED_LINES", 2)
     with opened(path, heard) as log:
         for _number in range(4):
             log.owe(LINE)

@@ -13,7 +13,7 @@ from descriptors import open_descriptors
 from disks import full_after
 from test_broker_audit_order import loop_disk
 
-from broker.auditrun import BALLAST_BYTES, NOTE_BYTES, PIECE_BYTES, Note, RunFile, read_runs, run_path, take_lost
+from broker.audit.run import BALLAST_BYTES, NOTE_BYTES, PIECE_BYTES, Note, RunFile, read_runs, run_path, take_lost
 
 __all__ = ["loop_disk"]  # a fixture for tests here too
 WHOLE_BYTES = NOTE_BYTES + BALLAST_BYTES

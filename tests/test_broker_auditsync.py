@@ -14,7 +14,7 @@ import attrs
 import pytest
 from descriptors import open_descriptors
 
-from broker.auditsync import Syncer
+from broker.audit.sync import Syncer
 
 BOUND_S = 20.0
 AWHILE_S = 0.3
@@ -60,7 +60,7 @@ def test_what_was_written_is_made_durable_though_nobody_writes_again(disk: Disk)
 
 
 def test_many_writes_are_made_durable_together(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.auditsync.SYNC_S", 1000.0)
+    monkeypatch.setattr("broker.audit.sync.SYNC_S", 1000.0)
     before = open_descriptors()
     syncer = Syncer(disk.said.put)
     for _number in range(100):
@@ -104,7 +104,7 @@ def test_its_end_waits_for_the_disk_and_not_longer_than_it_may(disk: Disk) -> No
 
 
 def test_while_nothing_is_written_it_does_nothing(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.auditsync.SYNC_S", 0.0)
+    monkeypatch.setattr("broker.audit.sync.SYNC_S", 0.0)
     syncer = Syncer(disk.said.put)
     clock = time.pthread_getcpuclockid(own_thread().ident or 0)
     with pytest.raises(queue.Empty):

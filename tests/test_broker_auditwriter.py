@@ -23,9 +23,9 @@ import trio
 from descriptors import open_descriptors
 from disks import full_after
 
-from broker.auditlog import AuditUnavailable, Hooks, Keeping, LogFile
-from broker.auditrun import BALLAST_BYTES, NOTE_BYTES, Note, RunFile, read_runs, run_path
-from broker.auditwriter import Lines, Writer, uptime_ms
+from broker.audit.logfile import AuditUnavailable, Hooks, Keeping, LogFile
+from broker.audit.run import BALLAST_BYTES, NOTE_BYTES, Note, RunFile, read_runs, run_path
+from broker.audit.writer import Lines, Writer, uptime_ms
 
 BOUND_S = 20.0
 PATIENT_S = 3.0
@@ -128,8 +128,8 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who hands a record over waits for it, however busy the machine is; nothing is tried again by itself."""
-    monkeypatch.setattr("broker.auditwriter.HANDOFF_S", PATIENT_S)
-    monkeypatch.setattr("broker.auditwriter.RETRY_S", NEVER_S)
+    monkeypatch.setattr("broker.audit.writer.HANDOFF_S", PATIENT_S)
+    monkeypatch.setattr("broker.audit.writer.RETRY_S", NEVER_S)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     assert time.monotonic() - before_s < PATIENT_S
     yield made
     made.free.set()
-    monkeypatch.setattr("broker.auditwriter.HANDOFF_S", 0.1)
+    monkeypatch.setattr("broker.audit.writer.HANDOFF_S", 0.1)
     made.writer.close()
 
 
@@ -150,8 +150,8 @@ def held(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     bench.free.clear()
     bench.writer.settle()
     with monkeypatch.context() as now:
-        now.setattr("broker.auditwriter.HANDOFF_S", 0.01)
-        now.setattr("broker.auditwriter.REQUIRE_S", 0.05)
+        now.setattr("broker.audit.writer.HANDOFF_S", 0.01)
+        now.setattr("broker.audit.writer.REQUIRE_S", 0.05)
         yield
     bench.free.set()
 
@@ -207,7 +207,7 @@ async def test_when_it_has_ended_nothing_can_be_required_and_nobody_waits(
     assert autojump_clock is not None
     bench = Bench(tmp_path)
     bench.writer.close()
-    monkeypatch.setattr("broker.auditwriter.HANDOFF_S", 0.01)
+    monkeypatch.setattr("broker.audit.writer.HANDOFF_S", 0.01)
     before_s = trio.current_time()
     with pytest.raises(AuditUnavailable):
         await bench.writer.require(line(1))
@@ -288,7 +288,7 @@ def test_a_failure_that_the_errors_cannot_take_is_refused(bench: Bench) -> None:
 
 
 def test_each_trouble_is_told_with_what_it_cost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.auditlog.OWED_LINES", 2)
+    monkeypatch.setattr("broker.audit.logfile.OWED_LINES", 2)
     with in_the_way(bench.events):
         bench.owe(1)
     bench.require(2)
@@ -312,7 +312,7 @@ def test_each_trouble_is_told_with_what_it_cost(bench: Bench, monkeypatch: pytes
 
 
 def test_it_tries_again_by_itself(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.auditwriter.RETRY_S", 0.01)
+    monkeypatch.setattr("broker.audit.writer.RETRY_S", 0.01)
     bench.events.unlink()
     bench.events.mkdir()
     bench.owe(1)
@@ -379,7 +379,7 @@ def test_without_the_whole_room_nothing_is_required_but_what_is_owed_is_written(
 
 
 def test_the_room_is_taken_again_by_itself(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.auditwriter.RETRY_S", 0.01)
+    monkeypatch.setattr("broker.audit.writer.RETRY_S", 0.01)
     bench.run.give()
     bench.writer.nudge()
     for _number in range(MANY):
@@ -423,7 +423,7 @@ def test_so_many_records_wait_and_the_numbers_of_others_are_left_out(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.owe(1, 2, 3)
-    monkeypatch.setattr("broker.auditwriter.OWED_LINES", 2)
+    monkeypatch.setattr("broker.audit.writer.OWED_LINES", 2)
     bench.owe(4)  # those that were written do not count
     with held(bench, monkeypatch):
         bench.owe(5, 6, 7, 8)
@@ -434,7 +434,7 @@ def test_so_many_records_wait_and_the_numbers_of_others_are_left_out(
 
 
 def test_so_many_bytes_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.auditwriter.OWED_BYTES", 3 * len(line(1)))
+    monkeypatch.setattr("broker.audit.writer.OWED_BYTES", 3 * len(line(1)))
     bench.owe(1, 2, 3, 4)
     with held(bench, monkeypatch):
         bench.owe(5)
@@ -465,7 +465,7 @@ def test_a_call_that_waited_too_long_is_refused_and_never_written(
 def test_what_was_owed_while_the_disk_did_not_answer_is_counted_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.auditwriter.RETRY_S", 0.01)
+    monkeypatch.setattr("broker.audit.writer.RETRY_S", 0.01)
     with held(bench, monkeypatch):
         bench.refuses(1, "has not taken")
         bench.owe(2)
@@ -489,7 +489,7 @@ def test_of_a_refusal_nothing_is_kept(bench: Bench, monkeypatch: pytest.MonkeyPa
 
 async def test_a_call_that_is_cancelled_is_not_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     with held(bench, monkeypatch):
-        monkeypatch.setattr("broker.auditwriter.REQUIRE_S", NEVER_S)
+        monkeypatch.setattr("broker.audit.writer.REQUIRE_S", NEVER_S)
         with trio.move_on_after(0.01) as scope:
             await bench.writer.require(line(1))
         assert scope.cancelled_caught
@@ -501,7 +501,7 @@ async def test_a_call_goes_on_as_soon_as_its_record_is_written(bench: Bench, mon
     with trio.fail_after(BOUND_S):
         async with trio.open_nursery() as nursery:
             with held(bench, monkeypatch):
-                monkeypatch.setattr("broker.auditwriter.REQUIRE_S", NEVER_S)
+                monkeypatch.setattr("broker.audit.writer.REQUIRE_S", NEVER_S)
                 nursery.start_soon(bench.writer.require, line(1))
                 await trio.testing.wait_all_tasks_blocked()
                 assert bench.found() == []
@@ -513,11 +513,11 @@ def test_the_thread_is_waited_for_once_while_it_is_late_and_again_when_it_is_not
 ) -> None:
     for number in (1, 4):
         with held(bench, monkeypatch):
-            monkeypatch.setattr("broker.auditwriter.HANDOFF_S", 0.3)
+            monkeypatch.setattr("broker.audit.writer.HANDOFF_S", 0.3)
             before_s = time.monotonic()
             bench.owe(number)
             assert time.monotonic() - before_s >= 0.3
-            monkeypatch.setattr("broker.auditwriter.HANDOFF_S", PATIENT_S)
+            monkeypatch.setattr("broker.audit.writer.HANDOFF_S", PATIENT_S)
             before_s = time.monotonic()
             bench.owe(number + 1)
             assert time.monotonic() - before_s < PATIENT_S - 1
@@ -533,12 +533,12 @@ def test_an_end_that_the_disk_does_not_answer_comes_all_the_same(
     with held(bench, monkeypatch):
         bench.owe(1, 2)
         with monkeypatch.context() as now:
-            now.setattr("broker.auditwriter.CLOSE_S", 0.05)
+            now.setattr("broker.audit.writer.CLOSE_S", 0.05)
             assert not bench.writer.close()
         assert bench.complaints() == ["events: 2 records are owed and lost with this broker"]
         assert bench.run.path.exists()
         assert thread.is_alive()
     thread.join(BOUND_S)
     assert bench.found() == [(1, 1), (2, 2)], "it was not given up"
-    monkeypatch.setattr("broker.auditwriter.HANDOFF_S", 0.01)
+    monkeypatch.setattr("broker.audit.writer.HANDOFF_S", 0.01)
     bench.writer.close()

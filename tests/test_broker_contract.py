@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from broker import requests, results
-from broker.contract import FAILURE_PROPERTIES, TOOLS, Fault, InvalidArguments, Tool, encode, find_tool
-from broker.errors import BrokerError, ErrorCode
-from broker.faults import SHOWN_FAULTS
-from broker.jobrequests import TerminalSize
-from broker.longtext import Buffer, LongText, Text
-from broker.schema import Hint, hints_of
+from broker.contract import requests, results
+from broker.contract.command_requests import TerminalSize
+from broker.contract.errors import BrokerError, ErrorCode
+from broker.contract.faults import SHOWN_FAULTS
+from broker.contract.long_text import Buffer, LongText, Text
+from broker.contract.schema import Hint, hints_of
+from broker.contract.table import FAILURE_PROPERTIES, TOOLS, Fault, InvalidArguments, Tool, encode, find_tool
 
 # A busy machine is no failure.
 unhurried = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -12,14 +12,14 @@ import jsonschema  # type: ignore[import-untyped]  # it brings no types
 import pytest
 
 import broker
-from broker.auditlog import AuditUnavailable
-from broker.contract import TOOLS, Tool, encode
-from broker.errors import FAILURES, BrokerError, ErrorCode, Failure, failure_of
-from broker.results import ExecuteCommandResult
-from broker.session import EndReason, SessionClosed
-from broker.supervisor import CreationCut, CreationFailed
-from sandbox.faults import SpawnFailed
-from sandbox.file_errors import FileError, NotFound, from_errno
+from broker.audit.logfile import AuditUnavailable
+from broker.contract.errors import FAILURES, BrokerError, ErrorCode, Failure, failure_of
+from broker.contract.results import ExecuteCommandResult
+from broker.contract.table import TOOLS, Tool, encode
+from broker.session.session import EndReason, SessionClosed
+from broker.session.supervisor import CreationCut, CreationFailed
+from sandbox.errors import SpawnFailed
+from sandbox.files.errors import FileError, NotFound, from_errno
 from transfers.refusals import OffsetMismatch, RanShort, TransferError, UploadLost
 
 

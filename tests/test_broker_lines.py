@@ -11,8 +11,8 @@ import trio
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broker import lines
-from broker.lines import LineStart, ReadRange, count_lines, find_last_lines, find_line, first_lines
+from broker.tools import lines
+from broker.tools.lines import LineStart, ReadRange, count_lines, find_last_lines, find_line, first_lines
 
 DATA = st.lists(st.sampled_from([b"a", b"\n", b"\r\n", b"xyz"]), max_size=12).map(b"".join)
 

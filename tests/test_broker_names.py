@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broker.names import cursor_after, place_of_cursor, real_name, shown_path, usable_path
+from broker.contract.names import cursor_after, place_of_cursor, real_name, shown_path, usable_path
 
 NAMES = st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name).map(os.fsdecode)
 TRICKY = st.lists(st.sampled_from([b"\\", b"x", b"5c", b"ff", b"\xff", b"\xc3", b"\xa9", b"41", b"FF", b"/"])).map(

@@ -12,9 +12,9 @@ from test_sandbox_netpeers import ROOT, WITHOUT_NETLINK
 OPEN = f"""
 import sys
 sys.path.insert(0, sys.argv[1])
-from broker.peerwatch import open_watch
-from sandbox import namespaces
-from sandbox.plan import Plan, Refused
+from broker.access.peerwatch import open_watch
+from sandbox.kernel import namespaces
+from sandbox.plan.plan import Plan, Refused
 {WITHOUT_NETLINK}
 for name, spaces, internet, seccomp in (
     ("shared", namespaces.PID, True, True),

@@ -12,18 +12,18 @@ import attrs
 import pytest
 import trio
 
-from broker.aftermath import Appeared
-from broker.audit import AuditSettings, open_audit
-from broker.job import Job, Origin
-from broker.jobs import Jobs
+from broker.audit.audit import AuditSettings, open_audit
 from broker.records import SHOWN_NAMES, Records, told_and_recorded
-from broker.session import EndReason
-from broker.supervisor import SessionEnd
-from sandbox.cgroup_values import CommandUsage
-from sandbox.command import Ended, Exited, How, Signalled, TimedOut
-from sandbox.faults import SpawnFailed
-from sandbox.spill import OutputRoom
-from sandbox.streams import Captured
+from broker.session.aftermath import Appeared
+from broker.session.command import Job, Origin
+from broker.session.commands import Jobs
+from broker.session.session import EndReason
+from broker.session.supervisor import SessionEnd
+from sandbox.cgroup.usage import CommandUsage
+from sandbox.commands.run import Ended, Exited, How, Signalled, TimedOut
+from sandbox.commands.spill import OutputRoom
+from sandbox.commands.streams import Captured
+from sandbox.errors import SpawnFailed
 from transfers.part import Cause, Discarded
 
 OF_ALL = {"timestamp", "uptime_ms", "run", "seq"}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broker.textedit import DIFF_CHARACTERS, GROUP_BYTES, Edited, lines_of, occurrences, replace_exactly
+from broker.tools.edit_text import DIFF_CHARACTERS, GROUP_BYTES, Edited, lines_of, occurrences, replace_exactly
 
 TEXTS = st.lists(st.sampled_from(["a", "b", "\n", "\n\n", "ab\n", "x", "\r\n", "é"]), max_size=40).map("".join)
 HUNK = re.compile(r"@@ -(\d+),(\d+) \+(\d+),(\d+) @@")

@@ -6,9 +6,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from broker.answerroom import AnswerRoom, NoRoomForAnswer
-from broker.bytebudget import PATIENCE_S, SMALL_BYTES, ByteBudget, Hold
-from broker.longtext import Buffer
+from broker.contract.long_text import Buffer
+from broker.memory.answers import AnswerRoom, NoRoomForAnswer
+from broker.memory.budget import PATIENCE_S, SMALL_BYTES, ByteBudget, Hold
 
 MUCH = 10 * SMALL_BYTES
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import attrs
 import pytest
 
-from broker.contract import TOOLS
-from broker.errors import ErrorCode
+from broker.contract.errors import ErrorCode
+from broker.contract.table import TOOLS
 from config.settings import Key, all_keys
 
 pytestmark = pytest.mark.once  # it reads files only

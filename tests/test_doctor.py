@@ -18,10 +18,10 @@ from live import ROOT, connect, live_folder, marked, new_session, ok, running_br
 from live_plain_user import plain_user
 from test_sandbox_births import open_world
 
-from broker.approaches import OF_THE_POLICY
-from broker.checks import CHECKS, CHECKS_AROUND, Attempt, Check, Fence, judge
-from sandbox.command import Exited
-from sandbox.plan import LAYERS, LayerReport
+from broker.doctor.approaches import OF_THE_POLICY
+from broker.doctor.checks import CHECKS, CHECKS_AROUND, Attempt, Check, Fence, judge
+from sandbox.commands.run import Exited
+from sandbox.plan.plan import LAYERS, LayerReport
 
 SHIPPED = ROOT / "config" / "policy.yaml"
 CUSTOMER = ROOT / "tests" / "data" / "customer" / "policy.yaml"

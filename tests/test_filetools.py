@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.textpart import MAX_CHARACTER_BYTES, cut_text
+from broker.tools.text_part import MAX_CHARACTER_BYTES, cut_text
 from tests.whole import Whole, open_whole
 
 

@@ -26,9 +26,9 @@ from mcp.client import Client
 from mcp_types import TextContent
 from pydantic_core import from_json
 
-from broker.bodyshape import shape_of
-from broker.bulk import BULK_BYTES, MAX_BACKSLASHES, REST_BYTES, SLICE_BYTES, Bulk
-from broker.large_answers import LARGE_EVENT_BYTES
+from broker.http.body_shape import shape_of
+from broker.http.bulk import BULK_BYTES, MAX_BACKSLASHES, REST_BYTES, SLICE_BYTES, Bulk
+from broker.http.large_answers import LARGE_EVENT_BYTES
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),  # the legacy client's, not ours

@@ -21,10 +21,10 @@ from mcp.shared.subscriptions import ResourceUpdated
 from test_jobs import SERVER
 from whole import Whole, open_whole
 
-from broker.contract import TOOLS
-from broker.endpoint import build_server
-from broker.listener import HttpSettings, serve_http
-from broker.outputdesk import MAX_STREAMS
+from broker.contract.table import TOOLS
+from broker.endpoint.adapter import build_server
+from broker.endpoint.http import HttpSettings, serve_http
+from broker.endpoint.outputs import MAX_STREAMS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")  # the legacy client's, not ours
 ERAS = pytest.mark.parametrize("era", [MODERN, LEGACY])

@@ -22,7 +22,7 @@ from front import (
     sse_messages,
 )
 
-from broker.sockets import ListenFailed, open_listeners
+from broker.http.sockets import ListenFailed, open_listeners
 
 
 async def test_health_says_who_it_is_and_nothing_else() -> None:

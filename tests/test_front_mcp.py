@@ -13,7 +13,7 @@ from mcp.client import Client
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, Implementation, TextContent
 
-from broker.large_answers import LARGE_EVENT_BYTES, as_json
+from broker.http.large_answers import LARGE_EVENT_BYTES, as_json
 
 # The SDK's client leaves the generators of a stream that it stops reading to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.origins import host_rules
+from broker.http.origins import host_rules
 
 RULES = host_rules("192.0.2.7", ["Box", "only.example:8443", "fd00::1"], ["https://a.example", "http://b.example:*"])
 

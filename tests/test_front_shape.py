@@ -11,7 +11,7 @@ from front import House, legacy_session, modern_call, modern_headers, raw, servi
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broker.bodyshape import (
+from broker.http.body_shape import (
     LONG_BYTES,
     MAX_ELEMENTS,
     MAX_LONG_STRINGS,

@@ -12,7 +12,7 @@ from tarbytes import archive_of
 from test_archives import packed, unpacked
 
 from broker.decisions import Denied
-from sandbox.file_errors import HoldsClosedPaths
+from sandbox.files.errors import HoldsClosedPaths
 from tests.test_treetools import Desk, open_desk
 
 POLICY = """

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CHUNKS = """
 import resource, sys
-from broker.heap import keep_freed_memory
+from broker.memory.heap import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def chunk():
@@ -35,7 +35,7 @@ def faults_of_twenty_chunks(how: str) -> int:
 MAPPED = """
 import ctypes, threading
 from pathlib import Path
-from broker.heap import HEAP_BLOCK_BYTES, keep_freed_memory
+from broker.memory.heap import HEAP_BLOCK_BYTES, keep_freed_memory
 keep_freed_memory()
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -286,7 +286,7 @@ async def test_a_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 async def test_a_pattern_that_takes_for_ever_hurts_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.outputtools.SEARCH_S", 0.5)
+    monkeypatch.setattr("broker.tools.output.SEARCH_S", 0.5)
     async with hands(tmp_path) as own:
         done = await own.python("print('a' * 60)")
         refused = await own.answer("search_output", command_id=done["command_id"], pattern="(a+)+$b")
@@ -562,8 +562,8 @@ async def test_a_kill_in_every_state_leaves_nothing(tmp_path: Path, state: str, 
 async def test_progress_tells_the_newest_lines_and_signs_of_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.narration.INTERVAL_S", 0.05)
-    monkeypatch.setattr("broker.narration.HEARTBEAT_S", 0.15)
+    monkeypatch.setattr("broker.tools.progress.INTERVAL_S", 0.05)
+    monkeypatch.setattr("broker.tools.progress.HEARTBEAT_S", 0.15)
     told: list[tuple[float, str]] = []
     quiet = trio.Event()
 

@@ -15,7 +15,7 @@ from live import ERAS, LiveBroker, call, connect, new_session, ok, run, running_
 from mcp.client.client import Client
 from mcp.shared.exceptions import MCPError
 
-from broker.refusals import IN_FULL
+from broker.audit.refusals import IN_FULL
 
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")  # the legacy client's, not ours
 

@@ -13,7 +13,7 @@ import trio
 from live import LiveBroker, call, connect, new_session, ok, run, running_broker
 from live_urls import ask, at_desk, digest, put_some
 
-from broker.errors import ErrorCode
+from broker.contract.errors import ErrorCode
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),  # the legacy client's, not ours

@@ -32,7 +32,7 @@ from live import (
 )
 from mcp.client.client import Client
 
-from broker.auditrun import PIECE_BYTES
+from broker.audit.run import PIECE_BYTES
 
 ON_DISK = {"logging": {"audit_log": "disk/log/audit.log"}, "timeouts": {"kill_grace": 0.3}}
 UNAVAILABLE = ("AUDIT_001", "AUDIT_UNAVAILABLE")

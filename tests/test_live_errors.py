@@ -30,7 +30,7 @@ from live import (
 from live_trees import tree
 from mcp.client.client import Client
 
-from broker.errors import ErrorCode
+from broker.contract.errors import ErrorCode
 
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")  # the legacy client's, not ours
 

@@ -23,7 +23,7 @@ from obeyed import HOME_OBEYED, HOME_SECRETS, HONEST, PROJECT_OBEYED, PROJECT_SE
 from test_sandbox_births import PLAIN, needs_landlock
 
 from config.keys import SHIPPED_DIR
-from sandbox import capabilities
+from sandbox.machine import capabilities
 
 pytestmark = [pytest.mark.long, pytest.mark.once]
 

@@ -61,7 +61,7 @@ async def type_of(broker: LiveBroker, name: str, content: bytes) -> str:
 
 
 def sniffers(broker: LiveBroker) -> list[int]:
-    return [each.pid for each in broker.family() if "sandbox.sniffer" in _command_line(each.pid)]
+    return [each.pid for each in broker.family() if "sandbox.inside.sniffer" in _command_line(each.pid)]
 
 
 def _command_line(pid: int) -> str:

@@ -14,8 +14,8 @@ import pytest
 from live import COMMANDS, broker_in, call, connect, live_folder, new_session, ok, run, write_config
 from test_walls_cgroup_guest import WHY_NOT
 
-from sandbox.cgroup import Group
-from sandbox.cgroup_base import find_base
+from sandbox.cgroup.group import Group
+from sandbox.cgroup.place import find_base
 
 MIB = 1 << 20
 LIMIT_BYTES = 320 * MIB

@@ -13,7 +13,7 @@ import pytest
 from live import COMMANDS, connect, new_session, run
 from test_live_walls import as_each, broker_of
 
-from sandbox.system import packages_of
+from sandbox.plan.system import packages_of
 
 OPT = Path("/opt")
 MARK = secrets.token_hex(8)

@@ -31,7 +31,7 @@ from live import (
 from live_plain_user import UID, PlainUser, plain_user
 from mcp.client.client import Client
 
-from sandbox.prctl import FIRST_TO_GO
+from sandbox.kernel.process import FIRST_TO_GO
 
 POLICY = {"allowed_commands": {**COMMANDS, "python3": {"executable": "/usr/bin/python3"}}}
 TAKE_BACK = """

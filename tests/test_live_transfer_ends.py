@@ -12,7 +12,7 @@ from live import Answer, LiveBroker, call, ok, running_broker
 from live_urls import Desk, Said, ask, at_desk, dial, digest, get_head
 from tarbytes import archive_of
 
-from broker.rawtransfers import REMEMBERED_TRANSFERS
+from broker.session.urls import REMEMBERED_TRANSFERS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),  # the legacy client's, not ours

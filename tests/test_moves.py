@@ -20,10 +20,10 @@ from door import needs_root
 from test_treetools import Desk, open_desk
 from test_treetools_disk import later
 
-from sandbox.job import Job
-from sandbox.moving import Aside, Mirror, is_open_for_writing
-from sandbox.openat import Refused
-from sandbox.walk import Rules
+from sandbox.inside.worker.job import Job
+from sandbox.inside.worker.move import Aside, Mirror, is_open_for_writing
+from sandbox.inside.worker.walk import Rules
+from sandbox.kernel.files import Refused
 
 POLICY = """
 policy:

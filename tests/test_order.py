@@ -16,10 +16,10 @@ import trio.testing
 from door import Door, open_door, start_opener
 
 from broker.calls import Answer
-from broker.errors import BrokerError, ErrorCode
-from broker.namelocks import LOCK_WAIT_S, Name, NameLocks, name_of
-from sandbox.file_errors import OutcomeUnknown
-from sandbox.files import open_files
+from broker.contract.errors import BrokerError, ErrorCode
+from broker.session.name_locks import LOCK_WAIT_S, Name, NameLocks, name_of
+from sandbox.files.errors import OutcomeUnknown
+from sandbox.files.files import open_files
 from tests.whole import Whole, open_whole
 
 

@@ -17,13 +17,13 @@ from test_sandbox_treework import OPEN_RULES, copy_tree
 from test_transfers_upload_ends import files_limited_to
 from test_transfers_uploads import SETTINGS
 
-from broker.belongings import PartDestination
-from broker.errors import ErrorCode, failure_of
-from broker.filerules import told_what_it_makes
-from sandbox.descriptors import Disk
-from sandbox.file_errors import OutcomeUnknown, RanShort, from_errno
-from sandbox.files import Work
-from sandbox.room import STEP_BYTES
+from broker.contract.errors import ErrorCode, failure_of
+from broker.session.resources import PartDestination
+from broker.tools.rules import told_what_it_makes
+from sandbox.files.disk import Disk
+from sandbox.files.errors import OutcomeUnknown, RanShort, from_errno
+from sandbox.files.files import Work
+from sandbox.kernel.room import STEP_BYTES
 from transfers.part import Cause, Discarded
 from transfers.refusals import UploadInDoubt
 from transfers.store import open_transfers

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.ansi import strip_ansi, whole_sequences
+from broker.tools.ansi import strip_ansi, whole_sequences
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import trio
 import trio.testing
 from test_transfers_upload_ends import files_limited_to
 
-from sandbox.nameless import open_nameless
-from sandbox.spill import PENDING_BYTES, OutputRoom, Quota, Spill
-from sandbox.transcript import HEADER, STDERR, STDOUT
+from sandbox.commands.spill import PENDING_BYTES, OutputRoom, Quota, Spill
+from sandbox.commands.transcript import HEADER, STDERR, STDOUT
+from sandbox.kernel.nameless import open_nameless
 
 MIB = 1024 * 1024
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from sandbox import transcript
-from sandbox.ends import Ends, rest_of_character, whole_characters
-from sandbox.transcript import HEADER, STDERR, STDOUT, Extract, Transcript, View
+from sandbox.commands import transcript
+from sandbox.commands.excerpt import Ends, rest_of_character, whole_characters
+from sandbox.commands.transcript import HEADER, STDERR, STDOUT, Extract, Transcript, View
 
 VIEWS: tuple[View, ...] = ("stdout", "stderr", "both")
 streams = st.sampled_from([STDOUT, STDERR])

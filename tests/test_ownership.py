@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from live import BrokerFailed, broker_in, live_folder, write_config
 
-from broker.ownership import NotOurs, check_owners
-from broker.program import own_folders
-from broker.trusted import Kind, Origin, TrustedPlaces
-from sandbox.plan import SessionUser
+from broker.trusted.ownership import NotOurs, check_owners
+from broker.trusted.places import Kind, Origin, TrustedPlaces
+from broker.trusted.program import own_folders
+from sandbox.plan.plan import SessionUser
 
 ROOT = Path(__file__).resolve().parent.parent
 UID = 61180

@@ -12,7 +12,7 @@ from config.keys import SHIPPED_DIR
 from config.load import load_config
 from policy.decision import Allow, Deny
 from policy.explain import explain
-from policy.packs import PACKS
+from policy.packs.packs import PACKS
 from policy.path import CHANGES, PathRules, Purpose, decide_path
 from policy.rules import ClosedPath
 from policy.treefilter import tree_filter

@@ -12,7 +12,7 @@ from policy.decision import SHOWN_CHARACTERS, Deny, shown
 from policy.gates import first_denial
 from policy.git import hardened
 from policy.network import network_use
-from policy.packs import PACKS
+from policy.packs.packs import PACKS
 from policy.rules import ClosedPath, CommandRule, FileLimits, Policy
 
 PACK = next(iter(PACKS))

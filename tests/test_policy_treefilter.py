@@ -12,7 +12,7 @@ from policy.decision import Allow
 from policy.path import PathRules, Pattern, decide_path
 from policy.rules import ClosedPath
 from policy.treefilter import tree_filter
-from sandbox.walk import Rules
+from sandbox.inside.worker.walk import Rules
 
 HOME = "/home/u"
 NAMES = st.sampled_from(["a", "b", ".ssh", ".env", ".env.x", "ab", "a.so", "lib.SO.1", "a\nb", "\udcff", "x" * 9])

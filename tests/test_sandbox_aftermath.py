@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from sandbox import aftermath, hiding, wire
-from sandbox.job import Job, Stop
+from sandbox import wire
+from sandbox.inside import blocked_paths as hiding
+from sandbox.inside.worker import aftermath
+from sandbox.inside.worker.job import Job, Stop
 
 ENV = r"/\.env(?=/|\Z)"
 GIT = r"/\.git/(?:modules/[^/]+/)?(?:config|hooks)(?=/|\Z)|/\.git/(?:worktrees/[^/]+/)?commondir(?=/|\Z)"

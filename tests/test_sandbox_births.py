@@ -20,23 +20,24 @@ import pytest
 import trio
 from descriptors import open_descriptors
 
-from sandbox import capabilities, trees
-from sandbox.child import PACKAGE_PARENT, start_interpreter
-from sandbox.claims import Claims
-from sandbox.command import Ended, ExecPlan, Exited, run_command
-from sandbox.faults import BirthCut, BirthFailed, SpawnFailed
-from sandbox.launcher import Launcher, open_launcher
-from sandbox.limits import Limits
-from sandbox.plan import LAYERS, Plan, Refused, SandboxSettings, SessionUser, Walls, make_plan
-from sandbox.programs import resolve_program
-from sandbox.session_init import Init
-from sandbox.users import choose_user
+from sandbox.commands.run import Ended, ExecPlan, Exited, run_command
+from sandbox.errors import BirthCut, BirthFailed, SpawnFailed
+from sandbox.init.init import Init
+from sandbox.init.launcher import Launcher, open_launcher
+from sandbox.init.spare import PACKAGE_PARENT, start_interpreter
+from sandbox.kernel import processes as trees
+from sandbox.machine import capabilities
+from sandbox.machine.claims import Claims
+from sandbox.machine.programs import resolve_program
+from sandbox.plan.limits import Limits
+from sandbox.plan.plan import LAYERS, Plan, Refused, SandboxSettings, SessionUser, Walls, make_plan
+from sandbox.plan.users import choose_user
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
-    from sandbox.slots import SlotPool
-    from sandbox.spaces import NetworkUse
+    from sandbox.init.keeper_pool import SlotPool
+    from sandbox.plan.spaces import NetworkUse
 
 SETTINGS = SandboxSettings(
     unprivileged_user="",
@@ -297,7 +298,7 @@ async def test_a_stopped_spare_is_replaced(settings: dict[str, Any], *, ahead: b
 DIES_ON_ITS_WAY = """
 import os, signal, sys
 sys.path.append({parent!r})
-from sandbox import namespaces
+from sandbox.kernel import namespaces
 namespaces.unshare({flags})
 namespaces.clone_first(lambda pidfd: os.kill(os.getpid(), signal.{end}))
 os.read(3, 1)
@@ -310,7 +311,7 @@ async def test_a_spare_that_ends_before_it_says_what_came_out_of_it_leaves_nothi
     end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the clone and the word of it nobody has a descriptor of the new process, which is a child of ours."""
-    monkeypatch.setattr("sandbox.child.END_S", 0.5)
+    monkeypatch.setattr("sandbox.init.spare.END_S", 0.5)
     flags = plan_for().spaces
     child = start_interpreter(DIES_ON_ITS_WAY.format(parent=PACKAGE_PARENT, flags=flags, end=end), flags)
     with trio.fail_after(10):

@@ -22,10 +22,10 @@ from test_sandbox_births import (
     wait_exit,
 )
 
-from sandbox import trees
-from sandbox.command import Exited, Signalled, TimedOut
-from sandbox.faults import ProcessNotFound, SpawnFailed
-from sandbox.limits import Limits
+from sandbox.commands.run import Exited, Signalled, TimedOut
+from sandbox.errors import ProcessNotFound, SpawnFailed
+from sandbox.kernel import processes as trees
+from sandbox.plan.limits import Limits
 
 pytestmark = pytest.mark.usefixtures("launched")
 PYTHON = "/usr/bin/python3"
@@ -274,7 +274,7 @@ async def test_many_commands_leave_everything_as_it_was() -> None:
 
 
 async def test_a_session_at_rest_gives_back_what_its_commands_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sandbox.slots.REST_S", 0.05)
+    monkeypatch.setattr("sandbox.init.keeper_pool.REST_S", 0.05)
     async with open_world() as world, trio.open_nursery() as nursery:
         await world.run("/bin/true")
         await all_armed(world)

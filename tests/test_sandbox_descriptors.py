@@ -22,12 +22,12 @@ from test_sandbox_births import (
 )
 from test_sandbox_shortage import eventually, expect_success, running
 
-from sandbox import trees
-from sandbox.descriptors import Disk
-from sandbox.faults import BirthFailed, SpawnFailed
-from sandbox.file_errors import FileError
-from sandbox.files import open_files
-from sandbox.launcher import open_launcher
+from sandbox.errors import BirthFailed, SpawnFailed
+from sandbox.files.disk import Disk
+from sandbox.files.errors import FileError
+from sandbox.files.files import open_files
+from sandbox.init.launcher import open_launcher
+from sandbox.kernel import processes as trees
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

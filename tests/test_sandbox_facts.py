@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from sandbox.facts import FactSource
+from sandbox.machine.facts import FactSource
 
 SPINNER = """
 import time

@@ -15,7 +15,7 @@ import trio.testing
 from door import OTHER_UID, descriptors, needs_root, open_door, reachable, read, start_opener
 
 from sandbox import wire
-from sandbox.file_errors import (
+from sandbox.files.errors import (
     AccessDenied,
     BadPath,
     Changed,

@@ -13,8 +13,8 @@ from door import Door, open_door
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandbox.file_errors import NotFound
-from sandbox.files import Files
+from sandbox.files.errors import NotFound
+from sandbox.files.files import Files
 
 NAMES = st.sampled_from(["a", "b", "link to a", "dangling", "caf\udce9 \n"])
 DATA = st.binary(max_size=50)

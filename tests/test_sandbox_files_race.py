@@ -16,8 +16,8 @@ from pathlib import Path
 import attrs
 from door import open_door
 
-from sandbox.file_errors import AccessDenied, Changed, WrongKind
-from sandbox.files import Files
+from sandbox.files.errors import AccessDenied, Changed, WrongKind
+from sandbox.files.files import Files
 
 CONTROL_S = 20
 RACES = 3000

@@ -18,8 +18,8 @@ import trio
 import trio.testing
 from door import OTHER_UID, ROOT, descriptors, needs_landlock, needs_root, open_door, reachable, read
 
-from sandbox.file_errors import AccessDenied, Changed, Exists, NoSpace, OpenerGone, OutcomeUnknown, TooLarge, WrongKind
-from sandbox.files import Files
+from sandbox.files.errors import AccessDenied, Changed, Exists, NoSpace, OpenerGone, OutcomeUnknown, TooLarge, WrongKind
+from sandbox.files.files import Files
 
 both_ways = pytest.mark.parametrize("tmpfile", [True, False], ids=["O_TMPFILE", "hidden name"])
 

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gitconfig import _OF_A_NAME, _OF_A_SECTION, MAX_BYTES, is_plain, is_plain_common, is_plain_pointer
+from sandbox.inside.worker.gitconfig import (
+    _OF_A_NAME,
+    _OF_A_SECTION,
+    MAX_BYTES,
+    is_plain,
+    is_plain_common,
+    is_plain_pointer,
+)
 
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",

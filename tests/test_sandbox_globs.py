@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sandbox.globs import compile_globs, translate
-from sandbox.openat import Refused
+from sandbox.inside.worker.globs import compile_globs, translate
+from sandbox.kernel.files import Refused
 
 
 @pytest.mark.parametrize(

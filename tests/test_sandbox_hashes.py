@@ -19,8 +19,8 @@ from door import OTHER_UID, Door, descriptors, needs_landlock, needs_root, open_
 from test_sandbox_treework import workers
 
 from sandbox import wire
-from sandbox.file_errors import AccessDenied, FileError, OpenerGone, WriteFailed
-from sandbox.hashes import HASHERS, PIECE_BYTES, FileHash, _Worker
+from sandbox.files.errors import AccessDenied, FileError, OpenerGone, WriteFailed
+from sandbox.files.hashes import HASHERS, PIECE_BYTES, FileHash, _Worker
 
 MIB = 1024 * 1024
 HUGE = 64 << 30

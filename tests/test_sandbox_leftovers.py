@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from door import OTHER_UID, ROOT, needs_root, open_door, reachable
 
-from sandbox import leftovers
-from sandbox.files import Files
+from sandbox.files.files import Files
+from sandbox.inside.unfinished import hidden as leftovers
 
 OLD, TREE, LINK, FIFO = (f"{leftovers.HIDDEN_PREFIX}{digit * 24}" for digit in "abcd")
 

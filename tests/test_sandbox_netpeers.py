@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import pytest
 from door import needs_root
 
-from sandbox import netpeers
-from sandbox.holders import Holder, Holders
-from sandbox.netpeers import Gone, NetPeers, Owner, choose_peers
+from sandbox.machine import netpeers
+from sandbox.machine.holders import Holder, Holders
+from sandbox.machine.netpeers import Gone, NetPeers, Owner, choose_peers
 
 if TYPE_CHECKING:
-    from sandbox.netpeers import LookUp
+    from sandbox.machine.netpeers import LookUp
 
 ROOT = Path(__file__).parent.parent
 HOLDERS = Holders(own_namespaces=True, filtered=True)
@@ -107,7 +107,7 @@ if len(sys.argv) > 2:
 RESTRICTED = f"""
 import sys
 sys.path.insert(0, sys.argv[1])
-from sandbox.netpeers import PeersUnknown, choose_peers
+from sandbox.machine.netpeers import PeersUnknown, choose_peers
 {WITHOUT_NETLINK}
 try:
     peers = choose_peers()
@@ -167,7 +167,7 @@ def test_a_descendant_comes_before_all_others() -> None:
 RESTRAINED = """
 import ctypes, os, socket, struct, sys
 sys.path.insert(0, sys.argv[1])
-from sandbox.holders import Holders
+from sandbox.machine.holders import Holders
 holders = Holders(own_namespaces=False, filtered=sys.argv[2] == "filtered")
 libc = ctypes.CDLL(None, use_errno=True)
 left, right = socket.socketpair()

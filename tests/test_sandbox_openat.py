@@ -16,8 +16,9 @@ import pytest
 from descriptors import open_descriptors
 from test_walls_seccomp import become_plain, in_child, outcome
 
-from sandbox import prctl, seccomp, syscalls
-from sandbox.openat import Held, Refused, facts_of, file_system, kind_of, open_path, real_path, reopen
+from sandbox.kernel import process as prctl
+from sandbox.kernel import seccomp, syscalls
+from sandbox.kernel.files import Held, Refused, facts_of, file_system, kind_of, open_path, real_path, reopen
 
 AS_WITHOUT = pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM], ids=["old kernel", "old filter"])
 

@@ -15,10 +15,10 @@ import trio
 from test_sandbox_births import World, all_armed, open_world, plan_for, session_home, walls_for
 
 from sandbox import wire
-from sandbox.child import Child, start_interpreter
-from sandbox.command import Exited
-from sandbox.faults import ProcessNotFound, SandboxError
-from sandbox.launcher import open_launcher
+from sandbox.commands.run import Exited
+from sandbox.errors import ProcessNotFound, SandboxError
+from sandbox.init.launcher import open_launcher
+from sandbox.init.spare import Child, start_interpreter
 from sandbox.polled import close_descriptor, wait_ended
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox import programs
-from sandbox.programs import resolve_program
+from sandbox.machine import programs
+from sandbox.machine.programs import resolve_program
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_walls_namespaces import Walls, as_each, behind
 from test_walls_seccomp import fork_child, in_child
 
-from sandbox import rlimits
+from sandbox.kernel import rlimits
 
 MIB = 1 << 20
 

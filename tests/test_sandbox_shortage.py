@@ -24,16 +24,17 @@ from test_sandbox_births import (
     walls_for,
 )
 
-from sandbox import trees, wire
-from sandbox.command import Exited
-from sandbox.faults import SpawnFailed
-from sandbox.launcher import open_launcher
-from sandbox.slot import Slot
+from sandbox import wire
+from sandbox.commands.run import Exited
+from sandbox.errors import SpawnFailed
+from sandbox.init.keeper import Slot
+from sandbox.init.launcher import open_launcher
+from sandbox.kernel import processes as trees
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from sandbox.plan import SessionUser, Walls
+    from sandbox.plan.plan import SessionUser, Walls
 
 pytestmark = pytest.mark.usefixtures("forked")  # its keepers need a process for each command, ahead of it
 PYTHON = "/usr/bin/python3"
@@ -175,7 +176,7 @@ async def test_a_shortage_that_lasts_is_said(short: str, monkeypatch: pytest.Mon
             if short == "keeper":
                 await expect_success(other)
             with monkeypatch.context() as patch:
-                patch.setattr("sandbox.slots.TAKE_S", 1.0)
+                patch.setattr("sandbox.init.keeper_pool.TAKE_S", 1.0)
                 with pytest.raises(SpawnFailed, match=f"{FORKS_REFUSED}.*limit on processes") as caught:
                     await other.run("/bin/true")
             assert caught.value.stage == "keeper"

@@ -15,8 +15,8 @@ import pytest
 import trio
 from magicfiles import CLAIM, CLAIMED, HANG, home_with_magic, told_by_a_plain_libmagic
 
-from sandbox import landlock
-from sandbox.sniffer import NOBODY, PACKET_BYTES
+from sandbox.inside.sniffer import NOBODY, PACKET_BYTES
+from sandbox.kernel import landlock
 from sandbox.sniffing import LOOK_S, UNASKED, Sniffing, open_sniffing
 
 pytestmark = [pytest.mark.long, pytest.mark.once]

@@ -26,10 +26,10 @@ from test_sandbox_births import (
 )
 from test_sandbox_shortage import eventually, running
 
-from sandbox import trees
-from sandbox.command import Exited
-from sandbox.leader import EXIT_NOT_STARTED, NO_ROOM
-from sandbox.limits import KEEPER_BYTES, KEEPER_FILES, Limits
+from sandbox.commands.run import Exited
+from sandbox.inside.keeper.forked import EXIT_NOT_STARTED, NO_ROOM
+from sandbox.kernel import processes as trees
+from sandbox.plan.limits import KEEPER_BYTES, KEEPER_FILES, Limits
 
 PYTHON = "/usr/bin/python3"
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,8 +39,8 @@ STAND = f"""
 import json, os, resource, sys
 os.chdir("/")
 sys.path.append({str(ROOT)!r})
-from sandbox import prctl, wire
-from sandbox.spawner import Spawn
+from sandbox.kernel import process as prctl; from sandbox import wire
+from sandbox.inside.keeper.spawned import Spawn
 prctl.prctl(prctl.SET_NO_NEW_PRIVS, 1)
 poked, poke = os.pipe()
 ours, theirs = wire.pair()
@@ -271,8 +271,8 @@ def test_the_end_of_the_init_ends_a_keeper_that_is_not_ready_for_it() -> None:
     script = f"""
 import os, signal, sys
 sys.path.append({str(ROOT)!r})
-from sandbox import keeper, landlock, wire
-from sandbox.wakeup import Wakeup
+from sandbox.inside.keeper import keeper; from sandbox.kernel import landlock; from sandbox import wire
+from sandbox.inside.keeper.wakeup import Wakeup
 ours, theirs = wire.pair()
 Wakeup(theirs)
 init_pid = os.getpid()

@@ -7,7 +7,7 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.streams import Output
+from sandbox.commands.streams import Output
 
 
 @given(pieces=st.lists(st.binary(min_size=1, max_size=50), max_size=20), limit=st.integers(0, 200))

@@ -16,15 +16,15 @@ import trio
 from descriptors import open_descriptors
 from test_sandbox_births import AS_ROOT, World, open_world, stray_fds, wait_exit
 
-from sandbox.command import Ended, Exited, Partner, Signalled, run_command
-from sandbox.launching import open_command
-from sandbox.spill import OutputRoom, Quota, Spill
-from sandbox.terminal import Size, open_terminal
+from sandbox.commands.launching import open_command
+from sandbox.commands.run import Ended, Exited, Partner, Signalled, run_command
+from sandbox.commands.spill import OutputRoom, Quota, Spill
+from sandbox.commands.terminal import Size, open_terminal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from sandbox.running import Command
+    from sandbox.commands.running import Command
 
 PYTHON = "/usr/bin/python3"
 TIOCGPTN = 0x80045430

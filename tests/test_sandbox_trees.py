@@ -23,10 +23,10 @@ from test_sandbox_births import (
     wait_exit,
 )
 
-from sandbox import trees
-from sandbox.command import Exited, TimedOut
-from sandbox.launching import open_command
-from sandbox.running import Command
+from sandbox.commands.launching import open_command
+from sandbox.commands.run import Exited, TimedOut
+from sandbox.commands.running import Command
+from sandbox.kernel import processes as trees
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -246,7 +246,7 @@ sys.path[:0] = {sys.path!r}
 import trio
 from test_sandbox_births import open_world, survivors
 from test_sandbox_trees import ALL, DAEMONS, SHAPES, argv
-from sandbox.capabilities import probe
+from sandbox.machine.capabilities import probe
 async def main():
     async with open_world() as world, trio.open_nursery() as nursery:
         for shape in DAEMONS:

@@ -13,8 +13,8 @@ from archiving import OPEN_RULES
 from door import Door, descriptors, open_door
 from test_sandbox_files_write import full  # noqa: F401  a small disk, as a fixture
 
-from sandbox.file_errors import BadPattern, Exists, NoSpace, OpenerGone, RanShort, TooLarge, WriteFailed
-from sandbox.files import Work
+from sandbox.files.errors import BadPattern, Exists, NoSpace, OpenerGone, RanShort, TooLarge, WriteFailed
+from sandbox.files.files import Work
 
 MAX_FILE = 1 << 40
 

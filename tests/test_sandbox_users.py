@@ -16,15 +16,15 @@ import pytest
 from live import ROOT
 from test_sandbox_births import AS_ROOT, SETTINGS, needs_root
 
-from broker.ownership import NotOurs
+from broker.trusted.ownership import NotOurs
 from broker.wiring import lay_foundation
 from config.load import load_config
-from sandbox import capabilities
-from sandbox.claims import LOCK_FILE, Claims
-from sandbox.faults import UserUnavailable
-from sandbox.limits import Limits
-from sandbox.plan import Refused, SessionUser, Walls
-from sandbox.users import DYNAMIC_UIDS, choose_user
+from sandbox.errors import UserUnavailable
+from sandbox.machine import capabilities
+from sandbox.machine.claims import LOCK_FILE, Claims
+from sandbox.plan.limits import Limits
+from sandbox.plan.plan import Refused, SessionUser, Walls
+from sandbox.plan.users import DYNAMIC_UIDS, choose_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,7 +152,7 @@ def test_where_the_search_begins_at_the_same_id_the_second_broker_gets_the_next(
     assert uids[0] != uids[1]
 
 
-CLAIM = "import sys; from sandbox.claims import Claims; from pathlib import Path; c = Claims(); "
+CLAIM = "import sys; from sandbox.machine.claims import Claims; from pathlib import Path; c = Claims(); "
 
 
 @needs_root

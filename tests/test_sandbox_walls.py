@@ -25,12 +25,14 @@ from test_sandbox_births import (
     walls_for,
 )
 
-from sandbox import landlock, trees, wire
-from sandbox.child import PACKAGE_PARENT
-from sandbox.command import Exited
-from sandbox.faults import SpawnFailed
-from sandbox.launcher import open_launcher
-from sandbox.programs import resolve_program
+from sandbox import wire
+from sandbox.commands.run import Exited
+from sandbox.errors import SpawnFailed
+from sandbox.init.launcher import open_launcher
+from sandbox.init.spare import PACKAGE_PARENT
+from sandbox.kernel import landlock
+from sandbox.kernel import processes as trees
+from sandbox.machine.programs import resolve_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -299,7 +301,7 @@ async def test_the_opener_is_inside_the_walls_with_a_socket_of_its_own() -> None
 
 
 def test_only_the_stdlib_is_needed_on_the_child_side() -> None:
-    script = f"import sys; sys.path.append({PACKAGE_PARENT!r}); import sandbox.init; "
+    script = f"import sys; sys.path.append({PACKAGE_PARENT!r}); import sandbox.inside.init.main; "
     script += "print('attrs' in sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, check=True, env={})
     assert done.stdout == b"False\n"

@@ -16,9 +16,11 @@ from test_sandbox_births import open_fds
 from test_sandbox_descriptors import descriptors_left
 from test_walls_seccomp import in_child, outcome
 
-from sandbox import prctl, seccomp, syscalls, wire
-from sandbox.exchange import open_exchange
-from sandbox.file_errors import FileError, NotFound, OpenerGone
+from sandbox import wire
+from sandbox.files.errors import FileError, NotFound, OpenerGone
+from sandbox.files.opener_client import open_exchange
+from sandbox.kernel import process as prctl
+from sandbox.kernel import seccomp, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from broker.session import EndReason, Session, SessionClosed
+from broker.session.session import EndReason, Session, SessionClosed
 
 IDLE_S = 1800.0
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from broker.session import EndReason, Session, SessionClosed
-from broker.supervisor import (
+from broker.session.session import EndReason, Session, SessionClosed
+from broker.session.supervisor import (
     CreationCut,
     CreationFailed,
     SessionEnd,
@@ -24,7 +24,7 @@ from broker.supervisor import (
     SupervisorSettings,
     open_supervisor,
 )
-from sandbox.faults import BirthCut, BirthFailed
+from sandbox.errors import BirthCut, BirthFailed
 
 ME = "me"
 

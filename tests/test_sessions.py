@@ -51,7 +51,7 @@ def test_what_waits_is_linted_at_any_depth_and_nothing_else(noxfile: Any, tmp_pa
     (room / "waits.py").write_text("async def f(): ...")
     (room / "works.py").write_text("def f(): ...")
     assert noxfile.waiting(tmp_path) == ["sandbox/inside/room/waits.py"]
-    assert {"broker/session.py", "sandbox/threads.py"} <= {*noxfile.waiting(ROOT)}
+    assert {"broker/session/session.py", "sandbox/threads.py"} <= {*noxfile.waiting(ROOT)}
 
 
 def test_the_tests_that_are_named_for_a_guest_are_there(noxfile: Any) -> None:

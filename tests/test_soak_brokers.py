@@ -13,12 +13,13 @@ import pytest
 import trio
 from test_sandbox_births import PLAIN, World, needs_namespaces, plan_for, session_home, walls_for
 
-from sandbox import prctl, trees
-from sandbox.files import open_files
-from sandbox.launcher import Launcher, open_launcher
+from sandbox.files.files import open_files
+from sandbox.init.launcher import Launcher, open_launcher
+from sandbox.kernel import process as prctl
+from sandbox.kernel import processes as trees
 
 if TYPE_CHECKING:
-    from sandbox.plan import Walls
+    from sandbox.plan.plan import Walls
 
 pytestmark = pytest.mark.soak
 

@@ -18,8 +18,8 @@ from live_urls import dial, get_head
 from whole import URL, Whole, open_whole
 
 from broker.app import build_mcp
-from broker.listener import serve_http
-from broker.transferdoor import TransferDoor
+from broker.endpoint.http import serve_http
+from broker.http.transfer_door import TransferDoor
 from broker.wiring import http_settings
 
 pytestmark = [pytest.mark.long, pytest.mark.once]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broker.errors import BrokerError
-from broker.transferanswers import curl_line, file_headers
-from broker.transferhead import UnsatisfiableRange, UploadHead, upload_head, wanted_range
+from broker.contract.errors import BrokerError
+from broker.http.transfer_answer import curl_line, file_headers
+from broker.http.transfer_head import UnsatisfiableRange, UploadHead, upload_head, wanted_range
 
 SIZE = 50
 numbers = st.one_of(st.just(""), st.integers(0, 70).map(str))

@@ -31,9 +31,9 @@ from transfers.disk import (
     send_burst,
     write_chunk,
 )
-from transfers.download import Answer, Download, HashRest, Identity, Read
+from transfers.download_state import Answer, Download, HashRest, Identity, Read
 from transfers.refusals import UnsizedSource
-from transfers.upload import Upload, Write
+from transfers.upload_state import Upload, Write
 
 MIB = 1024 * 1024
 SIZE_BYTES = 3 * BURST_BUFFER_BYTES + 5

@@ -13,7 +13,7 @@ import trio.testing
 from test_transfers_downloads import SETTINGS, open_world
 from test_transfers_uploads import in_turn, sha256sum
 
-from transfers.download import HASH_PIECE_BYTES
+from transfers.download_state import HASH_PIECE_BYTES
 from transfers.downloads import REMEMBERED_DOWNLOADS, Chunk
 from transfers.refusals import SourceChanged, TooManyTransfers, TransfersClosed
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from transfers.digest import advanced
-from transfers.download import Answer, BeyondEnd, Changed, Download, HashRest, Identity, Outcome, Read, Told
+from transfers.download_state import Answer, BeyondEnd, Changed, Download, HashRest, Identity, Outcome, Read, Told
 
 PIECE_BYTES = 7
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_transfers_uploads import World, open_world
 
-from transfers.download import HASH_PIECE_BYTES
+from transfers.download_state import HASH_PIECE_BYTES
 from transfers.filestreams import FileSink, FileSource, open_file_source
 from transfers.part import Cause
 from transfers.readahead import ReadAhead

@@ -1,4 +1,4 @@
-"""Refusals keep what they were told, for `broker/errors.py`, and say it to a person, without what a terminal obeys."""
+"""Refusals keep what they were told, for `errors.py`, and say it to a person, without what a terminal obeys."""
 
 from __future__ import annotations
 

@@ -19,14 +19,14 @@ from test_sandbox_hashes import HUGE, gone, sha256sum, sparse
 from test_sandbox_treework import workers
 from test_transfers_downloads import SETTINGS
 
-from broker.belongings import HashesInside
-from sandbox.hashes import HASHERS
+from broker.session.resources import HashesInside
+from sandbox.files.hashes import HASHERS
 from transfers import disk
-from transfers.download import Answer, Changed, Download, HashRest
+from transfers.download_state import Answer, Changed, Download, HashRest
 from transfers.downloads import Chunk, Downloads
 from transfers.filestreams import FileSource, open_file_source
 from transfers.refusals import SourceChanged
-from transfers.resthash import HASHED_HERE_BYTES, RestHash
+from transfers.rest_hash import HASHED_HERE_BYTES, RestHash
 from transfers.store import open_transfers
 
 LARGE = 2 * HASHED_HERE_BYTES

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
-from transfers.upload import (
+from transfers.upload_state import (
     REMEMBERED_CHUNKS,
     Answer,
     Commit,

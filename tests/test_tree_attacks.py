@@ -21,8 +21,8 @@ import attrs
 import pytest
 
 from broker.calls import Answer
-from broker.contract import TOOLS as TOOLS_OF_THE_BROKER
-from broker.fields import MAX_PATH_BYTES
+from broker.contract.fields import MAX_PATH_BYTES
+from broker.contract.table import TOOLS as TOOLS_OF_THE_BROKER
 from tests.test_treetools import Desk, open_desk
 from tests.whole import POLICY, open_whole
 

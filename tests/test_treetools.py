@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import pytest
 
-from broker.names import shown_path
+from broker.contract.names import shown_path
 from tests.whole import Whole, open_whole
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import attrs
 import pytest
 
-from broker.program import program_places
-from broker.trusted import Names, TrustedPlaces, find_trusted, names_of
+from broker.trusted.places import Names, TrustedPlaces, find_trusted, names_of
+from broker.trusted.program import program_places
 from config.load import Config, load_config
 from config.places import searched_places, state_dir
-from sandbox.plan import SessionUser
+from sandbox.plan.plan import SessionUser
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,7 +52,7 @@ def test_every_file_that_was_loaded_is_sealed_by_its_name_and_by_its_real_path(c
 
 def test_a_checkout_is_sealed_whole_and_names_that_are_not_there_yet_with_it(config: Config) -> None:
     sealed = look(config).sealed
-    for name in ("sandbox/init.py", "sitecustomize.py", "new.pth", ".git/config", "bench/not-there.py"):
+    for name in ("sandbox/inside/init/main.py", "sitecustomize.py", "new.pth", ".git/config", "bench/not-there.py"):
         assert within(ROOT / name, sealed)
     assert within(f"{sys.prefix}/lib/not-there.pth", sealed)
 
@@ -131,7 +131,7 @@ def test_neither_root_nor_a_home_is_listed(config: Config) -> None:
 def listed_in(folder: Path, code: str = "", **environment: str) -> set[str]:
     """What `program_places` says in an interpreter of its own, started in *folder*."""
     script = f"import sys; sys.path.append({str(ROOT)!r}); {code}\n"
-    script += "from broker.program import program_places\nfor path, _ in program_places(): print(path)"
+    script += "from broker.trusted.program import program_places\nfor path, _ in program_places(): print(path)"
     command = [sys.executable, "-P", "-c", script]
     said = subprocess.run(
         command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=True, timeout=60

@@ -13,10 +13,10 @@ import pytest
 from live import broker_in, live_folder, write_config
 from test_sandbox_births import plan_for
 
-from broker.trusted import find_trusted
-from broker.untenable import Untenable, module_folder, refuse_untenable
+from broker.trusted.places import find_trusted
+from broker.trusted.untenable import Untenable, module_folder, refuse_untenable
 from config.load import Config, load_config
-from sandbox.plan import Plan, SessionUser
+from sandbox.plan.plan import Plan, SessionUser
 
 EXIT_HOST = 3
 

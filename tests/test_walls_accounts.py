@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 from test_sandbox_births import PLAIN, needs_namespaces, needs_root, open_world, plan_for
 
-from sandbox.accounts import GROUP, PASSWD, Account, group_with, passwd_with
-from sandbox.command import Exited
-from sandbox.plan import Closed, Names
-from sandbox.programs import resolve_program
+from sandbox.commands.run import Exited
+from sandbox.inside.init.accounts import GROUP, PASSWD, Account, group_with, passwd_with
+from sandbox.machine.programs import resolve_program
+from sandbox.plan.plan import Closed, Names
 
 pytestmark = pytest.mark.once
 

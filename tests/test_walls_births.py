@@ -37,20 +37,20 @@ from test_sandbox_births import (
     walls_for,
 )
 
-from sandbox import trees
-from sandbox.capabilities import Feature
-from sandbox.command import Exited
-from sandbox.facts import FactSource
-from sandbox.faults import ProcessNotFound, SpawnFailed
-from sandbox.files import open_files
-from sandbox.launcher import open_launcher
-from sandbox.mounts import BYTES_PER_FILE
-from sandbox.plan import Closed, Names, Refused, make_plan
-from sandbox.programs import resolve_program
-from sandbox.terminal import Size
+from sandbox.commands.run import Exited
+from sandbox.commands.terminal import Size
+from sandbox.errors import ProcessNotFound, SpawnFailed
+from sandbox.files.files import open_files
+from sandbox.init.launcher import open_launcher
+from sandbox.kernel import processes as trees
+from sandbox.kernel.root import BYTES_PER_FILE
+from sandbox.machine.capabilities import Feature
+from sandbox.machine.facts import FactSource
+from sandbox.machine.programs import resolve_program
+from sandbox.plan.plan import Closed, Names, Refused, make_plan
 
 if TYPE_CHECKING:
-    from sandbox.spaces import NetworkUse
+    from sandbox.plan.spaces import NetworkUse
 
 pytestmark = needs_namespaces
 PYTHON = "/usr/bin/python3"

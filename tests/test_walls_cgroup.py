@@ -11,13 +11,13 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox import cgroup_base
-from sandbox.cgroup import CgroupFault, Group, is_cgroup2
-from sandbox.cgroup_base import Mount, NoCgroup, cgroup2_mounts, directory_of, find_base, own_group
-from sandbox.cgroup_chores import Chores
-from sandbox.cgroup_layer import look
-from sandbox.cgroup_values import GroupLimits, read_flat, shown_size
-from sandbox.plan import SandboxSettings
+from sandbox.cgroup import place as cgroup_base
+from sandbox.cgroup.chores import Chores
+from sandbox.cgroup.group import CgroupFault, Group, is_cgroup2
+from sandbox.cgroup.layer import look
+from sandbox.cgroup.place import Mount, NoCgroup, cgroup2_mounts, directory_of, find_base, own_group
+from sandbox.cgroup.usage import GroupLimits, read_flat, shown_size
+from sandbox.plan.plan import SandboxSettings
 
 
 def settings(**fields: object) -> SandboxSettings:

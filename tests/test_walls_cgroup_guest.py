@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from sandbox import cgroup_tree, namespaces
-from sandbox.cgroup import CgroupFault, Group
-from sandbox.cgroup_base import NoCgroup, find_base
-from sandbox.cgroup_tree import Tree, open_tree, sweep
-from sandbox.cgroup_values import GroupLimits
-from sandbox.child import PACKAGE_PARENT
+from sandbox.cgroup import tree as cgroup_tree
+from sandbox.cgroup.group import CgroupFault, Group
+from sandbox.cgroup.place import NoCgroup, find_base
+from sandbox.cgroup.tree import Tree, open_tree, sweep
+from sandbox.cgroup.usage import GroupLimits
+from sandbox.init.spare import PACKAGE_PARENT
+from sandbox.kernel import namespaces
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -34,7 +35,7 @@ DAEMON = (
 LOOK_AT_GROUPS = """
 import json, os
 sys.path.append({root!r})
-from sandbox import mounts, namespaces
+from sandbox.kernel import root as mounts, namespaces
 namespaces.unshare({spaces})
 namespaces.become_first()
 mounts.build(mounts.RootPlan(binds=[("/sys", 7)], cgroup=True))

@@ -17,10 +17,10 @@ from test_walls_names import either_way, furnish, next_session, told
 from broker.grants import closed_by
 from policy.path import PathRules
 from policy.rules import ClosedPath
-from sandbox import system_search
-from sandbox.command import Exited
-from sandbox.launcher import open_launcher
-from sandbox.plan import Closed, Plan
+from sandbox.commands.run import Exited
+from sandbox.init.launcher import open_launcher
+from sandbox.plan import system_search
+from sandbox.plan.plan import Closed, Plan
 
 pytestmark = pytest.mark.once
 

@@ -30,11 +30,11 @@ from test_sandbox_births import (
 from broker.grants import closed_by, find_grants, without_own_files
 from config.load import load_config
 from policy.path import PathRules
-from sandbox.command import Exited
-from sandbox.hiding import Search
-from sandbox.launcher import open_launcher
-from sandbox.plan import Closed, Plan, SessionUser
-from sandbox.stages import StageFailed
+from sandbox.commands.run import Exited
+from sandbox.init.launcher import open_launcher
+from sandbox.inside.blocked_paths import Search
+from sandbox.inside.stages import StageFailed
+from sandbox.plan.plan import Closed, Plan, SessionUser
 
 TOLD = b"told\n"
 PYTHON = "/usr/bin/python3"

@@ -24,9 +24,11 @@ import attrs
 import pytest
 from test_walls_seccomp import AS_ROOT, CHILD_S, PLAIN_UID, become_plain, fork_child, in_child, needs_root, outcome
 
-from sandbox import masks, mounting, mounts, namespaces, prctl
-from sandbox.child import PACKAGE_PARENT
-from sandbox.mounting import NO_DEV, NO_SUID, READ_ONLY
+from sandbox.init.spare import PACKAGE_PARENT
+from sandbox.kernel import masks, mounting, namespaces
+from sandbox.kernel import process as prctl
+from sandbox.kernel import root as mounts
+from sandbox.kernel.mounting import NO_DEV, NO_SUID, READ_ONLY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -373,7 +375,7 @@ def test_a_user_namespace_can_be_the_last_one(*, forbidden: bool) -> None:
 def run_trial(flags: int, before: str = "pass") -> Any:
     code = (
         f"import sys; sys.path.append({PACKAGE_PARENT!r})\n"
-        f"from sandbox.trial import main; {before}; main({flags}, {PLAIN_UID}, {PLAIN_UID})"
+        f"from sandbox.inside.init.trial import main; {before}; main({flags}, {PLAIN_UID}, {PLAIN_UID})"
     )
     said = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, check=True, timeout=CHILD_S)
     return json.loads(said.stdout)

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from test_walls_namespaces import SYSTEM, WORKSPACE, Walls, as_each, behind, workspace
 from test_walls_seccomp import in_child, needs_root, outcome
 
-from sandbox import mounts, namespaces
-from sandbox.mounting import NO_DEV, NO_EXEC, NO_SUID, READ_ONLY
-from sandbox.mounts import needed, trace
+from sandbox.kernel import namespaces
+from sandbox.kernel import root as mounts
+from sandbox.kernel.mounting import NO_DEV, NO_EXEC, NO_SUID, READ_ONLY
+from sandbox.kernel.root import needed, trace
 
 __all__ = ["workspace"]
 

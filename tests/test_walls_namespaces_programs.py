@@ -11,7 +11,7 @@ import pytest
 from test_walls_namespaces import WORKSPACE, Walls, as_each, behind, memfd_is_executable, workspace
 from test_walls_seccomp import fence
 
-from sandbox.seccomp import Options
+from sandbox.kernel.seccomp import Options
 
 __all__ = ["workspace"]
 

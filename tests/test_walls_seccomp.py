@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 
-from sandbox import prctl, seccomp, syscalls
-from sandbox.seccomp import Options
+from sandbox.kernel import process as prctl
+from sandbox.kernel import seccomp, syscalls
+from sandbox.kernel.seccomp import Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable

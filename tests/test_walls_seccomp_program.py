@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox import seccomp, syscalls
-from sandbox.seccomp import ALLOW, KILL, Options
+from sandbox.kernel import seccomp, syscalls
+from sandbox.kernel.seccomp import ALLOW, KILL, Options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

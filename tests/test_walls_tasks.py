@@ -16,10 +16,10 @@ from live import ROOT, live_folder
 from live_plain_user import plain_user
 from test_sandbox_births import AS_ROOT, CAPABILITIES, PLAIN, World, open_world, plan_for
 
-from sandbox import rlimits
-from sandbox.command import Exited
-from sandbox.limits import Limits
-from sandbox.plan import TASKS_TOGETHER
+from sandbox.commands.run import Exited
+from sandbox.kernel import rlimits
+from sandbox.plan.limits import Limits
+from sandbox.plan.plan import TASKS_TOGETHER
 
 pytestmark = [pytest.mark.long, pytest.mark.once]
 

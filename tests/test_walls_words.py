@@ -15,9 +15,9 @@ from live import COMMANDS, connect, new_session, ok, run, running_broker
 from test_sandbox_births import PLAIN, open_world, plan_for
 from test_walls_births import CONNECT, PYTHON, detail_of, needs_namespaces
 
-from sandbox import namespaces
-from sandbox.capabilities import Capabilities, Feature
-from sandbox.spaces import Spaces, choose_spaces
+from sandbox.kernel import namespaces
+from sandbox.machine.capabilities import Capabilities, Feature
+from sandbox.plan.spaces import Spaces, choose_spaces
 
 WHY_NO_NAMESPACES, WHY_NO_NETWORK, WHY_NO_FILTER = "nobody may unshare", "no network is given", "no filters are given"
 

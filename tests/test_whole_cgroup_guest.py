@@ -19,10 +19,10 @@ from test_sandbox_births import survivors, wait_exit
 from test_walls_cgroup_guest import WHY_NOT, python
 from whole import Whole, open_whole
 
-from sandbox import cgroup_tree
-from sandbox.cgroup import Group
-from sandbox.cgroup_base import find_base
-from sandbox.plan import Refused
+from sandbox.cgroup import tree as cgroup_tree
+from sandbox.cgroup.group import Group
+from sandbox.cgroup.place import find_base
+from sandbox.plan.plan import Refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

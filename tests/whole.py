@@ -16,7 +16,7 @@ from broker.calls import Answer, Call
 from broker.gateway import Gateway
 from broker.wiring import Foundation, lay_foundation
 from config.load import Config, load_config
-from sandbox.claims import Claims
+from sandbox.machine.claims import Claims
 
 POLICY = """
 policy:

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import attrs
 
 from transfers.digest import Digest, advanced
-from transfers.download import HashRest, Identity, Outcome, Read
+from transfers.download_state import HashRest, Identity, Outcome, Read
 from transfers.refusals import UnsizedSource
-from transfers.upload import Write
+from transfers.upload_state import Write
 
 _BUFFER_BYTES = 1024 * 1024
 BURST_BUFFER_BYTES = 256 * 1024

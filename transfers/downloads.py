@@ -18,7 +18,7 @@ import attrs
 import trio
 
 from transfers import disk
-from transfers.download import Answer, BeyondEnd, Changed, Download, HashRest
+from transfers.download_state import Answer, BeyondEnd, Changed, Download, HashRest
 from transfers.refusals import (
     OffsetBeyondEnd,
     SourceChanged,
@@ -26,7 +26,7 @@ from transfers.refusals import (
     TooManyTransfers,
     TransfersClosed,
 )
-from transfers.resthash import Hashes, RestHash
+from transfers.rest_hash import Hashes, RestHash
 from transfers.settings import TransferSettings
 from transfers.threads import run_in_thread
 

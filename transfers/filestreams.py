@@ -13,11 +13,11 @@ import trio
 
 from transfers import disk
 from transfers.coverage import Coverage
-from transfers.download import Answer, BeyondEnd, Changed, Download, HashRest
+from transfers.download_state import Answer, BeyondEnd, Changed, Download, HashRest
 from transfers.part import Cause
 from transfers.readahead import ReadAhead, reading_ahead
 from transfers.refusals import OffsetBeyondEnd, SourceChanged, SourceUnreadable
-from transfers.resthash import Hashes, RestHash
+from transfers.rest_hash import Hashes, RestHash
 from transfers.streams import PIECE_BYTES
 from transfers.threads import run_in_thread
 from transfers.uploads import Uploads

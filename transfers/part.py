@@ -34,7 +34,7 @@ from transfers.refusals import (
     UploadLost,
 )
 from transfers.threads import NoThread, run_in_thread
-from transfers.upload import Answer, Commit, Refuse, State, Step, Sync, Upload, Verify, Why, Write
+from transfers.upload_state import Answer, Commit, Refuse, State, Step, Sync, Upload, Verify, Why, Write
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

@@ -16,7 +16,7 @@ import trio
 from transfers.downloads import Downloads
 from transfers.part import Discarded
 from transfers.quota import Quota
-from transfers.resthash import Hashes
+from transfers.rest_hash import Hashes
 from transfers.settings import TransferSettings
 from transfers.uploads import Uploads
 

@@ -16,7 +16,7 @@ from transfers.part import DISCARD_BOUND_S, Cause, Destination, Discarded, Part,
 from transfers.quota import Quota
 from transfers.refusals import PathMismatch, TooLarge, TooManyTransfers, TransferNotFound, TransfersClosed
 from transfers.settings import TransferSettings
-from transfers.upload import Upload
+from transfers.upload_state import Upload
 
 REMEMBERED_UPLOADS = 64
 """Ended uploads whose result is kept for a client that lost the last answer; the oldest goes first."""

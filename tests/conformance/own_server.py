@@ -6,8 +6,8 @@ import trio
 from fixture_server import serve_until_eof
 from front import EchoHandler
 
-from broker.contract import TOOLS
-from broker.endpoint import build_server
+from broker.contract.table import TOOLS
+from broker.endpoint.adapter import build_server
 
 if __name__ == "__main__":
     trio.run(serve_until_eof, build_server(EchoHandler(), TOOLS, version="1", instructions="Eleven tools."))

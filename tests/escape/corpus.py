@@ -13,7 +13,7 @@ import attrs
 
 from broker.wiring import lay_foundation
 from config.load import load_config
-from sandbox.claims import Claims
+from sandbox.machine.claims import Claims
 
 from .attack import Attack
 from .inside import RACE, Gate, open_gate, run_inside, swapping

@@ -26,8 +26,8 @@ import attrs
 import trio
 
 from config.places import state_dir
-from sandbox.plan import SessionUser
-from sandbox.programs import resolve_program
+from sandbox.machine.programs import resolve_program
+from sandbox.plan.plan import SessionUser
 
 from .attack import Attack
 

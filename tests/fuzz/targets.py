@@ -29,30 +29,30 @@ from tarbytes import summed
 from test_config_arbitrary import check_answer, loaded
 from test_sandbox_gitconfig import keys as keys_that_git_reads
 
-from broker.ansi import SEQUENCE_BYTES, strip_ansi, whole_sequences
-from broker.bodyshape import BodyShape
-from broker.bulk import BULK_BYTES, Bulk
-from broker.connections import _framing_fault
-from broker.contract import TOOLS, InvalidArguments
-from broker.errors import BrokerError
-from broker.faults import SHOWN_FAULTS
-from broker.origins import LOOPBACK_NAMES, host_rules
-from broker.redact import REDACTED, VALUE_CHARACTERS, hide_secrets, redact_arguments, redact_text
-from broker.secretwords import hidden_in, without_secrets
-from broker.transferhead import UnsatisfiableRange, upload_head, wanted_range
-from broker.wire import is_unicode, json_value, safe_text
+from broker.audit.redact import REDACTED, VALUE_CHARACTERS, hide_secrets, redact_arguments, redact_text
+from broker.audit.secret_words import hidden_in, without_secrets
+from broker.contract.encode import is_unicode, json_value, safe_text
+from broker.contract.errors import BrokerError
+from broker.contract.faults import SHOWN_FAULTS
+from broker.contract.table import TOOLS, InvalidArguments
+from broker.http.body_shape import BodyShape
+from broker.http.bulk import BULK_BYTES, Bulk
+from broker.http.connections import _framing_fault
+from broker.http.origins import LOOPBACK_NAMES, host_rules
+from broker.http.transfer_head import UnsatisfiableRange, upload_head, wanted_range
+from broker.tools.ansi import SEQUENCE_BYTES, strip_ansi, whole_sequences
 from config.yamlnodes import _LOADER, parse_yaml
 from policy.grammar import check_pattern
 from policy.pattern import ANY_DEPTH, components, matched_depths
 from sandbox import wire
-from sandbox.exchange import Answer, open_exchange
-from sandbox.file_errors import FileError
-from sandbox.gitconfig import _OF_A_NAME, _OF_A_SECTION, is_plain, is_plain_common, is_plain_pointer
-from sandbox.globs import compile_globs
-from sandbox.job import Job
-from sandbox.openat import Refused
-from sandbox.tarmembers import Members
-from sandbox.tarpipe import Inlet
+from sandbox.files.errors import FileError
+from sandbox.files.opener_client import Answer, open_exchange
+from sandbox.inside.worker.gitconfig import _OF_A_NAME, _OF_A_SECTION, is_plain, is_plain_common, is_plain_pointer
+from sandbox.inside.worker.globs import compile_globs
+from sandbox.inside.worker.job import Job
+from sandbox.inside.worker.tar_members import Members
+from sandbox.inside.worker.tar_pipe import Inlet
+from sandbox.kernel.files import Refused
 
 LONG = b"QUJD" * (BULK_BYTES // 4)
 SECRET = "Zq7-very/secret+Value"  # noqa: S105  made up

@@ -1,0 +1,228 @@
+"""The one table of wire codes: what a client reads when a call fails.
+
+Every package has its own small vocabulary of exceptions; only this module knows which code each of them has. An
+exception that is not in the table never reaches the wire as text: the client gets an incident id, the error log the
+rest. A row exists only while something raises it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from types import MappingProxyType
+
+import attrs
+
+from broker.audit.logfile import AuditUnavailable
+from broker.contract.encode import json_value, safe_text
+from broker.memory.answers import NoRoomForAnswer
+from broker.session.command import NotTaken
+from broker.session.commands import CommandNotFound, TooManyCommands
+from broker.session.session import SessionClosed
+from broker.session.supervisor import CreationCut, CreationFailed, SessionExpired, SessionLimitReached, SessionNotFound
+from sandbox import errors as faults
+from sandbox.files import errors as file_errors
+from sandbox.shortage import shortage_of
+from transfers import refusals
+
+
+class ErrorCode(Enum):
+    """One row: the member's name is `error_name`; retryable: the same call, unchanged, may succeed later."""
+
+    SESSION_NOT_FOUND = ("SESSION_001", False, "Call create_session and use the session_id it returns.")
+    SESSION_EXPIRED = ("SESSION_002", False, "Call create_session; the old session's processes and uploads are gone.")
+    SESSION_LIMIT_REACHED = ("SESSION_003", True, "Kill a session you no longer need, or wait until one ends.")
+    SESSION_CREATION_FAILED = ("SESSION_004", False, "Read error_message; choose another id or working_dir.")
+    SESSION_CLOSED = ("SESSION_005", False, "Call create_session; what the session started has ended with it.")
+    POLICY_COMMAND_BLOCKED = ("POLICY_001", False, "Use a command and arguments that the policy allows.")
+    POLICY_PATH_VIOLATION = ("POLICY_002", False, "Use a path beneath an allowed root that is not blocked.")
+    POLICY_RESOURCE_EXCEEDED = ("POLICY_003", False, "Stay below the limit named in error_message.")
+    POLICY_CONFIRMATION_REQUIRED = ("POLICY_004", False, "If you really mean it, call again with confirm: true.")
+    CMD_EXEC_FAILED = ("CMD_001", False, "Read error_message: the command did not start, nothing of it ran.")
+    CMD_TIMEOUT = ("CMD_002", False, "Read the partial output; call again with a larger timeout_seconds.")
+    CMD_KILLED = ("CMD_003", False, "Read the partial output; something ended the command before it was done.")
+    CMD_NOT_FOUND = ("CMD_004", False, "Look with list_commands; what ended long ago is not remembered.")
+    CMD_NOT_TAKEN = ("CMD_005", False, "Read error_message: the command has ended, or takes nothing of this kind now.")
+    FILE_NOT_FOUND = ("FILE_001", False, "Look with list_directory; the names are case-sensitive.")
+    FILE_ACCESS_DENIED = ("FILE_002", False, "Read error_message: not permitted, or no kind of file for this.")
+    FILE_TOO_LARGE = ("FILE_003", False, "Work in parts: read_file with limit, download_file, or upload_file.")
+    FILE_WRITE_ERROR = ("FILE_004", True, "Read error_message (disk full?); nothing was replaced unless it says so.")
+    FILE_CHANGED = ("FILE_005", False, "Someone else changed it meanwhile: look at it, then start again.")
+    FILE_EXISTS = ("FILE_006", False, "Choose another path, or say overwrite: true where a file may be replaced.")
+    FILE_EDIT_MISMATCH = ("FILE_007", False, "Read the file again; old_text must occur exactly expected_count times.")
+    FILE_TIMEOUT = ("FILE_008", True, "Read error_message for what was done; raise timeout_seconds or work on a part.")
+    FILE_BUSY = ("FILE_009", True, "Call again: another call is changing the same name and takes long.")
+    FILE_OUTCOME_UNKNOWN = ("FILE_010", False, "Look at the file: error_details say what a change that was made left.")
+    TRANSFER_NOT_FOUND = ("TRANSFER_001", False, "Start again: the first chunk with an empty transfer_id.")
+    TRANSFER_OFFSET_MISMATCH = ("TRANSFER_002", False, "Send the chunk that begins at the expected offset.")
+    TRANSFER_BUSY = ("TRANSFER_003", True, "Wait until the other request ends; it may be one that was cut.")
+    TRANSFER_OVER = ("TRANSFER_004", False, "Open another with open_transfer; stat_transfer says how this one ended.")
+    TRANSFER_MISMATCH = ("TRANSFER_005", False, "Look at what you send; stat_transfer says what is kept of it.")
+    TRANSFER_STALLED = ("TRANSFER_006", True, "Go on at the offset that HEAD or stat_transfer tells.")
+    TRANSFER_UNAVAILABLE = ("TRANSFER_007", False, "Use download_file or upload_file: there is no HTTP here.")
+    PROC_NOT_FOUND = ("PROC_001", False, "Look with get_process_list; the process may have ended.")
+    PROC_ACCESS_DENIED = ("PROC_002", False, "Only processes that this session started can be signalled.")
+    CALL_CANCELLED = ("CALL_001", False, "Look at what was done, then call again: nobody waited for the end of it.")
+    INVALID_ARGUMENTS = ("ARG_001", False, "Correct the arguments that error_message names, then call again.")
+    AUDIT_UNAVAILABLE = (
+        "AUDIT_001",
+        True,
+        "Nothing was done. The operator must make the audit log writable; ending and deleting work meanwhile.",
+    )
+    SYSTEM_SHORTAGE = ("SYS_001", True, "End what you no longer need or wait, then call again; or tell the operator.")
+    SYSTEM_BUSY = ("SYS_002", True, "Call again after retry_after_s; read your answers, or ask for smaller parts.")
+    SYSTEM_INTERNAL_ERROR = ("SYS_999", False, "Give the incident id to the operator; the error log has the details.")
+
+    def __init__(self, code: str, retryable: bool, what_to_do: str) -> None:  # noqa: FBT001  rows, not calls
+        self.code = code
+        self.retryable = retryable
+        self.what_to_do = what_to_do
+
+
+class BrokerError(Exception):
+    """A failure that the broker itself decides on, with its row.
+
+    Args:
+        partial: fields of the tool's result that are known all the same, by their names on the wire.
+        details: what a program can use: limits, values, offsets.
+    """
+
+    def __init__(
+        self, code: ErrorCode, message: str, *, partial: Mapping[str, object] | None = None, **details: object
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.partial = partial or {}
+        self.details = details
+
+
+@attrs.frozen(kw_only=True)
+class Failure:
+    """What the client is told."""
+
+    code: ErrorCode
+    message: str
+    details: Mapping[str, object] = attrs.field(factory=lambda: MappingProxyType({}))
+    partial: Mapping[str, object] = attrs.field(factory=lambda: MappingProxyType({}))
+    passing: bool = False
+    """What failed was this one attempt: the same call may succeed, whatever the row says of the code."""
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call, unchanged, may succeed later."""
+        return self.code.retryable or self.passing
+
+    def to_structured(self) -> dict[str, object]:
+        """The wire form; a partial result never overrides what says that it failed."""
+        partial = {name: json_value(value) for name, value in self.partial.items()}
+        return partial | {
+            "success": False,
+            "error_code": self.code.code,
+            "error_name": self.code.name,
+            "error_message": safe_text(self.message),
+            "error_details": {"what_to_do": TRY_AGAIN if self.passing else self.code.what_to_do}
+            | _json_object(self.details),
+            "retryable": self.retryable,
+        }
+
+
+def _json_object(details: Mapping[str, object]) -> dict[str, object]:
+    return {name: json_value(value) for name, value in details.items()}
+
+
+FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
+    {
+        SessionNotFound: ErrorCode.SESSION_NOT_FOUND,
+        SessionExpired: ErrorCode.SESSION_EXPIRED,
+        SessionLimitReached: ErrorCode.SESSION_LIMIT_REACHED,
+        CreationFailed: ErrorCode.SESSION_CREATION_FAILED,
+        SessionClosed: ErrorCode.SESSION_CLOSED,
+        TooManyCommands: ErrorCode.POLICY_RESOURCE_EXCEEDED,
+        CommandNotFound: ErrorCode.CMD_NOT_FOUND,
+        NotTaken: ErrorCode.CMD_NOT_TAKEN,
+        AuditUnavailable: ErrorCode.AUDIT_UNAVAILABLE,
+        NoRoomForAnswer: ErrorCode.SYSTEM_BUSY,
+        faults.SpawnFailed: ErrorCode.CMD_EXEC_FAILED,
+        faults.ProcessNotFound: ErrorCode.PROC_NOT_FOUND,
+        file_errors.NotFound: ErrorCode.FILE_NOT_FOUND,
+        file_errors.AccessDenied: ErrorCode.FILE_ACCESS_DENIED,
+        file_errors.WrongKind: ErrorCode.FILE_ACCESS_DENIED,
+        file_errors.BadPath: ErrorCode.INVALID_ARGUMENTS,
+        file_errors.NoSpace: ErrorCode.FILE_WRITE_ERROR,
+        file_errors.TooLarge: ErrorCode.FILE_TOO_LARGE,
+        file_errors.Changed: ErrorCode.FILE_CHANGED,
+        file_errors.Exists: ErrorCode.FILE_EXISTS,
+        file_errors.NotEmpty: ErrorCode.FILE_ACCESS_DENIED,
+        file_errors.HoldsClosedPaths: ErrorCode.POLICY_PATH_VIOLATION,
+        file_errors.BadPattern: ErrorCode.INVALID_ARGUMENTS,
+        file_errors.BadArchive: ErrorCode.INVALID_ARGUMENTS,
+        file_errors.TookTooLong: ErrorCode.FILE_TIMEOUT,
+        file_errors.WriteFailed: ErrorCode.FILE_WRITE_ERROR,
+        file_errors.Unanswered: ErrorCode.FILE_WRITE_ERROR,
+        file_errors.RanShort: ErrorCode.SYSTEM_SHORTAGE,
+        file_errors.OpenerGone: ErrorCode.SESSION_CLOSED,
+        file_errors.OutcomeUnknown: ErrorCode.FILE_OUTCOME_UNKNOWN,
+        refusals.TransferNotFound: ErrorCode.TRANSFER_NOT_FOUND,
+        refusals.PathMismatch: ErrorCode.TRANSFER_NOT_FOUND,
+        refusals.OffsetMismatch: ErrorCode.TRANSFER_OFFSET_MISMATCH,
+        refusals.OffsetBeyondEnd: ErrorCode.INVALID_ARGUMENTS,
+        refusals.TooLarge: ErrorCode.FILE_TOO_LARGE,
+        refusals.TooManyTransfers: ErrorCode.POLICY_RESOURCE_EXCEEDED,
+        refusals.QuotaExceeded: ErrorCode.POLICY_RESOURCE_EXCEEDED,
+        refusals.NoRoom: ErrorCode.FILE_WRITE_ERROR,
+        refusals.RanShort: ErrorCode.SYSTEM_SHORTAGE,
+        refusals.UploadLost: ErrorCode.FILE_WRITE_ERROR,
+        refusals.UploadInDoubt: ErrorCode.FILE_OUTCOME_UNKNOWN,
+        refusals.SizeMismatch: ErrorCode.TRANSFER_MISMATCH,
+        refusals.DigestMismatch: ErrorCode.TRANSFER_MISMATCH,
+        refusals.TransferBusy: ErrorCode.TRANSFER_BUSY,
+        refusals.TransferOver: ErrorCode.TRANSFER_OVER,
+        refusals.SourceChanged: ErrorCode.FILE_CHANGED,
+        refusals.SourceUnreadable: ErrorCode.FILE_ACCESS_DENIED,
+        refusals.ArchiveTooLarge: ErrorCode.FILE_TOO_LARGE,
+        refusals.UnsizedSource: ErrorCode.FILE_ACCESS_DENIED,
+        refusals.TransfersClosed: ErrorCode.SESSION_CLOSED,
+    }
+)
+"""The packages' vocabularies. Their messages are written for people and go to the wire as they are."""
+
+PASSING = (CreationCut,)
+"""Of them the same call may succeed, though their rows say no: they say it of what is refused each time."""
+TRY_AGAIN = "Call again, unchanged: nothing of it was refused, something outside ended the attempt."
+
+
+_ON_DISK = (refusals.RanShort, refusals.UploadLost, refusals.SourceUnreadable)
+"""What transfers say of a failed system call, which is its cause."""
+
+
+def failure_of(error: Exception, incident_id: str) -> Failure:
+    """The failure a client is told for *error*; a subclass has the row of its nearest listed ancestor."""
+    if isinstance(error, BrokerError):
+        return Failure(code=error.code, message=error.message, details=error.details, partial=error.partial)
+    short = shortage_of(error.__cause__ if isinstance(error, _ON_DISK) and error.__cause__ else error)
+    for ancestor in type(error).__mro__:
+        if code := FAILURES.get(ancestor):
+            message = str(error) if not short or short in str(error) else f"{error}. {short}"
+            row = ErrorCode.SYSTEM_SHORTAGE if short else code
+            passing = isinstance(error, PASSING)
+            return Failure(code=row, message=message, details=_public_facts(error), passing=passing)
+    if short := shortage_of(error, of_own_file=True):  # where nobody expected it, perhaps in the middle of something
+        return Failure(
+            code=ErrorCode.SYSTEM_SHORTAGE,
+            message=f"the broker ran short. {short}. What this call had begun may be done in part: look first",
+        )
+    return Failure(
+        code=ErrorCode.SYSTEM_INTERNAL_ERROR,
+        message=f"the broker failed on this call; it is incident {incident_id} in the error log",
+        details={"incident_id": incident_id},
+    )
+
+
+def _public_facts(error: Exception) -> dict[str, object]:
+    """The plain values that the exception carries as attributes, such as a path or an expected offset."""
+    return {
+        name: value
+        for name, value in vars(error).items()
+        if not name.startswith("_") and isinstance(value, str | int | float | Enum) and value != str(error)
+    }

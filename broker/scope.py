@@ -1,0 +1,148 @@
+"""The machine as the tools see it: what the broker is made of, built once in `app.py` and handed down.
+
+Values and owners that live as long as the broker. Anything that belongs to one session is in `session/resources.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import attrs
+
+from broker.calls import Report
+from broker.memory.answers import Reserve
+from broker.session.aftermath import Listeners
+from broker.session.name_locks import NameLocks
+from broker.session.resources import Belongings, BelongingsSettings
+from broker.session.session import Session
+from broker.session.supervisor import Supervisor
+from broker.session.urls import TransferDesk
+from policy.environment import User
+from policy.path import PathRules
+from policy.rules import Policy
+from sandbox.init.launcher import Launcher
+from sandbox.machine.facts import FactSource
+from sandbox.paths import is_beneath_any
+from sandbox.plan.limits import Limits
+from sandbox.plan.plan import Closed, LayerReport, SessionUser, Walls
+from sandbox.plan.system import packages_of
+from transfers.media import MediaTypes
+from transfers.part import Discarded
+
+
+@attrs.frozen(kw_only=True)
+class CommandLimits:
+    """What a command gets.
+
+    Seconds by default and at most, seconds between SIGTERM and SIGKILL, and seconds for output after its end.
+    """
+
+    default_s: float
+    max_s: float
+    grace_s: float
+    drain_s: float
+
+
+@attrs.frozen(kw_only=True)
+class Grants:
+    """What the kernel is told of the policy: real files and directories of this machine."""
+
+    write_paths: tuple[str, ...]
+    exec_paths: tuple[str, ...]
+    """Of every session: all allowed executables, what they may run, their interpreters and loaders."""
+    of_command: Mapping[str, tuple[str, ...]]
+    """The narrower list of a command whose rule says what it may run, by the rule's name."""
+    named_programs: tuple[str, ...]
+    """The paths by which the policy names all of these; they may be links to somewhere else."""
+    closed: Closed
+    """What stays closed inside `write_paths`, and elsewhere."""
+
+
+@attrs.frozen(kw_only=True)
+class Host:
+    """See the module."""
+
+    policy: Policy
+    paths: PathRules
+    real_paths: Mapping[str, str]
+    user: SessionUser
+    grants: Grants
+    limits: Limits
+    commands: CommandLimits
+    belongings: BelongingsSettings
+    layers: tuple[LayerReport, ...]
+    launcher: Launcher
+    supervisor: Supervisor[Belongings]
+    facts: FactSource
+    media: MediaTypes
+    desk: TransferDesk
+    locks: NameLocks
+    on_discard: Callable[[str, str, Discarded], None]
+    """Told of the principal, the session and the upload."""
+    listeners: Listeners
+    """Of all sessions' commands."""
+
+    @property
+    def account(self) -> User:
+        """The session user, as the policy's environment knows it."""
+        return User(name=self.user.name, home=self.user.own_home)
+
+    def walls(self, working_dir: str) -> Walls:
+        """What a session that begins in *working_dir* may reach."""
+        return Walls(
+            user=self.user,
+            home=self.user.own_home,
+            working_dir=working_dir,
+            read_paths=self._packages(),
+            write_paths=self.grants.write_paths,
+            exec_paths=self.grants.exec_paths,
+            limits=self.limits,
+            named_programs=self.grants.named_programs,
+            closed=self.grants.closed,
+        )
+
+    def _packages(self) -> tuple[str, ...]:
+        """What the policy's programs in /opt came with, where the policy does not allow more of it."""
+        found = packages_of((*self.grants.exec_paths, *self.grants.named_programs))
+        return tuple(path for path in found if not is_beneath_any(path, self.grants.write_paths))
+
+
+@attrs.frozen(kw_only=True)
+class Scope:
+    """Who asks, and in which session: what every perform_* gets."""
+
+    host: Host
+    principal: str
+    session: Session[Belongings] | None
+    client: str = ""
+    request_id: str = ""
+    report: Report | None = None
+    reserve: Reserve | None = None
+    base_url: str = ""
+    """See `broker.calls.Call`."""
+
+    async def make_room(self, size_bytes: int) -> None:
+        """Wait for room for an answer of so many bytes, before they are read. Raises: NoRoomForAnswer."""
+        if self.reserve is not None:
+            await self.reserve(size_bytes)
+
+    @property
+    def named_session(self) -> Session[Belongings]:
+        """The session of a tool whose arguments name one. Raises: LookupError for any other tool."""
+        if self.session is None:
+            raise LookupError("this tool names no session")
+        return self.session
+
+    @property
+    def own(self) -> Belongings:
+        """The belongings of the session that the call names."""
+        return self.named_session.own
+
+
+@attrs.frozen
+class Step:
+    """How a request is performed; `inside`: as a child of the session's nursery."""
+
+    perform: Callable[[Scope, Any, Any], Awaitable[attrs.AttrsInstance]]
+    inside: bool

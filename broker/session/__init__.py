@@ -1,0 +1,4 @@
+"""What lives between calls.
+
+Outside the walls. May import contract, memory, the kernel edge and transfers.
+"""

@@ -1,0 +1,60 @@
+"""The output of a command as a resource: `command://{session}/{id}/{stdout|stderr|both}`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import attrs
+
+from broker.audit.redact import redact_arguments
+from broker.calls import OutputFace
+from broker.session.resources import Belongings
+from broker.session.session import Session
+from sandbox.commands.transcript import View
+
+TEMPLATE = "command://{session_id}/{command_id}/{stream}"
+SHOWN_CHARACTERS = 100
+_URI = re.compile(r"command://(?P<session>[A-Za-z0-9._-]{1,64})/(?P<command>c[0-9]{1,18})/(?P<view>stdout|stderr|both)")
+
+
+@attrs.frozen
+class OutputName:
+    """What a URI names."""
+
+    session_id: str
+    command_id: str
+    view: View
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """The same, as the tools' arguments."""
+        return {"session_id": self.session_id, "command_id": self.command_id, "stream": self.view}
+
+
+def parse_uri(uri: str) -> OutputName:
+    """What *uri* names; raises LookupError if it names no output."""
+    found = _URI.fullmatch(uri)
+    if found is None:
+        raise LookupError(f"a resource here is {TEMPLATE}, with stream stdout, stderr or both")
+    return OutputName(found["session"], found["command"], found["view"])  # type: ignore[arg-type]  # the pattern names the views
+
+
+def _shown(argv: Sequence[str]) -> str:
+    """The command line as the audit would show it, without secrets."""
+    words = redact_arguments({"argv": list(argv)}).shown["argv"]
+    return " ".join(map(str, words))[:SHOWN_CHARACTERS] if isinstance(words, list) else ""
+
+
+def faces_of(session: Session[Belongings]) -> Iterator[OutputFace]:
+    """The outputs of every command that the session remembers."""
+    for job in session.own.jobs.all():
+        views: tuple[View, ...] = ("stdout",) if job.has_terminal else ("stdout", "stderr", "both")
+        command = _shown(job.argv)
+        for view in views:
+            yield OutputFace(
+                uri=f"command://{session.id}/{job.id}/{view}",
+                name=f"{job.id}/{view}",
+                description=f"{view} of: {command}",
+                size_bytes=job.spill.total(view),
+            )

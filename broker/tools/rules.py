@@ -1,0 +1,251 @@
+"""What must hold before a file tool uses what was pinned, and what each of them tells of it.
+
+One place for the order of design section 5: the real path, the kind, the other names; and for the limits of
+`file_limits` and a full disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import attrs
+
+from broker.contract.errors import BrokerError, ErrorCode
+from broker.contract.names import shown_path
+from broker.contract.tree_results import Kind
+from broker.decisions import Denied, require_path
+from broker.scope import Host, Scope
+from broker.session.name_locks import name_of
+from policy.decision import Deny, shown
+from policy.path import Purpose
+from sandbox.files.errors import Changed, NoSpace, NotFound, OutcomeUnknown, TookTooLong
+from sandbox.files.files import EntryPlace, FileFacts, Place, Resolved, Work
+from sandbox.paths import is_beneath_any
+from sandbox.threads import run_in_thread
+
+P = TypeVar("P", Place, EntryPlace)
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LINKS_S = 10.0
+"""Seconds in which the other names of a file are looked for; what is not found by then refuses the file."""
+
+LOOKS = 3
+"""How often a path is followed again that leads elsewhere each time, until its caller is told."""
+
+
+@asynccontextmanager
+async def held(
+    scope: Scope, look: Callable[[str], Awaitable[P]], *wanted: tuple[str, Purpose]
+) -> AsyncIterator[tuple[P, ...]]:
+    """Pin the places of paths, and be the only one of this broker who changes what is there.
+
+    Each is decided on by its real path, before anybody is kept waiting for it. What is told of them was seen after
+    whoever held them before was done, so that a check of it holds until the change.
+
+    Args:
+        look: `Files.place`, which follows a link in the last place, or `NameWork.entry`, which does not.
+        wanted: paths as they are asked for, each with what is to become of it.
+    Raises: what *look* raises; Denied; BrokerError (FILE_BUSY); Changed.
+    """
+    locks, asked = scope.host.locks, " and ".join(shown_path(path) for path, _ in wanted)
+    for _ in range(LOOKS):
+        changes = locks.changes
+        with ExitStack() as pinned:
+            places = await _pinned(scope, look, wanted, pinned)
+            names = [name_of(place) for place in places]
+            async with locks.hold(names, asked, scope.own.files.when_settled):
+                if locks.changes != changes:  # somebody was here since: look again
+                    places = await _pinned(scope, look, wanted, pinned)
+                if [name_of(place) for place in places] == names:
+                    yield places
+                    return
+    raise Changed(wanted[0][0], f"{asked}: it leads elsewhere each time one looks; try again", "ESTALE")
+
+
+async def _pinned(
+    scope: Scope, look: Callable[[str], Awaitable[P]], wanted: tuple[tuple[str, Purpose], ...], pinned: ExitStack
+) -> tuple[P, ...]:
+    places: list[P] = []
+    for path, purpose in wanted:
+        places.append(pinned.enter_context(await look(path)))
+        require_path(scope.host, places[-1].path, purpose)
+    return tuple(places)
+
+
+def in_turn(scope: Scope, place: Place | EntryPlace) -> Callable[[], AbstractAsyncContextManager[None]]:
+    """What makes its user the only one of this broker who changes a place, which must be pinned then."""
+    name, asked = name_of(place), shown_path(place.path)
+    return lambda: scope.host.locks.hold([name], asked, scope.own.files.when_settled)
+
+
+@contextmanager
+def told_what_it_makes(data: bytes | bytearray, sha256: str | None = None) -> Iterator[None]:
+    """Let an outcome that is not known say what the file holds if it was made: *data*, and its SHA-256.
+
+    Hashed here: it is in memory, to be written, and no more than may be.
+    """
+    try:
+        yield
+    except OutcomeUnknown as unknown:
+        unknown.size_bytes, unknown.sha256 = len(data), sha256 or hashlib.sha256(data).hexdigest()
+        raise
+
+
+async def require_file(scope: Scope, found: Resolved, purpose: Purpose) -> None:
+    """Decide on the file that was pinned: its real path, its kind, its other names."""
+    require_path(scope.host, found.path, purpose)
+    found.file()
+    await require_no_blocked_link(scope, found.facts)
+
+
+async def require_place(scope: Scope, place: Place) -> None:
+    """Decide on where a file is to be written."""
+    require_path(scope.host, place.path, "write")
+    await require_writable(scope, place)
+
+
+async def require_writable(scope: Scope, place: Place) -> None:
+    """Decide on what is at a place whose path was decided on: its kind, its other names."""
+    place.check()
+    if place.existing is not None:
+        await require_no_blocked_link(scope, place.existing)
+
+
+async def require_no_blocked_link(scope: Scope, facts: FileFacts) -> None:
+    """Refuse a file that has, or may have, a blocked name as well (`sandbox/inside/worker/links.py` looks for them).
+
+    Raises:
+        Denied: which name is blocked is not told, only that one is.
+        Changed: another file has this path by now.
+    """
+    if facts.kind != "file" or facts.nlink < 2:
+        return
+    spec = {
+        **tree_spec(scope.host, posixpath.dirname(facts.path)),
+        "path": facts.path,
+        "dev": facts.dev,
+        "ino": facts.ino,
+    }
+    asked = shown_path(facts.path)
+    work = await scope.own.files.links.run("judge_names", asked, spec, (), timeout_s=LINKS_S)
+    fault = "unknown" if work.stopped else work.done["fault"]
+    if fault:
+        why = {
+            "closed": "one of them is blocked",
+            "changing": "they, or the file, are being changed",
+            "unknown": f"only {work.done.get('found', 0)} could be found beneath the allowed paths",
+        }[fault]
+        reason = f"{shown(facts.path)} has {facts.nlink} names (hard links) and {why}: copy the file instead."
+        raise Denied(ErrorCode.POLICY_PATH_VIOLATION, Deny(rule="blocked_paths", reason=reason))
+
+
+def require_existing(entry: EntryPlace, purpose: str) -> FileFacts:
+    """What has the name. Raises: NotFound; Denied for what only the kernel makes."""
+    if entry.existing is None:
+        raise NotFound(entry.asked, f"{entry.asked}: No such file or directory", "ENOENT")
+    if entry.existing.kind in ("kernel", "device"):
+        reason = f"{shown(entry.path)} is a device or part of the kernel's own tree: it is not to {purpose}."
+        raise Denied(ErrorCode.POLICY_PATH_VIOLATION, Deny(rule="path", reason=reason))
+    return entry.existing
+
+
+def require_not_own(scope: Scope, path: str) -> None:
+    """Refuse to take the ground from under the session: its home, its working directory, what they are in."""
+    for own in (scope.host.user.home, scope.host.user.own_home, scope.own.working_dir):
+        if is_beneath_any(own, (path,)):
+            reason = f"{shown(path)} holds the session's own directory {shown(own)}: choose what is in it instead."
+            raise Denied(ErrorCode.POLICY_PATH_VIOLATION, Deny(rule="path", reason=reason))
+
+
+def require_size(host: Host, size_bytes: int, what: str = "content") -> None:
+    """Refuse what is larger than file_limits.max_write_size."""
+    limit = host.policy.file_limits.max_write_size
+    if size_bytes > limit:
+        raise BrokerError(
+            ErrorCode.FILE_TOO_LARGE,
+            f"{what} has {size_bytes} bytes and file_limits.max_write_size is {limit}; write less, or use upload_file",
+            size_bytes=size_bytes,
+            limit_bytes=limit,
+        )
+
+
+def tree_spec(host: Host, root: str) -> dict[str, Any]:
+    """The policy as data for a worker that walks the tree of *root*, and where it looks for other names of files."""
+    rules = attrs.asdict(host.paths.tree)
+    return {"rules": rules, "link_roots": [root, host.user.home, *host.grants.write_paths]}
+
+
+def bounded_s(host: Host, asked_s: float) -> float:
+    """The seconds that work on a tree may take: as asked, at most timeouts.command_max, as any work may."""
+    return min(asked_s, host.commands.max_s)
+
+
+def require_finished(work: Work, asked: str, done: str) -> None:
+    """Raise TookTooLong for work that was stopped; *done* says what that leaves."""
+    if work.stopped:
+        raise TookTooLong(asked, f"{asked}: it was not done in timeout_seconds; {done}", "ETIMEDOUT")
+
+
+@asynccontextmanager
+async def written(scope: Scope, directory_fd: int, size_bytes: int) -> AsyncIterator[None]:
+    """Write *size_bytes* inside, all or none: on the session's account, and with what a full disk must tell.
+
+    Raises: QuotaExceeded; BrokerError with the numbers for a disk that is full.
+    """
+    with scope.own.transfers.quota.taken(size_bytes):
+        async with full_disk_told(scope.host, directory_fd, size_bytes):
+            yield
+
+
+@asynccontextmanager
+async def full_disk_told(host: Host, directory_fd: int, needed_bytes: int) -> AsyncIterator[None]:
+    """Let what fails for want of room say how much is needed, if a worker knows no better, and how much there is."""
+    full = None
+    try:
+        yield
+    except NoSpace as error:
+        full = error
+    if full is not None:
+        room = await run_in_thread(os.fstatvfs, directory_fd)
+        free_bytes = room.f_bavail * room.f_frsize
+        needed = needed_bytes if full.needed_bytes is None else full.needed_bytes
+        reserve = host.policy.file_limits.min_free_bytes
+        raise BrokerError(
+            ErrorCode.FILE_WRITE_ERROR,
+            f"{full.sentence}; {needed} bytes are to be written, its file system has {free_bytes} bytes and "
+            f"{room.f_favail} file entries free; {reserve} bytes stay free (file_limits.min_free_bytes). "
+            "The destination is as it was",
+            needed_bytes=needed,
+            free_bytes=free_bytes,
+            free_files=room.f_favail,
+            reserve_bytes=reserve,
+        ) from full
+
+
+def kind_shown(kind: str) -> Kind:
+    """The type of an entry as results name it."""
+    match kind:
+        case "file" | "directory" | "symlink":
+            return kind
+        case _:
+            return "other"
+
+
+def size_shown(kind: str, size_bytes: int) -> int | None:
+    """The size of an entry where it means something."""
+    return size_bytes if kind == "file" else None
+
+
+def timestamp(mtime_ns: int) -> str | None:
+    """A file's time in UTC with milliseconds; None for one that no calendar has."""
+    try:
+        moment = EPOCH + timedelta(microseconds=mtime_ns // 1000)
+    except OverflowError:
+        return None
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,234 @@
+"""Transfers over a URL: perform_* opens one, tells of it and ends it. The bytes go through `http/transfer_door.py`.
+
+Everything is decided when it is opened, as the other file tools do: on the path as it is written and on the real path
+of what was pinned. The URL then stands for that descriptor, whatever is renamed or linked meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import posixpath
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from types import MappingProxyType
+from typing import Any, Literal
+
+import trio
+
+from broker.contract.errors import BrokerError, ErrorCode
+from broker.contract.names import shown_path
+from broker.contract.transfer_requests import CancelTransfer, FinishTransfer, OpenTransfer, StatTransfer
+from broker.contract.transfer_results import (
+    CancelTransferResult,
+    FinishTransferResult,
+    LeftOut,
+    OpenTransferResult,
+    StatTransferResult,
+)
+from broker.decisions import Subject
+from broker.http.transfer_answer import curl_line
+from broker.http.transfer_door import TRANSFERS_PATH
+from broker.scope import Scope, Step
+from broker.session.resources import PartDestination
+from broker.session.urls import RawDownload, RawUpload
+from broker.tools.archives import open_archive_sink, open_archive_source
+from broker.tools.rules import in_turn, require_file, require_place
+from transfers.declared import Declared
+from transfers.filestreams import FileSink, open_file_source
+from transfers.refusals import TooLarge
+from transfers.ticket import TicketState
+
+
+async def perform_open_transfer(scope: Scope, request: OpenTransfer, path: str) -> OpenTransferResult:
+    """Pin the file or start the part, and make the URL that stands for it."""
+    if not scope.base_url:
+        raise BrokerError(
+            ErrorCode.TRANSFER_UNAVAILABLE,
+            "this broker serves standard input and output, not HTTP, so there is no URL to open: use download_file or "
+            "upload_file",
+        )
+    with scope.own.raw.room():
+        transfer = await _OPENERS[request.direction, request.archive is not None](scope, request, path)
+        token = scope.own.raw.add(transfer)
+    return _opened(request, transfer, f"{scope.base_url}{TRANSFERS_PATH}{token}")
+
+
+async def _open_archive_download(scope: Scope, request: OpenTransfer, path: str) -> RawDownload:
+    source = await open_archive_source(scope, path, gzip=request.archive == "tar.gz")
+    return RawDownload(
+        ticket=scope.own.raw.new_ticket(),
+        source=source,
+        archive=source,
+        filename=f"{posixpath.basename(source.path) or 'root'}.{request.archive}",
+        **_whose(scope, source.path),
+    )
+
+
+async def _open_archive_upload(scope: Scope, request: OpenTransfer, path: str) -> RawUpload:
+    max_bytes = scope.host.policy.file_limits.archive_max_bytes
+    _require_fit(request, max_bytes)
+    declared = Declared(size_bytes=request.size_bytes, sha256=request.sha256)
+    sink = await open_archive_sink(scope, path, declared, gzip=request.archive == "tar.gz")
+    return RawUpload(
+        ticket=scope.own.raw.new_ticket(),
+        sink=sink,
+        archive=sink,
+        size_bytes=request.size_bytes,
+        max_bytes=max_bytes,
+        **_whose(scope, sink.path),
+    )
+
+
+async def _open_download(scope: Scope, _: OpenTransfer, path: str) -> RawDownload:
+    own = scope.own
+    with await own.files.resolve(path, read=True) as found:
+        await require_file(scope, found, "read")
+        source = await open_file_source(found.path, os.dup(found.file()), own.raw.limiter, own.hashes)
+    return RawDownload(
+        ticket=own.raw.new_ticket(),
+        source=source,
+        filename=posixpath.basename(source.path),
+        **_whose(scope, source.path),
+    )
+
+
+async def _open_upload(scope: Scope, request: OpenTransfer, path: str) -> RawUpload:
+    own, max_bytes = scope.own, scope.host.policy.file_limits.max_write_size
+    _require_fit(request, max_bytes)
+    async with AsyncExitStack() as on_failure:
+        with await own.files.place(path) as place:
+            await require_place(scope, place)
+            part = await on_failure.enter_async_context(await own.files.part(place))
+            destination = PartDestination(part, in_turn(scope, place))
+        on_failure.pop_all()  # from here on it is the upload's to discard
+    begun = await own.transfers.uploads.begin(
+        path,
+        destination,
+        offset=0,
+        data=b"",
+        is_last=False,
+        declared=Declared(size_bytes=request.size_bytes, sha256=request.sha256),
+        idle_s=math.inf,  # its URL expires instead
+    )
+    return RawUpload(
+        ticket=own.raw.new_ticket(begun.transfer_id),
+        sink=FileSink(own.transfers.uploads, begun.transfer_id),
+        size_bytes=request.size_bytes,
+        max_bytes=max_bytes,
+        **_whose(scope, part.path),
+    )
+
+
+def _require_fit(request: OpenTransfer, max_bytes: int) -> None:
+    if request.size_bytes is not None and request.size_bytes > max_bytes:
+        raise TooLarge("upload", request.size_bytes, max_bytes)
+
+
+_OPENERS: Mapping[
+    tuple[str, bool], Callable[[Scope, OpenTransfer, str], Awaitable[RawDownload] | Awaitable[RawUpload]]
+] = MappingProxyType(
+    {
+        ("download", False): _open_download,
+        ("upload", False): _open_upload,
+        ("download", True): _open_archive_download,
+        ("upload", True): _open_archive_upload,
+    }
+)
+"""By direction, and whether a directory goes through."""
+
+
+async def perform_stat_transfer(scope: Scope, request: StatTransfer, _: Subject) -> StatTransferResult:
+    """What is known of a transfer."""
+    await trio.lowlevel.checkpoint()
+    transfer = scope.own.raw.get(request.transfer_id)
+    await transfer.look()
+    return StatTransferResult(**_facts(transfer))
+
+
+async def perform_finish_transfer(scope: Scope, request: FinishTransfer, _: Subject) -> FinishTransferResult:
+    """Put an upload in place with what was received."""
+    transfer = scope.own.raw.get(request.transfer_id)
+    if isinstance(transfer, RawDownload):
+        raise BrokerError(
+            ErrorCode.INVALID_ARGUMENTS,
+            "transfer_id: this is a download, which is complete by itself; cancel_transfer closes its URL",
+        )
+    if transfer.ticket.state is not TicketState.COMPLETE:
+        async with transfer.used():
+            await transfer.finish()
+    return FinishTransferResult(**_facts(transfer))
+
+
+async def perform_cancel_transfer(scope: Scope, request: CancelTransfer, _: Subject) -> CancelTransferResult:
+    """Close a URL, end the request that uses it, throw away what was received."""
+    transfer = scope.own.raw.get(request.transfer_id)
+    if not transfer.ticket.is_over:
+        transfer.end(TicketState.CANCELLED, "cancel_transfer was called")
+    await transfer.release()
+    return CancelTransferResult(**_facts(transfer))
+
+
+def _whose(scope: Scope, path: str) -> dict[str, Any]:
+    session = scope.named_session
+    return {
+        "path": shown_path(path),
+        "session_id": session.id,
+        "principal": scope.principal,
+        "client": scope.client,
+        "in_session": session.call,
+    }
+
+
+def _opened(request: OpenTransfer, transfer: RawDownload | RawUpload, url: str) -> OpenTransferResult:
+    method: Literal["GET", "PUT"] = "GET" if isinstance(transfer, RawDownload) else "PUT"
+    return OpenTransferResult(
+        transfer_id=transfer.id,
+        url=url,
+        method=method,
+        expires_at=transfer.expires_at(),
+        curl=curl_line(method, transfer.path, url, request.archive),
+        path=transfer.path,
+        size_bytes=transfer.size_bytes,
+    )
+
+
+def _facts(transfer: RawDownload | RawUpload) -> dict[str, Any]:
+    if isinstance(transfer, RawDownload):
+        direction, done, next_offset = "download", transfer.source.sent_bytes, transfer.source.next_offset
+    else:
+        direction, done, next_offset = "upload", transfer.received_bytes, transfer.received_bytes
+    return {
+        "transfer_id": transfer.id,
+        "direction": direction,
+        "path": transfer.path,
+        "state": transfer.ticket.state.value,
+        "bytes_done": done,
+        "next_offset": next_offset,
+        "size_bytes": transfer.size_bytes,
+        "sha256": transfer.sha256,
+        "sha256_missing": transfer.why_no_sha256 or None,
+        "expires_at": transfer.expires_at(),
+        "error": transfer.ticket.why or transfer.trouble or None,
+        **_archive_facts(transfer),
+    }
+
+
+def _archive_facts(transfer: RawDownload | RawUpload) -> dict[str, Any]:
+    if transfer.archive is None or (summary := transfer.archive.summary) is None:
+        return {}
+    return {
+        "archive_entries": summary.files + summary.directories,
+        "left_out_count": summary.left_out_count,
+        "left_out": tuple(LeftOut(path=shown_path(path), reason=why) for path, why in summary.left_out),
+    }
+
+
+STEPS: Mapping[type, Step] = MappingProxyType(
+    {
+        OpenTransfer: Step(perform_open_transfer, inside=True),
+        StatTransfer: Step(perform_stat_transfer, inside=True),
+        FinishTransfer: Step(perform_finish_transfer, inside=True),
+        CancelTransfer: Step(perform_cancel_transfer, inside=True),
+    }
+)

@@ -1,0 +1,4 @@
+"""Control groups.
+
+Outside the walls. May import plan, machine and the kernel.
+"""

@@ -1,0 +1,4 @@
+"""One command, from plan to end.
+
+Outside the walls. May import init, cgroup, plan, machine and the kernel.
+"""

@@ -1,0 +1,4 @@
+"""Files inside the walls, as the broker asks for them.
+
+Outside the walls. May import the kernel and wire.
+"""

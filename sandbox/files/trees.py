@@ -1,0 +1,173 @@
+"""Slow work on trees, each piece of it in a worker process of its own (broker side).
+
+Owns a worker from its fork to its end: the job goes out, findings come back in pieces, and whatever happens to the
+caller the process is gone soon after. What was found before a deadline is not lost with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from sandbox import wire
+from sandbox.files.errors import FileError, NoSpace, OutcomeUnknown, WriteFailed, from_errno, from_refusal, shown
+from sandbox.polled import close_descriptor, close_socket, wait_ended
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sandbox.files.opener_client import Exchange
+
+WORKERS = 4  # of one session at a time; the others wait their turn
+KERNEL_GRACE_S = 0.5  # after the deadline, for work that looks at the clock; then SIGALRM ends it
+ANSWER_GRACE_S = 5.0  # more, for a machine under load
+TIDY_S = 2.0  # for a worker to remove its half-made copy when its caller has left
+MAX_ITEMS = 100_000  # of any job; more means that the worker is not what it was
+
+
+@attrs.frozen(kw_only=True)
+class Work:
+    """What came of a job. `stopped` is "" for all of it, else time, count or size: the limit that ended it."""
+
+    items: tuple[Any, ...]
+    counts: dict[str, int]
+    done: dict[str, Any]
+    stopped: str
+
+
+@attrs.define(eq=False)
+class _Heard:
+    items: list[Any] = attrs.field(factory=list)
+    counts: dict[str, int] = attrs.field(factory=dict)
+    last: dict[str, Any] | None = None
+
+    def take(self, message: dict[str, Any]) -> None:
+        self.counts = message.get("counts", self.counts)
+        if "piece" in message:
+            self.items.extend(message["piece"])
+        else:
+            self.last = message
+        if len(self.items) > MAX_ITEMS:
+            raise wire.WireBroken("more findings than anybody asked for")
+
+
+class TreeWork:
+    """Jobs of one session."""
+
+    def __init__(self, exchange: Exchange, workers: int = WORKERS) -> None:
+        self._exchange = exchange
+        self._limiter = trio.CapacityLimiter(workers)
+
+    async def run(
+        self,
+        op: str,
+        asked: str,
+        spec: dict[str, Any],
+        fds: Sequence[int],
+        *,
+        timeout_s: float,
+        changes: bool = False,
+        tidy_s: float = TIDY_S,
+    ) -> Work:
+        """Do one job inside the walls.
+
+        Args:
+            op: a name of the worker's table.
+            asked: what the caller calls the path, for an error's text.
+            spec: what that operation reads; its descriptors are *fds*, which stay the caller's.
+            timeout_s: seconds after which the work stops.
+            changes: it changes files, and is given a moment to tidy up when it must stop: *tidy_s* seconds.
+        Raises: FileError as the worker refuses; OutcomeUnknown when one that changes files ended without a word.
+        Cancellation: the worker is ended first, within *tidy_s* and the exchange's own bound.
+        """
+        async with self._limiter:
+            deadline = trio.current_time() + timeout_s
+            answer = await self._exchange.ask("worker", asked, {})
+            sock_fd, pidfd = answer.fds
+            with socket.socket(fileno=sock_fd) as sock:
+                sock.setblocking(False)
+                heard = _Heard()
+                grace_s = tidy_s if changes else KERNEL_GRACE_S
+                message = {**spec, "op": op, "timeout_s": timeout_s, "grace_s": grace_s}
+                try:
+                    with trio.move_on_after(timeout_s + grace_s + ANSWER_GRACE_S):
+                        await _converse(asked, sock, message, fds, heard)
+                except wire.WireBroken as broken:
+                    kind = OutcomeUnknown if changes else WriteFailed
+                    raise kind(asked, f"{shown(asked)}: {broken}", "EPROTO") from broken
+                finally:
+                    close_socket(sock)  # which a worker takes for the wish that it stop
+                    with trio.move_on_after(tidy_s + 1, shield=True):
+                        await _end(pidfd, tidy_s=tidy_s if changes and heard.last is None else 0.0)
+            return _work(asked, heard, late=trio.current_time() > deadline, changes=changes)
+
+
+async def _converse(
+    asked: str, sock: socket.socket, message: dict[str, Any], fds: Sequence[int], heard: _Heard
+) -> None:
+    """Send the job and read what comes, until the last message or the worker's end."""
+    try:
+        wire.send(sock, message, fds)  # into an empty buffer: it never blocks
+    except ConnectionError:
+        return
+    except OSError as fault:  # too many descriptors under way
+        raise from_errno(asked, fault.errno or errno.EIO) from fault
+    while heard.last is None:
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            received = wire.receive(sock)
+        except BlockingIOError:
+            continue
+        if received is None:
+            return
+        body, came = received
+        for fd in came:
+            os.close(fd)  # a worker sends none
+        heard.take(body)
+
+
+async def _end(pidfd: int, *, tidy_s: float) -> None:
+    """Wait for the worker's own end at most *tidy_s* seconds, then end it; return when it is gone."""
+    try:
+        if tidy_s:
+            with trio.move_on_after(tidy_s):
+                await wait_ended(pidfd)
+        # It is gone already, or it is not ours to kill: then SIGALRM ends it at its deadline.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            await wait_ended(pidfd)
+    finally:
+        close_descriptor(pidfd)
+
+
+def _work(asked: str, heard: _Heard, *, late: bool, changes: bool) -> Work:
+    last = heard.last
+    if last is None and changes:
+        removed = heard.counts.get("removed", 0)
+        known = f"; {removed} entries were removed before, at least" if removed else ""
+        why = "the process that worked on it was ended" + (" at its deadline" if late else " (out of memory?)")
+        sentence = f"{shown(asked)}: {why}{known}; whether the change was made is not known"
+        raise OutcomeUnknown(asked, sentence, "ETIMEDOUT" if late else "ESRCH")
+    if last is None and not late:
+        raise WriteFailed(asked, f"{shown(asked)}: the process that worked on it was ended (out of memory?)", "ESRCH")
+    if last is None:  # ended by the kernel at its deadline
+        last = {"done": {}, "stopped": "time"}
+    if "refused" in last:
+        raise _refusal(asked, last, heard.counts)
+    return Work(items=tuple(heard.items), counts=heard.counts, done=last["done"], stopped=last["stopped"])
+
+
+def _refusal(asked: str, last: dict[str, Any], counts: dict[str, int]) -> FileError:
+    error = from_refusal(asked, last["refused"], last["errno"], last["why"])
+    if isinstance(error, NoSpace):
+        error.needed_bytes = counts.get("needed")
+    if removed := counts.get("removed", 0):
+        return type(error)(asked, f"{error.sentence}; {removed} entries were removed before", error.errno_name)
+    return error

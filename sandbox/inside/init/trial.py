@@ -1,0 +1,73 @@
+"""Tries, in a throw-away process, the namespaces a session would get: a plan believes this and no setting.
+
+Whether a host allows them is decided in many places (sysctls, AppArmor, the filter of a container, masks over
+/proc), and the last of them may only show when the new root is built. Child side, stdlib only; run by an
+interpreter of its own, it prints one line of JSON: the stage that failed and why, or what else was found out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+
+from sandbox.kernel import namespaces
+from sandbox.kernel import root as mounts
+from sandbox.kernel.mounting import NO_DEV, NO_SUID, READ_ONLY
+
+TYPE_CHECKING = False  # importing typing costs each session half a megabyte
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+# Of the machine's tree and of private directories: what is tried is the way, not the place.
+ENOUGH = (("/usr", READ_ONLY),)
+_IN_HERE = 3  # tasks
+PRIVATE = (("/private", NO_SUID | NO_DEV),)
+
+
+def main(flags: int, uid: int, gid: int) -> NoReturn:
+    """Try *flags*, as somebody else if they hold a user namespace and we are root; say how far it went."""
+    stages: list[tuple[str, Callable[[], object]]] = [
+        ("namespaces", lambda: _unshare(flags, uid, gid)),
+        ("pid_namespace", namespaces.become_first),
+        ("mount_namespace", lambda: mounts.build(mounts.RootPlan(binds=ENOUGH, private=PRIVATE))),
+    ]
+    if flags & namespaces.NET:
+        stages.insert(2, ("network", namespaces.raise_loopback))
+    for name, stage in stages:
+        try:
+            stage()
+        except OSError as error:
+            _say({"stage": name, "why": error.strerror or str(error)})
+    _say({"own_task_count": bool(flags & namespaces.USER) and _counts_by_itself()})
+
+
+def _counts_by_itself() -> bool:
+    """Tell whether RLIMIT_NPROC counts the tasks of our user namespace alone: our parent, ourselves, our child.
+
+    The user has one more on the machine, the broker. Root would not be refused either way.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (_IN_HERE, hard))
+    try:
+        pid = os.fork()
+    except BlockingIOError:
+        return False
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return True
+
+
+def _unshare(flags: int, uid: int, gid: int) -> None:
+    if flags & namespaces.USER and os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    namespaces.unshare(flags)
+
+
+def _say(verdict: dict[str, str | bool]) -> NoReturn:
+    os.write(1, json.dumps(verdict).encode("ascii") + b"\n")
+    os._exit(0)

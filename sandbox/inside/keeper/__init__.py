@@ -1,0 +1,4 @@
+"""The process above one command.
+
+Inside the walls. May import what inside and outside share.
+"""

@@ -1,0 +1,276 @@
+"""One command's keeper: subreaper of its tree, owner of its end. Child side, forked by the init.
+
+It holds one command-to-be ready, reports how its leader ended and when the tree is empty, and then gets the next
+one ready. It ends the tree when told, when the broker's socket closes, and when the init dies (SIGTERM, asked
+for by PR_SET_PDEATHSIG: SIGKILL would leave the tree without anybody to end it).
+
+There are two kinds. One lives within the limits of its commands and spawns them (`spawned.py`); the other has no limits
+and forks, for each command, a process that takes on what it must have (`forked.py`).
+
+Messages out: ready {serial} + launch socket, and pidfd of the leader if there is one already; ended {serial, status,
+empty}; empty {serial}; short {why}, once, when the kernel has no process for the next leader, which it is asked for
+again until it has.
+Messages in: signal {serial, signal}; kill {serial}. A serial that is no longer current is ignored, so that an
+order cannot hit the next command.
+
+In a session with control groups every leader gets one of its own: leaf + the way into it comes in before a leader is
+forked, and the leader enters and says ready by itself, because entering takes the kernel milliseconds.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import os
+import signal
+import socket
+
+from sandbox import wire
+from sandbox.inside.keeper import forked as leader
+from sandbox.inside.keeper.spawned import Spawn, signal_group
+from sandbox.inside.keeper.wakeup import RETRY_S, Wakeup
+from sandbox.kernel import landlock, rlimits
+from sandbox.kernel import process as prctl
+from sandbox.kernel import processes as trees
+
+TYPE_CHECKING = False  # importing typing costs each session half a megabyte
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+
+def main(
+    sock_fd: int,
+    *,
+    abi: int,
+    tasks_room: int,
+    init_pid: int,
+    grouped: bool,
+    limits: dict[str, int | None] | None,
+) -> NoReturn:
+    """Keep commands until there is nobody to keep them for. *limits*: those of all of them, which are then spawned."""
+    prctl.default_signals(signal.SIGTERM)  # the init's handler came along, and would swallow it until ours is there
+    prctl.die_with(init_pid, signal.SIGTERM)
+    prctl.prctl(prctl.SET_CHILD_SUBREAPER, 1)
+    sock = socket.socket(fileno=prctl.keep_only(sock_fd))
+    landlock.scope_signals(abi)
+    if limits is not None:
+        rlimits.apply(limits, tasks_room)
+        os.umask(leader.UMASK)
+    # The init has our user, so only the domain can be what refuses the signal.
+    scoped = trees.scope_holds(init_pid)
+    keeper = Keeper(sock, abi=abi, tasks_room=tasks_room, scoped=scoped, grouped=grouped, spawns=limits is not None)
+    with contextlib.suppress(ConnectionError, wire.WireBroken):  # the broker is gone: what remains is to end
+        keeper.serve()
+    keeper.end_tree()
+    os._exit(0)
+
+
+class Forked:
+    """A leader that is a process from the first moment on; otherwise as `Spawn`."""
+
+    __slots__ = ("lock", "pid", "status")
+    waits = False
+
+    def __init__(self, pid: int) -> None:
+        """Stand for the process *pid*."""
+        self.pid = pid
+        self.status: int | None = None
+        self.lock = _thread.allocate_lock()
+
+    def let_go(self) -> None:
+        """Do nothing: its number was looked up before it was launched."""
+
+    def revoke(self) -> None:
+        """Do nothing: it is there, and is killed like everything else."""
+
+    def signal(self, signum: int) -> None:
+        """Signal its process group, unless it is reaped."""
+        if self.pid:
+            signal_group(self.pid, signum)
+
+
+class Keeper:
+    """The current command's tree, from the waiting leader to the last reaped orphan."""
+
+    def __init__(
+        self, sock: socket.socket, *, abi: int, tasks_room: int, scoped: bool, grouped: bool, spawns: bool
+    ) -> None:
+        """Own *sock*.
+
+        *scoped*: kill(-1) stays inside our domain; *grouped*: every leader has a control group; *spawns*: none has
+        anything of its own.
+        """
+        self._sock = sock
+        self._abi = abi
+        self._tasks_room = tasks_room
+        self._scoped = scoped
+        self._wakeup = Wakeup(sock)
+        self._grouped = grouped
+        self._spawns = spawns
+        self._entry = -1  # the way into the next leader's group, once it came
+        self._serial = 0
+        self._leader: Forked | Spawn = Forked(0)
+        self._told = True  # whether the broker knows how the leader ended, if it has
+        self._keeping = False  # whether there is anything below us, or about to be
+        self._short = False  # whether the next leader could not be had
+
+    def serve(self) -> None:
+        """Serve until the broker or the init is gone."""
+        self._arm()
+        while True:
+            readable, signals = self._wakeup.wait(RETRY_S if self._short else None)
+            if signal.SIGTERM in signals:
+                return
+            if signals:
+                self._reap()
+            if readable and not self._obey():
+                return
+            if self._short and not (readable or signals or self._keeping):
+                self._arm()
+
+    def end_tree(self) -> None:
+        """Kill and reap everything below us; nothing begins from here on."""
+        self._leader.revoke()
+        if self._scoped:
+            trees.end_domain(self._exited)
+        else:
+            trees.end_in_rounds(self._exited)
+
+    def _arm(self) -> None:
+        """Get the next leader ready, or say why not."""
+        try:
+            if self._spawns:
+                self._start_spawn()
+            else:
+                self._fork_leader()
+        except ConnectionError:
+            raise
+        except OSError as error:  # no process, or no descriptor
+            if not self._short:
+                self._short = True
+                wire.send(self._sock, {"op": "short", "why": error.strerror})
+        else:
+            self._short = False
+
+    def _start_spawn(self) -> None:
+        ours, theirs = wire.pair()
+        with ours:
+            try:
+                spawn = Spawn(theirs, self._abi, self._wakeup.poke)
+            except OSError:
+                theirs.close()
+                raise
+            self._serial += 1
+            self._have(spawn)
+            wire.send(self._sock, {"op": "ready", "serial": self._serial}, [ours.fileno()])
+
+    def _have(self, leader_to_be: Forked | Spawn) -> None:
+        self._leader = leader_to_be
+        self._told = False
+        self._keeping = True
+
+    def _fork_leader(self) -> None:
+        """Fork it, if there is a group for it or need be none."""
+        if self._grouped and self._entry < 0:
+            return
+        ours, theirs = wire.pair()
+        with ours, theirs:
+            self._have(Forked(self._fork(ours, theirs)))
+            if self._grouped:
+                os.close(self._entry)
+                self._entry = -1
+            else:
+                self._announce(self._leader.pid, ours)
+
+    def _fork(self, ours: socket.socket, theirs: socket.socket) -> int:
+        self._serial += 1
+        keeper_pid = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError:
+            self._serial -= 1
+            raise
+        if pid == 0:
+            try:
+                leader.main(
+                    theirs.fileno(),
+                    abi=self._abi,
+                    tasks_room=self._tasks_room,
+                    keeper_pid=keeper_pid,
+                    arrive=(lambda: self._enter(ours)) if self._grouped else None,
+                )
+            finally:
+                os._exit(leader.EXIT_NOT_STARTED)
+        return pid
+
+    def _enter(self, ours: socket.socket) -> leader.Failure | None:
+        """In the leader: enter its group, then say ready; a failure waits for who wants to launch something."""
+        try:
+            os.write(self._entry, b"0")
+        except OSError as error:
+            fault: leader.Failure | None = ("cgroup", error)
+        else:
+            fault = None
+        self._announce(os.getpid(), ours)
+        return fault
+
+    def _announce(self, leader_pid: int, ours: socket.socket) -> None:
+        pidfd = os.pidfd_open(leader_pid)  # its number in here may mean nothing outside
+        try:
+            wire.send(self._sock, {"op": "ready", "serial": self._serial}, [ours.fileno(), pidfd])
+        finally:
+            os.close(pidfd)
+
+    def _obey(self) -> bool:
+        received = wire.receive(self._sock)
+        if received is None:
+            return False
+        order, fds = received
+        if order["op"] == "leaf":
+            (self._entry,) = fds
+            if not (self._keeping or self._short):
+                self._arm()
+        elif order["serial"] == self._serial:
+            if order["op"] == "kill":
+                self.end_tree()
+                self._settle(empty=True)
+            else:
+                self._leader.signal(order["signal"])
+        return True
+
+    def _exited(self, pid: int, status: int) -> None:
+        if pid == self._leader.pid:
+            self._leader.pid = 0
+            self._leader.status = status
+
+    def _reap(self) -> None:
+        with self._leader.lock:
+            self._leader.let_go()
+            empty = self._reap_children()
+            waits = self._leader.waits
+        if not waits:  # or it was the signal of one before, and came late
+            self._settle(empty=empty)
+
+    def _reap_children(self) -> bool:
+        """Reap who has exited; return whether nobody is left."""
+        try:
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return False
+                self._exited(pid, status)
+        except ChildProcessError:
+            return True
+
+    def _settle(self, *, empty: bool) -> None:
+        """Say what is news, and get the next leader ready once the tree is gone."""
+        if self._leader.status is not None and not self._told:
+            self._told = True
+            ended = {"op": "ended", "serial": self._serial, "status": self._leader.status, "empty": empty}
+            wire.send(self._sock, ended)
+        elif empty:
+            wire.send(self._sock, {"op": "empty", "serial": self._serial})
+        if empty:
+            self._keeping = False
+            if not self._short:
+                self._arm()

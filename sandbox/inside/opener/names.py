@@ -1,0 +1,163 @@
+"""What the opener does with names: look, make, rename, remove; and fork a worker for what takes its time.
+
+Child side, stdlib only. Each operation gets a pinned directory and a name in it, so that nothing is followed here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import stat
+
+from sandbox import wire
+from sandbox.inside.unfinished import hidden as leftovers
+from sandbox.inside.unfinished.parts import pin_existing, replaceable
+from sandbox.inside.worker import main as treeworker
+from sandbox.kernel import process as prctl
+from sandbox.kernel import renaming
+from sandbox.kernel.files import Held, Refused, facts_of, open_path, reopen
+
+TYPE_CHECKING = False  # importing typing costs each session half a megabyte
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sandbox.inside.blocked_paths import Search
+
+    Fds = list[int]
+    Reply = tuple[dict[str, Any], Fds]
+
+SWEPT_NAMES = 10_000  # of a directory where a session begins: a millisecond or two
+
+
+class NameOps:
+    """The `do_` methods about names. Each takes the request and its descriptors and returns its reply."""
+
+    _search: Search | None
+
+    def do_entry(self, request: dict[str, Any], _fds: Fds) -> Reply:
+        """Pin the directory of a path and look at its last name, which is not followed when it is a link."""
+        folder, name = os.path.split(request["path"])
+        if name in ("", ".", ".."):
+            raise Refused("wrong_kind", errno.EISDIR, "it has no name of its own")
+        with Held(open_path(folder, flags=os.O_DIRECTORY)) as parent:
+            existing = _pin_itself(parent.fd, name)
+            reply: dict[str, Any] = {"parent": facts_of(parent.fd), "name": name, "existing": None, "target": None}
+            if existing is not None:
+                with Held(existing):
+                    reply["existing"] = facts_of(existing)
+                    if reply["existing"]["kind"] == "symlink":
+                        reply["target"] = os.readlink("", dir_fd=existing)
+            return reply, [parent.keep()]
+
+    def do_make(self, request: dict[str, Any], fds: Fds) -> Reply:
+        """Make a directory; answer with it, pinned, and its parent, open for fsync where it can be read."""
+        try:
+            os.mkdir(request["name"], dir_fd=fds[0])
+        except FileExistsError:
+            return _directory(fds[0], request["name"], created=False)
+        try:
+            return _directory(fds[0], request["name"], created=True)
+        except OSError as fault:
+            raise renaming.unseen(fault) from fault
+
+    def do_rename(self, request: dict[str, Any], fds: Fds) -> Reply:
+        """Rename what was decided on, to a free name or, with `replace`, over a file that may be written."""
+        source, target = fds
+        name, new_name = request["name"], request["new_name"]
+        status = _require_same(source, name, request["identity"])
+        if not request["replace"]:
+            renaming.rename_to_free_name(source, name, target, new_name)
+        else:
+            _require_replaceable(target, new_name, status)
+            os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
+        return {}, flushable_of(source, target)
+
+    def do_remove(self, request: dict[str, Any], fds: Fds) -> Reply:
+        """Remove a name that is no directory, or an empty directory."""
+        status = _require_same(fds[0], request["name"], request["identity"])
+        if stat.S_ISDIR(status.st_mode):
+            os.rmdir(request["name"], dir_fd=fds[0])
+        else:
+            os.unlink(request["name"], dir_fd=fds[0])
+        return {}, flushable_of(fds[0])
+
+    def do_sweep(self, _request: dict[str, Any], fds: Fds) -> Reply:
+        """Remove part files that a crashed broker left in a directory; say how many parts are left there."""
+        return {"left": leftovers.reclaim(fds[0], SWEPT_NAMES, trees=False)}, []
+
+    def do_worker(self, _request: dict[str, Any], _fds: Fds) -> Reply:
+        """Fork a process for one slow job; answer with its socket and a pidfd."""
+        ours, theirs = wire.pair()
+        opener_pid = os.getpid()
+        with theirs:
+            pid = os.fork()
+            if pid == 0:
+                _be_worker(theirs.fileno(), opener_pid, self._search)
+            ours_fd = ours.detach()
+            try:
+                # It cannot have ended and been replaced: it waits for its job, or its socket's end, which we hold.
+                return {}, [ours_fd, os.pidfd_open(pid)]
+            except BaseException:
+                os.close(ours_fd)
+                raise
+
+
+def _be_worker(fd: int, opener_pid: int, search: Search | None) -> None:
+    try:
+        prctl.die_with(opener_pid, signal.SIGKILL)
+        treeworker.serve(socket.socket(fileno=prctl.keep_only(fd)), search)
+    finally:
+        os._exit(0)
+
+
+def _directory(parent: int, name: str, *, created: bool) -> Reply:
+    existing = pin_existing(parent, name)
+    if existing is None:
+        raise Refused("changed", errno.ESTALE, "it was removed meanwhile")
+    with Held(existing) as pinned:
+        facts = facts_of(pinned.fd)
+        if facts["kind"] != "directory":
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        flushable = flushable_of(parent)
+        return {"facts": facts, "created": created}, [pinned.keep(), *flushable]
+
+
+def _pin_itself(parent: int, name: str) -> int | None:
+    try:
+        return open_path(name, dir_fd=parent, flags=os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+
+
+def _require_same(parent: int, name: str, identity: list[int]) -> os.stat_result:
+    status = os.lstat(name, dir_fd=parent)
+    if [status.st_dev, status.st_ino] != identity:
+        raise Refused("changed", errno.ESTALE, "it was replaced meanwhile; try again")
+    return status
+
+
+def _require_replaceable(parent: int, name: str, source: os.stat_result) -> None:
+    existing = pin_existing(parent, name)
+    if existing is None:
+        return
+    with Held(existing):
+        replaceable(existing)
+    if stat.S_ISDIR(source.st_mode):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+
+def flushable_of(*directories: int) -> Fds:
+    """Open changed directories for fsync, those that can be read. Raises: Refused, saying that they were changed."""
+    opened: Fds = []
+    for directory in directories:
+        try:
+            opened.append(reopen(directory, os.O_RDONLY | os.O_DIRECTORY))
+        except PermissionError:
+            continue  # write and search, but not read: it reaches the disk with the journal
+        except OSError as fault:
+            for fd in opened:
+                os.close(fd)
+            raise renaming.unflushed(fault) from fault
+    return opened

@@ -1,0 +1,200 @@
+"""Walk a tree by descriptors, without ever following a link, and never into what the rules do not permit.
+
+Child side, stdlib only. The rules come as data (see the policy's `TreeFilter`) and are asked about real paths: each
+directory says where it is when it is opened, not where it was when its name was read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+
+from sandbox.inside.unfinished import hidden as leftovers
+from sandbox.kernel.files import KERNEL_FILE_SYSTEMS, KINDS, Refused, file_system, real_path
+
+TYPE_CHECKING = False  # importing typing costs each session half a megabyte
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from sandbox.inside.worker.job import Job
+
+MAX_DEPTH = 150  # one descriptor a level
+MAX_NAMES = 1_000_000  # of one directory
+OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Rules:
+    """Which paths may be touched."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self._allowed = re.compile(spec["allowed"]).fullmatch
+        self._opened = re.compile(spec["opened"]).match
+        self._blocked_from_root = re.compile(spec["blocked_from_root"]).match
+        self._blocked_anywhere = re.compile(spec["blocked_anywhere"]).search
+        self._guards: tuple[str, str] = spec["guarded_from_root"], spec["guarded_anywhere"]
+        self._extensions = frozenset(spec["blocked_extensions"])
+
+    def permit(self, path: str) -> bool:
+        """Whether an absolute real path may be touched at all."""
+        text = "" if path == "/" else path
+        inside = self._opened(text)
+        if inside is not None:
+            return not (self._blocked_anywhere(text, inside.end()) or self._allowed(text) is None)
+        return not (self._blocked_anywhere(text) or self._blocked_from_root(text) or self._allowed(text) is None)
+
+    def permit_change(self, path: str) -> bool:
+        """Whether something may be made, written, moved away or removed at this path."""
+        if not self.permit(path):
+            return False
+        from_root, anywhere = map(re.compile, self._guards)  # most walks never ask; whoever does finds them in a cache
+        text = "" if path == "/" else path
+        inside = self._opened(text)
+        if inside is not None:
+            return not anywhere.search(text, inside.end())
+        return not (anywhere.search(text) or from_root.match(text))
+
+    def permit_file(self, path: str) -> bool:
+        """Whether a file may be written at this path."""
+        return self.permit_change(path) and self._extensions.isdisjoint(path.rpartition("/")[2].lower().split(".")[1:])
+
+
+class Found:
+    """One name of a tree. `parent_fd` is open until the walk goes on; set `descend` to False to stay out of it."""
+
+    __slots__ = ("depth", "descend", "kind", "name", "parent_fd", "path", "permitted", "relative")
+
+    def __init__(self, level: _Level, name: str, kind: str, *, permitted: bool) -> None:
+        self.parent_fd, self.name, self.kind, self.permitted = level.fd, name, kind, permitted
+        self.path = f"{level.path}/{name}"
+        self.relative = f"{level.relative}{name}"
+        self.depth = level.depth
+        self.descend = kind == "directory"
+
+    def status(self) -> os.stat_result | None:
+        """What the kernel says of the name itself; None when it went away."""
+        try:
+            return os.lstat(self.name, dir_fd=self.parent_fd)
+        except OSError:
+            return None  # gone, or in a directory that may be read but not searched
+
+
+class _Level:
+    """An open directory of the walk, and the names that are still to come."""
+
+    __slots__ = ("depth", "device", "fd", "names", "path", "relative")
+
+    def __init__(self, fd: int, path: str, relative: str, depth: int) -> None:
+        self.fd, self.path, self.relative, self.depth = fd, "" if path == "/" else path, relative, depth
+        self.device = os.fstat(fd).st_dev
+        self.names: Iterator[tuple[str, str]] = iter(())
+
+
+def open_directory(name: str, parent_fd: int) -> int:
+    """Open a directory by its name in another; a link in its place fails."""
+    return os.open(name, OPEN_DIRECTORY, dir_fd=parent_fd)
+
+
+def names_of(fd: int, keep: Callable[[str], bool] | None = None) -> list[tuple[str, str]]:
+    """Return (name, kind) of what a directory holds, in code point order."""
+    found = []
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            if keep is None or keep(entry.name):
+                found.append((entry.name, _kind_of(entry)))
+            if len(found) > MAX_NAMES:
+                raise Refused("too_large", errno.EFBIG, f"a directory holds more than {MAX_NAMES} names")
+    found.sort()
+    return found
+
+
+def _kind_of(entry: os.DirEntry[str]) -> str:
+    if entry.is_dir(follow_symlinks=False):
+        return "directory"
+    if entry.is_file(follow_symlinks=False):
+        return "file"
+    if entry.is_symlink():
+        return "symlink"
+    try:
+        return KINDS.get(stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode), "device")
+    except OSError:
+        return "unknown"  # gone, or not to be asked
+
+
+class Walk:
+    """One walk, names in order, a directory before what it holds. Counts what it passed over."""
+
+    def __init__(self, job: Job, rules: Rules, *, hidden: bool = True, depth: int = MAX_DEPTH) -> None:
+        self._job = job
+        self._rules = rules
+        self._hidden = hidden
+        self._depth = depth
+
+    def tree(self, root_fd: int) -> Iterator[Found]:
+        """Yield everything below *root_fd*, which stays the caller's. Raises: Stop, OSError for the root itself."""
+        stack = [self._filled(_Level(os.dup(root_fd), real_path(root_fd), "", 1))]
+        try:
+            while stack:
+                level = stack[-1]
+                entry = next(level.names, None)
+                if entry is None:
+                    os.close(stack.pop().fd)
+                    continue
+                found = self._found(level, *entry)
+                yield found
+                if found.descend and (below := self._below(level, found)):
+                    stack.append(below)
+        finally:
+            for level in stack:
+                os.close(level.fd)
+
+    def _found(self, level: _Level, name: str, kind: str) -> Found:
+        self._job.tick()
+        permitted = self._rules.permit(f"{level.path}/{name}")
+        found = Found(level, name, kind, permitted=permitted)
+        if not permitted:
+            found.descend = False
+        return found
+
+    def _below(self, level: _Level, found: Found) -> _Level | None:
+        if level.depth >= self._depth:
+            if self._depth == MAX_DEPTH:
+                self._job.count("too_deep")
+            return None
+        try:
+            fd = open_directory(found.name, level.fd)
+        except OSError:
+            self._job.count("unreadable")
+            return None
+        try:
+            below = self._entered(fd, found, level)
+        except BaseException:
+            os.close(fd)
+            raise
+        if below is None:
+            os.close(fd)
+        return below
+
+    def _entered(self, fd: int, found: Found, level: _Level) -> _Level | None:
+        """The next level, unless it turns out to be somewhere else or part of the kernel's own trees."""
+        try:
+            below = _Level(fd, real_path(fd), f"{found.relative}/", level.depth + 1)
+        except Refused:
+            return None  # removed since its name was read
+        if not self._rules.permit(below.path):
+            self._job.count("blocked")
+            return None
+        if below.device != level.device and file_system(fd) in KERNEL_FILE_SYSTEMS:
+            return None
+        return self._filled(below)
+
+    def _filled(self, level: _Level) -> _Level:
+        names = names_of(level.fd, None if self._hidden else _is_plain)
+        level.names = (entry for entry in names if not leftovers.was_reclaimed(level.fd, entry[0]))
+        return level
+
+
+def _is_plain(name: str) -> bool:
+    return not name.startswith(".")

@@ -1,0 +1,4 @@
+"""Facts about this machine.
+
+Outside the walls. May import the kernel.
+"""
