@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fuzz import targets
+from fuzz.__main__ import INPUTS
 from fuzz.targets import TARGETS
 
 CORPUS = Path(__file__).parent / "fuzz" / "corpus"
@@ -27,7 +28,7 @@ def test_what_was_kept_breaks_nothing(target: str) -> None:
 
 
 def test_each_folder_of_the_corpus_has_its_target_and_all_are_small() -> None:
-    assert {path.name for path in CORPUS.iterdir()} == {*TARGETS}
+    assert {path.name for path in CORPUS.iterdir()} == {*TARGETS} == {*INPUTS}
     assert sum(path.stat().st_size for path in CORPUS.rglob("*")) < MAX_BYTES
 
 

@@ -298,7 +298,8 @@ def _name_of(info: tarfile.TarInfo, whole: bytes) -> str:
     name, prefix = (
         field.partition(b"\0")[0].decode("utf-8", "surrogateescape") for field in (head[:100], head[345:500])
     )
-    return name if head[257:263] != b"ustar\0" and info.name == f"{prefix}/{name}" else info.name
+    joined = {f"{prefix}/{name}", f"{prefix}/{name.rstrip('/')}"}  # a directory's name without its slash
+    return name if head[257:263] != b"ustar\0" and info.name in joined else info.name
 
 
 def _members(whole: bytes) -> list[tuple[str, bool, int, int]]:
@@ -418,7 +419,8 @@ def yaml_document(data: bytes) -> None:
         assert 1 <= fault.line <= len(re.split(r"\r\n|[\n\r\x85\u2028\u2029]", written)) + 1
         assert str(fault).isprintable()
     if not document.faults:
-        with suppress(yaml.constructor.ConstructorError):  # of `<<` and dates, which are keys and texts to us
+        # Of `<<` and dates, which are keys and texts to us; a ValueError is a day that no month has.
+        with suppress(yaml.constructor.ConstructorError, ValueError):
             theirs = yaml.load(written, _LOADER)  # noqa: S506  a safe one
             assert _same(document.root.plain(), theirs)
 
