@@ -52,8 +52,10 @@ def _answers(python: str) -> bool:
 
 
 # Named, because collecting everything is slow in a guest.
-GUEST_TESTS = ["tests/test_walls_cgroup_guest.py", "tests/test_whole_cgroup_guest.py", "tests/test_escape_guest.py"]
-GUEST_TESTS += ["tests/test_histories_guest.py", "tests/test_live_memory.py"]
+GUEST_TESTS = [
+    *("tests/sandbox/cgroup/test_walls_cgroup_guest.py", "tests/live/test_whole_cgroup_guest.py"),
+    *("tests/hostile/test_escape_guest.py", "tests/soak/test_histories_guest.py", "tests/live/test_live_memory.py"),
+]
 # As many tests at once as there are cores. More than four would share the session user's limit of processes.
 AT_ONCE = ["-n", "logical", "--maxprocesses", "4"]
 PYTEST = [*AT_ONCE, "--dist", "loadscope"]  # a module's tests may share a broker
@@ -185,7 +187,7 @@ def fuzz(session: nox.Session) -> None:
 def failing(session: nox.Session) -> None:
     """System calls of the broker and its sessions fail, one after the other; FAILING_CALLS=all: every one."""
     bound = ["-o", "faulthandler_timeout=5400"]
-    run_here(session, "pytest", *AT_ONCE, *bound, "-m", "failing", *session.posargs, "tests/test_failing_calls.py")
+    run_here(session, "pytest", *AT_ONCE, *bound, "-m", "failing", *session.posargs, "tests/soak/test_failing_calls.py")
 
 
 @nox.session(venv_backend="none", tags=["full", "rest"])
@@ -199,7 +201,7 @@ def coverage(session: nox.Session) -> None:
     """Branch coverage by package, on both sides of the walls, of the tests that tests/branches.py chooses."""
     session.install("-q", "-r", "requirements/check.txt", "-r", "requirements/coverage.txt")  # not us: a copy runs
     measured = Path(session.bin).parent / "measured"
-    session.run("python", "tests/branches.py", str(measured), *session.posargs)
+    session.run("python", "-m", "tests.branches", str(measured), *session.posargs)
 
 
 @nox.session(tags=["full", "rest"])

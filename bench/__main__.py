@@ -17,7 +17,7 @@ import trio
 from bench import ends, latency, load, memory, raw, sparse, start, transfer
 from bench.table import Row, render
 from broker.memory.heap import keep_freed_memory
-from tests.live import LiveBroker, running_broker
+from tests.support.live import LiveBroker, running_broker
 
 SERVER = {
     "sessions": {"max_concurrent": 200},

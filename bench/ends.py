@@ -8,8 +8,8 @@ import trio
 
 from bench.client import Connection, open_connection
 from bench.table import MS, Row, at_most_row
-from tests.live import GRACE_S, LiveBroker, marked
-from tests.live_trees import SHAPES, Tree, tree
+from tests.support.live import GRACE_S, LiveBroker, marked
+from tests.support.live_trees import SHAPES, Tree, tree
 
 TIMEOUT_S = 0.4
 LATE_MS = 100

@@ -15,7 +15,7 @@ from bench.rounds import Probe, interleaved
 from bench.servers import yardstick
 from bench.share import open_share
 from bench.table import Row, p50_row, yardstick_row
-from tests.live import LiveBroker
+from tests.support.live import LiveBroker
 
 TRUE = ["/bin/true"]
 R = "R: captured trio.run_process(/bin/true)"

@@ -11,7 +11,7 @@ import trio
 from bench.client import Connection, open_connection
 from bench.servers import yardstick
 from bench.table import Row, at_least_row, at_most_row
-from tests.live import LiveBroker
+from tests.support.live import LiveBroker
 
 CLIENTS = 8
 CALLS_PER_SECOND = 200

@@ -11,7 +11,7 @@ import trio
 from bench.client import open_connection
 from bench.load import CLIENTS
 from bench.table import MB, Row, at_most_row, missing_row
-from tests.live import LiveBroker
+from tests.support.live import LiveBroker
 
 IDLE_MB = 90
 SESSION_MB = 10

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from tests.live import free_port
+from tests.support.live import free_port
 
 STOP_BOUND_S = 10
 SEARCHED = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])

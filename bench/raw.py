@@ -20,7 +20,7 @@ import trio
 from bench.client import Connection, open_connection
 from bench.nginx import find_nginx, running_nginx
 from bench.table import MB, Row, missing_row
-from tests.live import LiveBroker
+from tests.support.live import LiveBroker
 
 MIB = 1024 * 1024
 HALF = 0.5

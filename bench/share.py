@@ -13,7 +13,7 @@ from broker.gateway import Gateway
 from broker.wiring import lay_foundation
 from config.load import load_config
 from sandbox.machine.claims import Claims
-from tests.live import live_folder, write_config
+from tests.support.live import live_folder, write_config
 
 
 @asynccontextmanager

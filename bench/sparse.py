@@ -9,7 +9,7 @@ from bench.client import Connection, open_connection
 from bench.memory import Held
 from bench.table import MB, Row, at_most_row, missing_row
 from bench.transfer import CHUNK_BYTES, peak_mb, reset_peak
-from tests.live import LiveBroker
+from tests.support.live import LiveBroker
 
 CHUNKS = 64
 MORE_MB = 40

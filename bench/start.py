@@ -9,7 +9,7 @@ import time
 
 from bench.client import open_connection
 from bench.table import Row, p50_row, yardstick_row
-from tests.live import running_broker
+from tests.support.live import running_broker
 
 IMPORTS = "import mcp, hypercorn"
 FACTOR = 1.5

@@ -17,7 +17,7 @@ import trio
 
 from bench.client import Connection, open_connection
 from bench.table import Row, render, yardstick_row
-from tests.live import LiveBroker, running_broker
+from tests.support.live import LiveBroker, running_broker
 
 MIB = 1024 * 1024
 SPILL_BYTES = 512 * MIB

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.client import Connection, open_connection
 from bench.table import MB, Row, at_least_row, at_most_row, missing_row
-from tests.live import LiveBroker
+from tests.support.live import LiveBroker
 
 CHUNK_BYTES = 1_048_576
 MB_PER_S = 105

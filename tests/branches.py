@@ -1,4 +1,4 @@
-"""Branch coverage by package: `python tests/branches.py FOLDER`, as `nox -s coverage` runs it.
+"""Branch coverage by package: `python -m tests.branches FOLDER`, as `nox -s coverage` runs it.
 
 Copies the packages and tests to FOLDER, appends to the packages there what measures them (`tests/measured.py`), runs
 the tests of TESTS in the copy, and reports. A package below its FLOOR is a failure, and so is a run that broke
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from measured import MARKS, PACKAGES, PLACES, prepare, steps
+
+from .measured import MARKS, PACKAGES, PLACES, prepare, steps
 
 ROOT = Path(__file__).parent.parent
 COPIED = (*PACKAGES, "tests", "bench", "docs", "pyproject.toml", "README.md")
@@ -29,24 +30,24 @@ TESTS = (
     *("front_places", "front_shape", "guarded_paths", "jobs", "order", "outcomes", "ownership", "quotas", "reachable"),
     *("untenable", "live_inputs", "live_sessions", "live_policy"),
 )
-"""Of the test files `test_*.py`: what enters most of the code in few minutes, without what is marked `long`."""
+"""Of `test_*.py`, in any room: what enters most of the code in few minutes, without what is marked `long`."""
 LONG_TESTS = ("front_stdio", "live_transfers", "live_own_port", "sandbox_sniffing", "transfer_stalls")
 """Of those that are marked `long` as a whole: what alone enters stdio, transfers by URL, peers and types."""
 KINDS = "not (conformance or soak or guest or histories or failing)"
 LEFT_OUT = (
-    "test_broker_audit_redaction.py::test_redaction_takes_time_in_proportion",
-    "test_live_own_port.py::test_a_call_whose_sender_is_gone_has_no_effect[user]",
-    "test_live_own_port.py::test_no_address_leads_around_it",
-    "test_live_own_port.py::test_no_process_of_a_session_is_served[namespaces-user]",
-    "test_live_own_port.py::test_no_process_of_a_session_is_served[no namespaces-",
-    "test_live_transfers.py::test_a_full_disk_is_told_and_leaves_the_file_as_it_was",
-    "test_live_transfers.py::test_a_plain_users_broker_transfers_as_well",
-    "test_transfers_crashes.py",  # kills what it measures, some hundred times
-    "test_broker_errors.py::test_every_failure_fits_every_output_schema",
-    "test_jobs.py::test_both_streams_keep_their_order",
-    "test_sandbox_files.py::test_more_answers_than_a_user_may_have_under_way_are_refused_not_fatal",
-    "test_sandbox_spawner.py::test_a_keeper_without_a_thread_says_so",
-    "test_sandbox_treework.py::test_lines_are_numbered_across_blocks",
+    "broker/audit/test_broker_audit_redaction.py::test_redaction_takes_time_in_proportion",
+    "live/test_live_own_port.py::test_a_call_whose_sender_is_gone_has_no_effect[user]",
+    "live/test_live_own_port.py::test_no_address_leads_around_it",
+    "live/test_live_own_port.py::test_no_process_of_a_session_is_served[namespaces-user]",
+    "live/test_live_own_port.py::test_no_process_of_a_session_is_served[no namespaces-",
+    "live/test_live_transfers.py::test_a_full_disk_is_told_and_leaves_the_file_as_it_was",
+    "live/test_live_transfers.py::test_a_plain_users_broker_transfers_as_well",
+    "transfers/test_transfers_crashes.py",  # kills what it measures, some hundred times
+    "broker/contract/test_broker_errors.py::test_every_failure_fits_every_output_schema",
+    "broker/tools/test_jobs.py::test_both_streams_keep_their_order",
+    "sandbox/files/test_sandbox_files.py::test_more_answers_than_a_user_may_have_under_way_are_refused_not_fatal",
+    "sandbox/inside/keeper/test_sandbox_spawner.py::test_a_keeper_without_a_thread_says_so",
+    "sandbox/files/test_sandbox_treework.py::test_lines_are_numbered_across_blocks",
 )
 """What fails, or takes minutes, while each line is traced: it counts on speed or memory, or is a great many cases."""
 FLOORS = {"broker": 86, "config": 94, "policy": 97, "sandbox": 79, "transfers": 94}

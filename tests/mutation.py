@@ -60,7 +60,7 @@ TESTS = {
     "broker/audit/secret_words.py": ("broker_audit_redaction", "broker_audit_floods"),
     "broker/records.py": ("broker_records",),
 }
-"""What can be mutated, at any depth of a folder, and the test files (`test_*.py` in tests/) that answer for it."""
+"""What can be mutated, at any depth of a folder, and the test files (`test_*.py`, of any room) that answer for it."""
 WHOLE = (
     "policy/**/*.py",
     *("transfers/upload*.py", "transfers/download*.py", "transfers/filestreams.py", "transfers/part.py"),

@@ -56,7 +56,6 @@ def fuzz_one(target: str, arguments: list[str]) -> None:
     """Fuzz in this process; libFuzzer ends it."""
     import atheris  # noqa: PLC0415  the one part that needs it
 
-    sys.path.insert(0, str(HERE.parent))
     with atheris.instrument_imports(include=["broker", "config", "policy", "sandbox"]):
         from .targets import TARGETS  # noqa: PLC0415  so that what it imports is instrumented
 

@@ -25,9 +25,6 @@ import jsonschema  # type: ignore[import-untyped]  # it brings no types
 import trio
 import yaml
 from pydantic_core import from_json
-from tarbytes import summed
-from test_config_arbitrary import check_answer, loaded
-from test_sandbox_gitconfig import keys as keys_that_git_reads
 
 from broker.audit.redact import REDACTED, VALUE_CHARACTERS, hide_secrets, redact_arguments, redact_text
 from broker.audit.secret_words import hidden_in, without_secrets
@@ -53,6 +50,9 @@ from sandbox.inside.worker.job import Job
 from sandbox.inside.worker.tar_members import Members
 from sandbox.inside.worker.tar_pipe import Inlet
 from sandbox.kernel.files import Refused
+from tests.config.test_config_arbitrary import check_answer, loaded
+from tests.sandbox.inside.worker.test_sandbox_gitconfig import keys as keys_that_git_reads
+from tests.support.tarbytes import summed
 
 LONG = b"QUJD" * (BULK_BYTES // 4)
 SECRET = "Zq7-very/secret+Value"  # noqa: S105  made up

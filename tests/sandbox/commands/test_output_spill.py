@@ -1,0 +1,246 @@
+"""Where output is kept: in memory and in files without names, up to a quota that a session's commands share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from sandbox.commands.spill import PENDING_BYTES, OutputRoom, Quota, Spill
+from sandbox.commands.transcript import HEADER, STDERR, STDOUT
+from sandbox.kernel.nameless import open_nameless
+from tests.transfers.test_transfers_upload_ends import files_limited_to
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    before = set(os.listdir("/proc/self/fd"))
+    yield tmp_path / "output"
+    assert set(os.listdir("/proc/self/fd")) == before, "a descriptor is left"
+    assert not (tmp_path / "output").exists() or not list((tmp_path / "output").iterdir()), "a file is left"
+
+
+def keep_all(_wanted: int) -> None:
+    """Give nothing up."""
+
+
+def new_spill(
+    folder: Path, *, quota: Quota | None = None, blocks: bool = False, threads: trio.CapacityLimiter | None = None
+) -> Spill:
+    room = OutputRoom(inline_bytes=100, spill_bytes=MIB, when_full="drop", folder=str(folder))
+    return Spill(room, quota or Quota(MIB, keep_all), threads or trio.CapacityLimiter(1), blocks=blocks)
+
+
+async def say(spill: Spill, data: bytes, stream: int = STDOUT) -> None:
+    """Say it in pieces as large as a pipe's, as a command's task does."""
+    for begin in range(0, len(data), 65536):
+        spill.add(stream, data[begin : begin + 65536])
+        if spill.due:
+            await spill.settle()
+
+
+async def test_little_output_needs_no_file(folder: Path) -> None:
+    spill = new_spill(folder)
+    await say(spill, b"hello")
+    page = await spill.read("stdout", 1, 3)
+    assert (page.data, page.cursor, page.next_cursor, page.end) == (b"ell", 1, 4, 5)
+    spill.finish()
+    await spill.tuck_away()
+    assert not folder.exists()
+
+
+async def test_every_byte_can_be_paged_from_memory_and_file(folder: Path) -> None:
+    data = bytes(i * 7 % 256 for i in range(PENDING_BYTES * 3 + 12345))
+    spill = new_spill(folder)
+    await say(spill, data)
+    await say(spill, b"and more", STDERR)
+    found, cursor = b"", 0
+    while (page := await spill.read("stdout", cursor, 50_000)).data:
+        found, cursor = found + page.data, page.next_cursor
+    assert found == data
+    assert (await spill.read("both", len(data), 100)).data == b"and more"
+    spill.close()
+
+
+async def test_without_its_file_a_reader_gets_what_is_in_memory_and_the_count_of_what_is_not(folder: Path) -> None:
+    spill = new_spill(folder)
+    spill.add(STDOUT, b"in the file, ")
+    spill.add(STDERR, b"this too, ")
+    await spill.settle()
+    for stream, data in ((STDOUT, b"out "), (STDERR, b"bad "), (STDOUT, b"end")):
+        spill.add(stream, data)
+    spill.close()
+    page = spill.read_newest("stdout", 2, 100)
+    assert (page.data, page.cursor, page.evicted_bytes, page.end) == (b"out end", 13, 11, 20)
+    page = spill.read_newest("both", 23 + 5, 5)
+    assert (page.data, page.cursor, page.evicted_bytes, page.next_cursor) == (b"ad en", 28, 0, 33)
+    assert spill.read_newest("stderr", 99, 5).data == b""
+    spill.give_up()
+    page = spill.read_newest("both", 0, 100)
+    assert (page.data, page.cursor, page.evicted_bytes) == (b"", 34, 34)
+
+
+async def test_a_full_quota_drops_with_exact_counts(folder: Path) -> None:
+    quota = Quota(MIB, keep_all)
+    spill = new_spill(folder, quota=quota)
+    await say(spill, b"x" * (3 * MIB))
+    kept = spill.total("stdout")
+    assert MIB - kept < 64 * HEADER.size
+    assert spill.dropped("stdout") == 3 * MIB - kept
+    assert spill.stdout.total_bytes == 3 * MIB
+    assert quota.used_bytes <= MIB
+    page = await spill.read("stdout", kept - 5, 100)
+    assert (page.data, page.dropped_bytes) == (b"xxxxx", 3 * MIB - kept)
+    spill.give_up()
+    assert quota.used_bytes == 0
+
+
+async def test_what_was_given_up_says_so(folder: Path) -> None:
+    spill = new_spill(folder)
+    await say(spill, b"y" * 400_000)
+    spill.finish()
+    spill.give_up()
+    page = await spill.read("stdout", 100, 50)
+    assert (page.data, page.cursor, page.evicted_bytes, page.end) == (b"", 400_000, 399_900, 400_000)
+
+
+async def test_a_reader_makes_room_for_a_command_that_is_held_up(folder: Path) -> None:
+    quota = Quota(MIB, keep_all)
+    spill = new_spill(folder, quota=quota, blocks=True)
+    woken = trio.Event()
+    spill.on_room = woken.set
+    data = bytes(i % 253 for i in range(MIB + 65536))
+    await say(spill, data)
+    assert spill.full
+    await spill.settle()
+    page = await spill.read("stdout", 0, MIB // 2)
+    assert page.data == data[: MIB // 2]
+    await spill.release("stdout", page.next_cursor)
+    assert woken.is_set()
+    assert not spill.full
+    assert quota.used_bytes < MIB * 3 // 4
+    after = await spill.read("stdout", page.next_cursor, 1000)
+    assert (after.data, after.evicted_bytes) == (data[page.next_cursor :][:1000], 0)
+    assert (await spill.read("stdout", 0, 10)).evicted_bytes > MIB // 4
+    spill.give_up()
+
+
+async def test_the_disk_gets_back_what_was_given_up(folder: Path) -> None:
+    spill = new_spill(folder, blocks=True)
+    await say(spill, b"z" * (MIB + 65536))
+    await spill.settle()
+    before = os.fstat(spill._fd).st_blocks
+    await spill.release("both", MIB)
+    assert os.fstat(spill._fd).st_blocks < before / 2
+    spill.close()
+
+
+async def test_a_reader_that_leaves_while_the_threads_are_busy_loses_no_quota_and_holds_no_command(
+    folder: Path,
+) -> None:
+    quota = Quota(MIB, keep_all)
+    threads = trio.CapacityLimiter(1)
+    spill = new_spill(folder, quota=quota, blocks=True, threads=threads)
+    await say(spill, b"z" * (MIB + 65536))
+    await spill.settle()
+    woken = trio.Event()
+    spill.on_room = woken.set
+    with trio.CancelScope() as left:
+        async with trio.open_nursery() as nursery, threads:
+            nursery.start_soon(spill.release, "stdout", MIB // 2)
+            await trio.testing.wait_all_tasks_blocked()
+            left.cancel()
+    assert woken.is_set()
+    assert quota.used_bytes == spill.size < MIB * 3 // 4
+    while not spill.full:
+        await say(spill, b"z" * 65536)
+    await spill.settle()
+    await spill.release("stdout", MIB // 2 + 65536)
+    on_disk = os.fstat(spill._fd).st_blocks * 512
+    assert on_disk < spill.size + 65536, "the disk did not get back what the first reader was past"
+    spill.give_up()
+    assert quota.used_bytes == 0
+
+
+async def test_room_that_another_output_made_is_noticed_too(folder: Path) -> None:
+    quota = Quota(MIB, keep_all)
+    first, second = (new_spill(folder, quota=quota, blocks=True) for _ in range(2))
+    woken = trio.Event()
+    second.on_room = woken.set
+    await say(first, b"1" * (MIB // 2))
+    await say(second, b"2" * (MIB // 2))
+    await first.settle()
+    assert second.full
+    await first.release("stdout", MIB // 2)
+    assert not woken.is_set()
+    await second.release("stdout", 1000)
+    assert woken.is_set(), "its command would wait although there is room"
+    first.give_up()
+    second.give_up()
+
+
+async def test_a_disk_that_fails_is_treated_as_full(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    spill = new_spill(tmp_path / "file")
+    await say(spill, b"x" * (4 * PENDING_BYTES))
+    assert spill.broken
+    assert spill.total("stdout") + spill.dropped("stdout") == 4 * PENDING_BYTES
+    assert (await spill.read("stdout", 0, 10)).data == b"x" * 10
+
+
+async def test_what_a_failing_disk_did_not_take_is_not_said_to_have_been_searched(folder: Path) -> None:
+    spill = new_spill(folder)
+    await say(spill, b"x" * 10)
+    with files_limited_to(0), pytest.raises(OSError, match="File too large"):
+        await spill.open_log("stdout", 0)
+    with pytest.raises(OSError, match="File too large"):  # the disk takes it now, and does not get it
+        await spill.open_log("stdout", 0)
+    spill.close()
+
+
+async def test_waiting_for_more_ends_with_more_and_with_the_end(folder: Path) -> None:
+    spill = new_spill(folder)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(spill.wait_more, "stdout", 0)
+        await trio.testing.wait_all_tasks_blocked()
+        spill.add(STDOUT, b"x")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(spill.wait_more, "stdout", 1)
+        nursery.start_soon(spill.wait_said, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        spill.finish()
+
+
+async def test_readers_and_the_writer_do_not_disturb_each_other(folder: Path) -> None:
+    spill = new_spill(folder)
+    data = bytes(i * 11 % 256 for i in range(900_000))
+
+    async def read_all() -> None:
+        found = b""
+        while len(found) < len(data):
+            await spill.wait_more("stdout", len(found))
+            found += (await spill.read("stdout", len(found), 30_000)).data
+        assert found == data
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(read_all)
+        await say(spill, data)
+    spill.close()
+
+
+def test_the_files_have_no_name_and_are_private(tmp_path: Path) -> None:
+    fd = open_nameless(str(tmp_path / "a" / "b"))
+    try:
+        assert os.listdir(tmp_path / "a" / "b") == []
+        assert os.fstat(fd).st_nlink == 0
+        assert os.fstat(fd).st_mode & 0o777 == 0o600
+        assert not os.get_inheritable(fd)
+    finally:
+        os.close(fd)
