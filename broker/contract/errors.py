@@ -20,7 +20,7 @@ from broker.session.command import NotTaken
 from broker.session.commands import CommandNotFound, TooManyCommands
 from broker.session.session import SessionClosed
 from broker.session.supervisor import CreationCut, CreationFailed, SessionExpired, SessionLimitReached, SessionNotFound
-from sandbox import errors as faults
+from sandbox import errors
 from sandbox.files import errors as file_errors
 from sandbox.shortage import shortage_of
 from transfers import refusals
@@ -143,8 +143,8 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
         NotTaken: ErrorCode.CMD_NOT_TAKEN,
         AuditUnavailable: ErrorCode.AUDIT_UNAVAILABLE,
         NoRoomForAnswer: ErrorCode.SYSTEM_BUSY,
-        faults.SpawnFailed: ErrorCode.CMD_EXEC_FAILED,
-        faults.ProcessNotFound: ErrorCode.PROC_NOT_FOUND,
+        errors.SpawnFailed: ErrorCode.CMD_EXEC_FAILED,
+        errors.ProcessNotFound: ErrorCode.PROC_NOT_FOUND,
         file_errors.NotFound: ErrorCode.FILE_NOT_FOUND,
         file_errors.AccessDenied: ErrorCode.FILE_ACCESS_DENIED,
         file_errors.WrongKind: ErrorCode.FILE_ACCESS_DENIED,

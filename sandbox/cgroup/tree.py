@@ -32,7 +32,7 @@ from sandbox.cgroup.group import CgroupFault
 from sandbox.cgroup.place import REQUIRED, NoCgroup
 from sandbox.cgroup.session import Leaf
 from sandbox.cgroup.usage import FILES
-from sandbox.kernel import processes as trees
+from sandbox.kernel import processes
 from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def _enable(base: Group, top: Group, names: frozenset[str]) -> None:
     except CgroupFault as fault:
         if not isinstance(fault.__cause__, OSError) or fault.__cause__.errno != errno.EBUSY:
             raise
-        ours = {os.getpid(), *(entry.pid for entry in trees.descendants(os.getpid()))}
+        ours = {os.getpid(), *(entry.pid for entry in processes.descendants(os.getpid()))}
         if strangers := sorted(set(base.pids()) - ours):
             raise NoCgroup(
                 base.path, f"{len(strangers)} processes that are not the broker's live here too, such as {strangers[0]}"

@@ -15,7 +15,7 @@ import trio
 from sandbox.errors import ProcessNotFound
 from sandbox.init.keeper_pool import SlotPool
 from sandbox.init.keepers import Keepers
-from sandbox.kernel import processes as trees
+from sandbox.kernel import processes
 from sandbox.kernel.rlimits import of_ours
 from sandbox.threads import run_in_thread
 
@@ -150,12 +150,12 @@ class Init:
 
 
 def _below(keepers: frozenset[int]) -> frozenset[int]:
-    return frozenset(entry.pid for keeper in keepers for entry in trees.descendants(keeper) if not entry.zombie)
+    return frozenset(entry.pid for keeper in keepers for entry in processes.descendants(keeper) if not entry.zombie)
 
 
 def _named_inside(keepers: frozenset[int], pid: int) -> int | None:
     """Return our number of the process that is *pid* in the session's namespace."""
-    return next((ours for ours in _below(keepers) if trees.number_inside(ours) == pid), None)
+    return next((ours for ours in _below(keepers) if processes.number_inside(ours) == pid), None)
 
 
 def _signal_below(keepers: frozenset[int], pid: int, signum: int) -> None:
@@ -165,7 +165,7 @@ def _signal_below(keepers: frozenset[int], pid: int, signum: int) -> None:
     except (OSError, OverflowError) as error:
         raise ProcessNotFound(pid) from error
     try:
-        if not trees.is_below(pid, keepers):
+        if not processes.is_below(pid, keepers):
             raise ProcessNotFound(pid)
         signal.pidfd_send_signal(pidfd, signum)
     except ProcessLookupError as error:

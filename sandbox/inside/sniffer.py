@@ -19,8 +19,7 @@ import stat
 import sys
 
 from sandbox.inside.stages import StageFailed, stage
-from sandbox.kernel import landlock, namespaces, rlimits, seccomp, syscalls
-from sandbox.kernel import process as prctl
+from sandbox.kernel import landlock, namespaces, process, rlimits, seccomp, syscalls
 
 TYPE_CHECKING = False  # importing typing costs half a megabyte
 if TYPE_CHECKING:
@@ -53,10 +52,10 @@ def main(fd: int, broker_pid: int, folder: str, module_name: str) -> NoReturn:
         folder: where python-magic was found.
         module_name: of python-magic.
     """
-    prctl.die_with(broker_pid, signal.SIGKILL)
-    prctl.default_signals()
-    prctl.go_first()
-    sock = socket.socket(fileno=prctl.keep_only(fd))
+    process.die_with(broker_pid, signal.SIGKILL)
+    process.default_signals()
+    process.go_first()
+    sock = socket.socket(fileno=process.keep_only(fd))
     try:
         sniffer, errors, report = _load(folder, module_name)
         walls = _confine(broker_pid)
@@ -123,10 +122,10 @@ def _confine(broker_pid: int) -> str:
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
         namespaces.drop_capabilities()
-    prctl.prctl(prctl.SET_NO_NEW_PRIVS, 1)
-    prctl.prctl(prctl.SET_DUMPABLE, 0)
-    prctl.die_with(broker_pid, signal.SIGKILL)  # once more: a change of user clears it
-    os.closerange(0, prctl.KEPT_FD)
+    process.prctl(process.SET_NO_NEW_PRIVS, 1)
+    process.prctl(process.SET_DUMPABLE, 0)
+    process.die_with(broker_pid, signal.SIGKILL)  # once more: a change of user clears it
+    os.closerange(0, process.KEPT_FD)
     with stage("landlock"):
         version, no_landlock = landlock.abi()
         scopes = landlock.SCOPE_SIGNAL | landlock.SCOPE_ABSTRACT_UNIX

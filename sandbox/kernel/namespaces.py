@@ -1,7 +1,7 @@
 """Namespaces of a session: what it can see of users, processes, System V objects, host names and the network.
 
 Child side, stdlib only. Every function is one step of a birth and raises OSError whose text says what was refused;
-`mounts` builds the file system that belongs to them. Works for root, and for a plain user inside a user namespace
+`root` builds the file system that belongs to them. Works for root, and for a plain user inside a user namespace
 of its own, where that user has all capabilities until `drop_capabilities` takes them.
 """
 
@@ -16,8 +16,7 @@ import signal
 import socket
 import struct
 
-from sandbox.kernel import process as prctl
-from sandbox.kernel import syscalls
+from sandbox.kernel import process, syscalls
 from sandbox.kernel.mounting import explained
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
@@ -58,7 +57,7 @@ def unshare(flags: int) -> None:
         syscalls.call("unshare", flags)
     if flags & USER:
         # A process that changed its user or may not read its own program owns nothing below /proc/self.
-        prctl.prctl(prctl.SET_DUMPABLE, 1)
+        process.prctl(process.SET_DUMPABLE, 1)
         _write("/proc/self/setgroups", "deny")  # the kernel asks for this before an unprivileged gid_map
         _write("/proc/self/uid_map", f"{uid} {uid} 1")
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
@@ -117,7 +116,7 @@ def clone_first(hand_over: Callable[[int], None]) -> int:
 
 def die_with(parent_pidfd: int) -> None:
     """Have the kernel kill us when our parent dies; exit if it already did. Its number means nothing in here."""
-    prctl.prctl(prctl.SET_PDEATHSIG, signal.SIGKILL)
+    process.prctl(process.SET_PDEATHSIG, signal.SIGKILL)
     if select.select([parent_pidfd], [], [], 0)[0]:
         os._exit(1)
 
@@ -180,8 +179,8 @@ def drop_bounding() -> bool:
     """
     try:
         for capability in range(int(read_bytes(_LAST_CAPABILITY)) + 1):
-            if prctl.prctl(_CAPBSET_READ, capability):
-                prctl.prctl(_CAPBSET_DROP, capability)
+            if process.prctl(_CAPBSET_READ, capability):
+                process.prctl(_CAPBSET_DROP, capability)
     except PermissionError:
         return False
     return True
@@ -191,7 +190,7 @@ def drop_capabilities() -> None:
     """Give up every capability this process still has. After the user changed and everything else was set up."""
     with explained("capabilities"):
         try:
-            prctl.prctl(_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
+            process.prctl(_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
         except OSError as error:
             if error.errno != errno.EINVAL:  # before Linux 4.3 there is no ambient set to clear
                 raise

@@ -12,7 +12,7 @@ from __future__ import annotations
 import resource
 from types import MappingProxyType
 
-from sandbox.kernel import processes as trees
+from sandbox.kernel import processes
 
 RESOURCES = MappingProxyType(
     {
@@ -61,7 +61,7 @@ def room_beside(ours: int, widened_by: int | None) -> int:
     """
     if widened_by == 0:
         return ours
-    present = sum(entry.threads for entry in trees.entries()) - 1
+    present = sum(entry.threads for entry in processes.entries()) - 1
     room = max(ours, present)
     return room if widened_by is None else min(room, ours + widened_by)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sandbox.kernel import processes as trees
+from sandbox.kernel import processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -58,7 +58,7 @@ class Holders:
 
     def find_inside(self, inode: int) -> int | None:
         """The number of a descendant of ours that has the socket *inode*, in whichever of its threads; or None."""
-        for entry in trees.descendants(os.getpid()):
+        for entry in processes.descendants(os.getpid()):
             threads = f"/proc/{entry.pid}/task"
             with contextlib.suppress(OSError):  # it ended, or is not ours to see
                 if any(_holds(f"{threads}/{thread}/fd", inode) for thread in os.listdir(threads)):
@@ -110,7 +110,7 @@ def _pid_namespace(pid: int) -> str:
 def _whole_line(pid: int) -> tuple[int, ...] | None:
     """The numbers of a process and all its ancestors, up to one without; None if one of them cannot be seen."""
     line = [pid]
-    while (entry := trees.read_entry(line[-1])) is not None and entry.parent > 0:
+    while (entry := processes.read_entry(line[-1])) is not None and entry.parent > 0:
         line.append(entry.parent)
     return None if entry is None else tuple(line)
 

@@ -16,9 +16,9 @@ import attrs
 import pytest
 import trio
 
-from sandbox.cgroup import tree as cgroup_tree
 from sandbox.cgroup.group import Group
 from sandbox.cgroup.place import find_base
+from sandbox.cgroup.tree import HOME, OWN_MEMORY_BYTES, OWN_PIDS, PREFIX
 from sandbox.plan.plan import Refused
 from tests.sandbox.cgroup.test_walls_cgroup_guest import WHY_NOT, python
 from tests.sandbox.init.test_sandbox_births import survivors, wait_exit
@@ -117,7 +117,7 @@ def base_path() -> str:
 
 
 def tree_below(base_path: str) -> str:
-    (name,) = (name for name in groups_below(base_path) if name.startswith(cgroup_tree.PREFIX))
+    (name,) = (name for name in groups_below(base_path) if name.startswith(PREFIX))
     return f"{base_path}/{name}"
 
 
@@ -149,7 +149,7 @@ async def test_an_override_above_the_sessions_limits_holds_and_widens_nothing_el
 ) -> None:
     async with hands(tmp_path) as own:
         session = Group(f"{tree_below(base_path)}/session-1")
-        room = cgroup_tree.OWN_MEMORY_BYTES
+        room = OWN_MEMORY_BYTES
         assert int(session.read("memory.max")) == 128 * MIB + room
         wide = await own.python(ALLOCATE.format(size=160 * MIB) + "; input()", name="large", wait_seconds=0.01)
         assert wide["running"]
@@ -177,7 +177,7 @@ async def test_every_limit_of_the_policy_is_the_kernels(tmp_path: Path, base_pat
         said = {name: session.read(name).strip() for name in ("memory.swap.max", "pids.max", "cpu.max", "io.weight")}
         assert said == {
             "memory.swap.max": str(4 * MIB),
-            "pids.max": str(64 + cgroup_tree.OWN_PIDS),
+            "pids.max": str(64 + OWN_PIDS),
             "cpu.max": "150000 100000",
             "io.weight": "default 50",
         }
@@ -261,14 +261,14 @@ async def test_daemons_stay_in_their_group_until_the_session_ends(tmp_path: Path
         ended = await own.answer("kill_session", force=True)
         assert ended["success"]
         await wait_exit(pid)
-        assert groups_below(tree) == [cgroup_tree.HOME]
+        assert groups_below(tree) == [HOME]
         await own.whole.ok("create_session")
-        assert groups_below(tree) == [cgroup_tree.HOME, "session-2"]
-    assert not [name for name in groups_below(base_path) if name.startswith(cgroup_tree.PREFIX)]
+        assert groups_below(tree) == [HOME, "session-2"]
+    assert not [name for name in groups_below(base_path) if name.startswith(PREFIX)]
 
 
 async def test_a_start_removes_what_a_crashed_broker_left_and_says_where_it_is(tmp_path: Path, base_path: str) -> None:
-    orphaned = Group(base_path).create(f"{cgroup_tree.PREFIX}dead")
+    orphaned = Group(base_path).create(f"{PREFIX}dead")
     inner = orphaned.create("session-1").create("command-1")
     with python("sys.stdin.read(1)") as child:
         inner.join(child.pid)

@@ -17,7 +17,7 @@ from sandbox.files.disk import Disk
 from sandbox.files.errors import FileError
 from sandbox.files.files import open_files
 from sandbox.init.launcher import open_launcher
-from sandbox.kernel import processes as trees
+from sandbox.kernel import processes
 from tests.sandbox.init.test_sandbox_births import (
     all_armed,
     open_fds,
@@ -125,7 +125,7 @@ async def test_a_birth_that_runs_out_of_descriptors_fails_as_one_and_leaves_noth
             async with launcher.open_init(walls_for(user, home)):
                 pass
         assert open_fds() == before
-        assert trees.descendants(os.getpid()) == []
+        assert processes.descendants(os.getpid()) == []
 
 
 async def test_a_launch_without_descriptors_is_refused_as_such() -> None:

@@ -17,7 +17,7 @@ from sandbox.commands.run import Exited
 from sandbox.errors import SpawnFailed
 from sandbox.init.keeper import Slot
 from sandbox.init.launcher import open_launcher
-from sandbox.kernel import processes as trees
+from sandbox.kernel import processes
 from tests.sandbox.init.test_sandbox_births import (
     AS_ROOT,
     PLAIN,
@@ -87,7 +87,7 @@ async def two_sessions(**settings: Any) -> AsyncIterator[tuple[World, World]]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
     with lonely_walls() as walls:
         try:
-            room = trees.threads_of_user(walls.user.uid) + ROOM
+            room = processes.threads_of_user(walls.user.uid) + ROOM
             resource.setrlimit(resource.RLIMIT_NPROC, (room, hard))  # what they start with; commands get their own
             async with (
                 open_launcher(plan_for(**settings)) as launcher,
@@ -123,7 +123,7 @@ async def running(world: World, *argv: str) -> AsyncIterator[int]:
 async def bomb_in(world: World) -> AsyncIterator[None]:
     """Until the end of this block, a command of *world* has more threads than its user could have processes."""
     async with running(world, PYTHON, "-I", "-c", BOMB) as pid:
-        await eventually(lambda: (bomb := trees.read_entry(pid)) is not None and bomb.threads > THREADS)
+        await eventually(lambda: (bomb := processes.read_entry(pid)) is not None and bomb.threads > THREADS)
         yield
 
 
@@ -199,7 +199,7 @@ async def test_who_waits_for_a_process_notices_the_end(end: str) -> None:
             await wait_exit(*pids)
         else:
             os.kill(slot.keeper_pid, signal.SIGTERM)
-            await eventually(lambda: trees.read_entry(slot.keeper_pid) is None)  # the init reaps all the while
+            await eventually(lambda: processes.read_entry(slot.keeper_pid) is None)  # the init reaps all the while
 
 
 async def test_without_a_bomb_nobody_runs_short() -> None:

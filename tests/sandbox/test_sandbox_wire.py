@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from sandbox import wire
 from sandbox.files.errors import FileError, NotFound, OpenerGone
 from sandbox.files.opener_client import open_exchange
-from sandbox.kernel import process as prctl
-from sandbox.kernel import seccomp, syscalls
+from sandbox.kernel import process, seccomp, syscalls
 from tests.sandbox.init.test_sandbox_births import open_fds
 from tests.sandbox.kernel.test_walls_seccomp import in_child, outcome
 from tests.sandbox.test_sandbox_descriptors import descriptors_left
@@ -153,7 +152,7 @@ def test_a_kernel_that_knows_no_seal_against_execution_is_asked_for_a_plain_memo
     message = {"x": "y" * wire.INLINE_BYTES}
 
     def child() -> list[object]:
-        prctl.prctl(prctl.SET_NO_NEW_PRIVS, 1)
+        process.prctl(process.SET_NO_NEW_PRIVS, 1)
         sealed = seccomp.Rule("memfd_create", seccomp.refuse(number), seccomp.has_any(1, wire.MFD_NOEXEC_SEAL))
         seccomp.install(seccomp.assemble(syscalls.this_machine(), (sealed,)))
         ours, theirs = wire.pair()

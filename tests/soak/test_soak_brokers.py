@@ -14,8 +14,7 @@ import trio
 
 from sandbox.files.files import open_files
 from sandbox.init.launcher import Launcher, open_launcher
-from sandbox.kernel import process as prctl
-from sandbox.kernel import processes as trees
+from sandbox.kernel import process, processes
 from tests.sandbox.init.test_sandbox_births import PLAIN, World, needs_namespaces, plan_for, session_home, walls_for
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def reap_all() -> bool:
 @pytest.mark.parametrize("settings", [pytest.param(PLAIN, id="plain"), pytest.param({}, marks=needs_namespaces)])
 def test_a_broker_killed_at_any_moment_leaves_nothing(settings: dict[str, Any]) -> None:
     moments = random.Random(11)  # noqa: S311  a moment is no secret
-    prctl.prctl(prctl.SET_CHILD_SUBREAPER, 1)  # what it leaves is ours
+    process.prctl(process.SET_CHILD_SUBREAPER, 1)  # what it leaves is ours
     try:
         with session_home() as (user, home):
             walls = walls_for(user, home)
@@ -85,7 +84,7 @@ def test_a_broker_killed_at_any_moment_leaves_nothing(settings: dict[str, Any]) 
                 os.kill(pid, signal.SIGKILL)
                 deadline = time.monotonic() + END_BOUND_S
                 while not reap_all():
-                    assert time.monotonic() < deadline, [entry.pid for entry in trees.descendants(os.getpid())]
+                    assert time.monotonic() < deadline, [entry.pid for entry in processes.descendants(os.getpid())]
                     time.sleep(0.005)
     finally:
-        prctl.prctl(prctl.SET_CHILD_SUBREAPER, 0)
+        process.prctl(process.SET_CHILD_SUBREAPER, 0)

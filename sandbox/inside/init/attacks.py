@@ -23,8 +23,7 @@ import struct
 from types import MappingProxyType
 
 from sandbox.inside.init import attacks_around as siege_around
-from sandbox.kernel import process as prctl
-from sandbox.kernel import syscalls
+from sandbox.kernel import process, syscalls
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def outside(text: str) -> NoReturn:
         os.setgroups(spec["groups"])
         os.setresgid(spec["gid"], spec["gid"], spec["gid"])
         os.setresuid(spec["uid"], spec["uid"], spec["uid"])
-        prctl.prctl(prctl.SET_DUMPABLE, 1)  # as a program that was started would be
+        process.prctl(process.SET_DUMPABLE, 1)  # as a program that was started would be
     if spec["attack"] == "call_broker":  # which takes its own descendants for those of a session
         _leave_ancestors()
     _perform(spec)

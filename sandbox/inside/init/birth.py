@@ -16,10 +16,7 @@ import signal
 from sandbox.inside import blocked_paths as hiding
 from sandbox.inside.init import accounts, beside
 from sandbox.inside.stages import StageFailed, stage
-from sandbox.kernel import landlock, masks, namespaces, rlimits, seccomp, syscalls
-from sandbox.kernel import process as prctl
-from sandbox.kernel import processes as trees
-from sandbox.kernel import root as mounts
+from sandbox.kernel import landlock, masks, namespaces, process, processes, rlimits, root, seccomp, syscalls
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -64,7 +61,7 @@ class Birth:
         self.ahead = ahead
         self.tasks_room = 0
         self.missing: tuple[str, ...] = ()
-        self.outcome: mounts.Outcome | None = None
+        self.outcome: root.Outcome | None = None
         self.search: hiding.Search | None = None
         self.closed = masks.Outcome()
         self.plain_memfds = False
@@ -84,7 +81,7 @@ class Birth:
 
 
 def _process_tree(_birth: Birth) -> None:
-    prctl.prctl(prctl.SET_CHILD_SUBREAPER, 1)
+    process.prctl(process.SET_CHILD_SUBREAPER, 1)
 
 
 def _rlimits(birth: Birth) -> None:
@@ -92,7 +89,7 @@ def _rlimits(birth: Birth) -> None:
     if birth.spec["own_task_count"]:
         birth.tasks_room = rlimits.ROOM_COUNTED
     else:
-        present = trees.threads_of_user(birth.spec["uid"])
+        present = processes.threads_of_user(birth.spec["uid"])
         birth.tasks_room = rlimits.room(present, dedicated=birth.spec["dedicated"])
 
 
@@ -105,13 +102,13 @@ def _mounts(birth: Birth) -> None:
     if not birth.ahead.flags:
         return
     namespaces.unshare(namespaces.MOUNT)  # not ahead: what the machine mounts meanwhile belongs to the session
-    root = birth.spec["root"]
-    birth.outcome = mounts.build(
-        mounts.RootPlan(
-            binds=root["binds"],
-            real=root["real"],
-            private=root["private"],
-            private_bytes=root["private_bytes"],
+    wanted = birth.spec["root"]
+    birth.outcome = root.build(
+        root.RootPlan(
+            binds=wanted["binds"],
+            real=wanted["real"],
+            private=wanted["private"],
+            private_bytes=wanted["private_bytes"],
             close=lambda: _close(birth),
             cgroup=birth.spec["cgroup"],
         )
@@ -163,18 +160,18 @@ def _capabilities(_birth: Birth) -> None:
 
 
 def _no_new_privs(_birth: Birth) -> None:
-    prctl.prctl(prctl.SET_NO_NEW_PRIVS, 1)
+    process.prctl(process.SET_NO_NEW_PRIVS, 1)
 
 
 def _not_dumpable(_birth: Birth) -> None:
-    prctl.prctl(prctl.SET_DUMPABLE, 0)
+    process.prctl(process.SET_DUMPABLE, 0)
 
 
 def _death_signal(birth: Birth) -> None:
     if birth.ahead.flags:
         birth.ahead.stay_bound()
     else:
-        prctl.die_with(birth.spec["broker_pid"], signal.SIGTERM)
+        process.die_with(birth.spec["broker_pid"], signal.SIGTERM)
 
 
 def _landlock(birth: Birth) -> None:

@@ -25,9 +25,7 @@ from sandbox.inside.keeper import keeper
 from sandbox.inside.keeper.wakeup import RETRY_S, Wakeup
 from sandbox.inside.opener import main as opener
 from sandbox.inside.stages import StageFailed, stage
-from sandbox.kernel import process as prctl
-from sandbox.kernel import processes as trees
-from sandbox.kernel import seccomp
+from sandbox.kernel import process, processes, seccomp
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -42,11 +40,11 @@ TERMINAL_MAKER = "/dev/pts/ptmx"
 
 def main(fd: int, broker_pid: int) -> NoReturn:
     """Wait for a birth spec on *fd*, be born, serve until the session ends."""
-    prctl.die_with(broker_pid, signal.SIGKILL)
+    process.die_with(broker_pid, signal.SIGKILL)
     # Here and once: exec passes an ignored signal on, and Python ignores SIGPIPE and SIGXFSZ.
-    prctl.default_signals()
-    prctl.go_first()
-    sock = socket.socket(fileno=prctl.keep_only(fd))
+    process.default_signals()
+    process.go_first()
+    sock = socket.socket(fileno=process.keep_only(fd))
     try:
         born = _be_born(sock)
     except StageFailed as failed:
@@ -113,8 +111,8 @@ def _fork_opener(fd: int, search: Search | None) -> int:
     init_pid = os.getpid()
 
     def child() -> None:
-        prctl.die_with(init_pid, signal.SIGKILL)
-        opener.serve(socket.socket(fileno=prctl.keep_only(fd)), search)
+        process.die_with(init_pid, signal.SIGKILL)
+        opener.serve(socket.socket(fileno=process.keep_only(fd)), search)
         os._exit(0)
 
     pid = fork(child)
@@ -147,10 +145,10 @@ class Init:
             self._serve()
         if self._first:  # the kernel ends a pid namespace with its process 1
             return
-        if self._abi >= 6 and trees.scope_holds(self._broker_pid):
-            trees.end_domain(_forget)
+        if self._abi >= 6 and processes.scope_holds(self._broker_pid):
+            processes.end_domain(_forget)
         else:
-            trees.end_in_rounds(_forget)
+            processes.end_in_rounds(_forget)
 
     def _serve(self) -> None:
         while True:
@@ -223,7 +221,7 @@ class Init:
             return
         while self._keeper_killed:  # what it kept is ours now, and has nobody else to end it
             self._keeper_killed = False
-            trees.end_in_rounds(self._exited, spare=self._ours)
+            processes.end_in_rounds(self._exited, spare=self._ours)
 
     def _changed(self, pid: int, status: int) -> None:
         if not os.WIFSTOPPED(status):

@@ -11,9 +11,7 @@ import resource
 from sandbox.inside import blocked_paths as hiding
 from sandbox.inside.init.birth import CANARY, can_list
 from sandbox.inside.stages import StageFailed
-from sandbox.kernel import namespaces, seccomp
-from sandbox.kernel import process as prctl
-from sandbox.kernel import processes as trees
+from sandbox.kernel import namespaces, process, processes, seccomp
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -60,9 +58,9 @@ def _user(birth: Birth) -> Layer:
 
 
 def _no_new_privs() -> Layer:
-    if prctl.prctl(prctl.GET_NO_NEW_PRIVS) != 1:
+    if process.prctl(process.GET_NO_NEW_PRIVS) != 1:
         raise StageFailed("no_new_privs", "the flag is not set")
-    if prctl.prctl(prctl.GET_DUMPABLE) != 0:
+    if process.prctl(process.GET_DUMPABLE) != 0:
         raise StageFailed("not_dumpable", "the init can be traced by its own user")
     if left := set(namespaces.capabilities_left()) - {"CapBnd"}:  # what that admits, no_new_privs keeps out
         raise StageFailed("capabilities", f"there are some left: {_some(tuple(sorted(left)))}")
@@ -99,10 +97,10 @@ def _some(paths: tuple[str, ...]) -> str:
 
 
 def _process_tree(birth: Birth) -> Layer:
-    if not prctl.is_subreaper():
+    if not process.is_subreaper():
         raise StageFailed("process_tree", "orphans would escape")
     scoped = birth.spec["abi"] >= 6
-    if not birth.ahead.flags and scoped and not trees.scope_holds(birth.spec["broker_pid"]):
+    if not birth.ahead.flags and scoped and not processes.scope_holds(birth.spec["broker_pid"]):
         raise StageFailed("process_tree", "the broker can be signalled from inside")
     return _as_expected(birth, "process_tree")
 

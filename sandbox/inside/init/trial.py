@@ -11,8 +11,7 @@ import json
 import os
 import resource
 
-from sandbox.kernel import namespaces
-from sandbox.kernel import root as mounts
+from sandbox.kernel import namespaces, root
 from sandbox.kernel.mounting import NO_DEV, NO_SUID, READ_ONLY
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
@@ -31,7 +30,7 @@ def main(flags: int, uid: int, gid: int) -> NoReturn:
     stages: list[tuple[str, Callable[[], object]]] = [
         ("namespaces", lambda: _unshare(flags, uid, gid)),
         ("pid_namespace", namespaces.become_first),
-        ("mount_namespace", lambda: mounts.build(mounts.RootPlan(binds=ENOUGH, private=PRIVATE))),
+        ("mount_namespace", lambda: root.build(root.RootPlan(binds=ENOUGH, private=PRIVATE))),
     ]
     if flags & namespaces.NET:
         stages.insert(2, ("network", namespaces.raise_loopback))

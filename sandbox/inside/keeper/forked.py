@@ -15,8 +15,7 @@ import termios
 
 from sandbox import wire
 from sandbox.inside.keeper import search_output as seeker
-from sandbox.kernel import landlock, rlimits, seccomp
-from sandbox.kernel import process as prctl
+from sandbox.kernel import landlock, process, rlimits, seccomp
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def main(
     fault = _prepare(abi, keeper_pid)
     if arrive is not None:
         fault = arrive() or fault
-    sock = socket.socket(fileno=prctl.keep_only(launch_fd))
+    sock = socket.socket(fileno=process.keep_only(launch_fd))
     received = wire.receive(sock)
     if received is None:  # nobody needs us any more
         os._exit(0)
@@ -54,8 +53,8 @@ def main(
 def _prepare(abi: int, keeper_pid: int) -> Failure | None:
     try:
         os.setsid()
-        prctl.die_with(keeper_pid, signal.SIGKILL)
-        prctl.default_signals(signal.SIGCHLD, signal.SIGTERM)  # the keeper's two; the init reset all others
+        process.die_with(keeper_pid, signal.SIGKILL)
+        process.default_signals(signal.SIGCHLD, signal.SIGTERM)  # the keeper's two; the init reset all others
         os.umask(UMASK)
         # A domain of its own inside the keeper's: it can signal its own kind and below, its keeper not.
         landlock.scope_signals(abi)

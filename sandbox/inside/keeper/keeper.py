@@ -29,9 +29,7 @@ from sandbox import wire
 from sandbox.inside.keeper import forked as leader
 from sandbox.inside.keeper.spawned import Spawn, signal_group
 from sandbox.inside.keeper.wakeup import RETRY_S, Wakeup
-from sandbox.kernel import landlock, rlimits
-from sandbox.kernel import process as prctl
-from sandbox.kernel import processes as trees
+from sandbox.kernel import landlock, process, processes, rlimits
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -48,16 +46,16 @@ def main(
     limits: dict[str, int | None] | None,
 ) -> NoReturn:
     """Keep commands until there is nobody to keep them for. *limits*: those of all of them, which are then spawned."""
-    prctl.default_signals(signal.SIGTERM)  # the init's handler came along, and would swallow it until ours is there
-    prctl.die_with(init_pid, signal.SIGTERM)
-    prctl.prctl(prctl.SET_CHILD_SUBREAPER, 1)
-    sock = socket.socket(fileno=prctl.keep_only(sock_fd))
+    process.default_signals(signal.SIGTERM)  # the init's handler came along, and would swallow it until ours is there
+    process.die_with(init_pid, signal.SIGTERM)
+    process.prctl(process.SET_CHILD_SUBREAPER, 1)
+    sock = socket.socket(fileno=process.keep_only(sock_fd))
     landlock.scope_signals(abi)
     if limits is not None:
         rlimits.apply(limits, tasks_room)
         os.umask(leader.UMASK)
     # The init has our user, so only the domain can be what refuses the signal.
-    scoped = trees.scope_holds(init_pid)
+    scoped = processes.scope_holds(init_pid)
     keeper = Keeper(sock, abi=abi, tasks_room=tasks_room, scoped=scoped, grouped=grouped, spawns=limits is not None)
     with contextlib.suppress(ConnectionError, wire.WireBroken):  # the broker is gone: what remains is to end
         keeper.serve()
@@ -132,9 +130,9 @@ class Keeper:
         """Kill and reap everything below us; nothing begins from here on."""
         self._leader.revoke()
         if self._scoped:
-            trees.end_domain(self._exited)
+            processes.end_domain(self._exited)
         else:
-            trees.end_in_rounds(self._exited)
+            processes.end_in_rounds(self._exited)
 
     def _arm(self) -> None:
         """Get the next leader ready, or say why not."""

@@ -15,8 +15,7 @@ from sandbox import wire
 from sandbox.inside.unfinished import hidden as leftovers
 from sandbox.inside.unfinished.parts import pin_existing, replaceable
 from sandbox.inside.worker import main as treeworker
-from sandbox.kernel import process as prctl
-from sandbox.kernel import renaming
+from sandbox.kernel import process, renaming
 from sandbox.kernel.files import Held, Refused, facts_of, open_path, reopen
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
@@ -106,8 +105,8 @@ class NameOps:
 
 def _be_worker(fd: int, opener_pid: int, search: Search | None) -> None:
     try:
-        prctl.die_with(opener_pid, signal.SIGKILL)
-        treeworker.serve(socket.socket(fileno=prctl.keep_only(fd)), search)
+        process.die_with(opener_pid, signal.SIGKILL)
+        treeworker.serve(socket.socket(fileno=process.keep_only(fd)), search)
     finally:
         os._exit(0)
 

@@ -11,11 +11,10 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.cgroup import place as cgroup_base
 from sandbox.cgroup.chores import Chores
 from sandbox.cgroup.group import CgroupFault, Group, is_cgroup2
 from sandbox.cgroup.layer import look
-from sandbox.cgroup.place import Mount, NoCgroup, cgroup2_mounts, directory_of, find_base, own_group
+from sandbox.cgroup.place import REQUIRED, Mount, NoCgroup, cgroup2_mounts, directory_of, find_base, own_group
 from sandbox.cgroup.usage import GroupLimits, read_flat, shown_size
 from sandbox.plan.plan import SandboxSettings
 
@@ -175,7 +174,7 @@ def test_a_base_that_is_none_is_refused_with_its_reason(configured: str, why: st
 
 def test_a_hybrid_machine_is_told_what_is_missing() -> None:
     mounts = cgroup2_mounts(Path("/proc/self/mountinfo").read_text())
-    if not mounts or set(Path(mounts[0].point, "cgroup.controllers").read_text().split()) >= cgroup_base.REQUIRED:
+    if not mounts or set(Path(mounts[0].point, "cgroup.controllers").read_text().split()) >= REQUIRED:
         pytest.skip("cgroup v2 has its controllers here, or is not mounted")
     with pytest.raises(NoCgroup, match="no memory and no pids controller") as caught:
         find_base(mounts[0].point)

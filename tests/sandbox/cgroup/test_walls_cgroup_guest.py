@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from sandbox.cgroup import tree as cgroup_tree
 from sandbox.cgroup.group import CgroupFault, Group
 from sandbox.cgroup.place import NoCgroup, find_base
-from sandbox.cgroup.tree import Tree, open_tree, sweep
+from sandbox.cgroup.tree import OWN_MEMORY_BYTES, OWN_PIDS, PREFIX, Tree, open_tree, sweep
 from sandbox.cgroup.usage import GroupLimits
 from sandbox.init.spare import PACKAGE_PARENT
 from sandbox.kernel import namespaces
@@ -35,10 +34,10 @@ DAEMON = (
 LOOK_AT_GROUPS = """
 import json, os
 sys.path.append({root!r})
-from sandbox.kernel import root as mounts, namespaces
+from sandbox.kernel import root, namespaces
 namespaces.unshare({spaces})
 namespaces.become_first()
-mounts.build(mounts.RootPlan(binds=[("/sys", 7)], cgroup=True))
+root.build(root.RootPlan(binds=[("/sys", 7)], cgroup=True))
 print("built", flush=True)
 sys.stdin.read(1)
 def read(path):
@@ -138,7 +137,7 @@ async def test_a_tree_is_made_and_leaves_nothing() -> None:
 
 async def test_limits_hold_what_was_written() -> None:
     async with a_tree() as tree, tree.open_session(LIMITS) as session:
-        for name, value in LIMITS.with_room(cgroup_tree.OWN_MEMORY_BYTES, cgroup_tree.OWN_PIDS).files():
+        for name, value in LIMITS.with_room(OWN_MEMORY_BYTES, OWN_PIDS).files():
             assert session.group.read(name).strip() == value
 
 
@@ -225,7 +224,7 @@ async def test_without_a_kill_file_everything_below_dies_too_also_who_forks_with
     """As before Linux 5.14, and as deep as a broker's tree is: broker, session, command."""
     forks = "\nwhile True:\n    if __import__('os').fork(): __import__('os')._exit(0)"
     base = find_base("")
-    broker = base.create(cgroup_tree.PREFIX + "old")
+    broker = base.create(PREFIX + "old")
     command = broker.create("session-1").create("command-1")
     with python("sys.stdin.read(1)") as outside, python("sys.stdin.read(1)") as sleeper, python(forks) as restless:
         for child in (sleeper, restless):
@@ -298,14 +297,14 @@ async def test_a_session_sees_its_own_groups_and_their_limits_only() -> None:
     assert own == "0::/init"
     assert "init" in names
     assert "cgroup.controllers" in names
-    assert int(limit) == LIMITS.with_room(cgroup_tree.OWN_MEMORY_BYTES, 0).memory_max_bytes
+    assert int(limit) == LIMITS.with_room(OWN_MEMORY_BYTES, 0).memory_max_bytes
     assert wrote == errno.EROFS
 
 
 async def test_a_dead_brokers_groups_are_swept_and_a_live_ones_are_not() -> None:
     base = find_base("")
     async with open_tree(base) as live:
-        orphaned = base.create(cgroup_tree.PREFIX + "dead")
+        orphaned = base.create(PREFIX + "dead")
         inner = orphaned.create("session-1")
         foreign = base.create("somebody-elses")
         with python("sys.stdin.read(1)") as child:

@@ -13,7 +13,7 @@ import trio
 
 from sandbox.commands.run import Exited, Signalled, TimedOut
 from sandbox.errors import ProcessNotFound, SpawnFailed
-from sandbox.kernel import processes as trees
+from sandbox.kernel import processes
 from sandbox.plan.limits import Limits
 from tests.sandbox.init.test_sandbox_births import (
     AS_ROOT,
@@ -257,7 +257,7 @@ async def test_a_process_of_the_session_can_be_signalled_and_no_other() -> None:
 
 
 def keepers_of(world: World) -> list[int]:
-    return [entry.pid for entry in trees.descendants(world.init.pid) if entry.parent == world.init.pid]
+    return [entry.pid for entry in processes.descendants(world.init.pid) if entry.parent == world.init.pid]
 
 
 @pytest.mark.bounded(60)

@@ -17,7 +17,7 @@ import trio
 from sandbox.commands.launching import open_command
 from sandbox.commands.run import Exited, TimedOut
 from sandbox.commands.running import Command
-from sandbox.kernel import processes as trees
+from sandbox.kernel import processes
 from tests.sandbox.init.test_sandbox_births import (
     ABI,
     World,
@@ -274,7 +274,7 @@ async def test_nothing_survives_a_killed_broker_for_two_seconds(token: str) -> N
     assert broker.stdout is not None
     word, _, place = (await broker.stdout.receive_some(200)).decode().strip().partition(" ")
     assert word == "up"
-    pids = [entry.pid for entry in trees.descendants(broker.pid)]
+    pids = [entry.pid for entry in processes.descendants(broker.pid)]
     assert len(pids) > 200
     broker.kill()
     with trio.fail_after(2):
@@ -293,11 +293,11 @@ def test_descendants_are_found_and_spared() -> None:
         assert process.stdout is not None
         assert process.stdout.read(3) == b"xxx"
         me = os.getpid()
-        family = [entry.pid for entry in trees.descendants(process.pid)]
+        family = [entry.pid for entry in processes.descendants(process.pid)]
         assert len(family) == 2
-        assert all(trees.is_below(pid, {me}) and trees.is_below(pid, {process.pid}) for pid in family)
-        assert not trees.is_below(me, {process.pid})
-        assert not trees.is_below(process.pid, set(family))
-        assert [entry.pid for entry in trees.descendants(process.pid, spare={family[0]})] != family
-        assert not {process.pid, *family} & {entry.pid for entry in trees.descendants(me, spare={process.pid})}
+        assert all(processes.is_below(pid, {me}) and processes.is_below(pid, {process.pid}) for pid in family)
+        assert not processes.is_below(me, {process.pid})
+        assert not processes.is_below(process.pid, set(family))
+        assert [entry.pid for entry in processes.descendants(process.pid, spare={family[0]})] != family
+        assert not {process.pid, *family} & {entry.pid for entry in processes.descendants(me, spare={process.pid})}
         process.stdin.close()

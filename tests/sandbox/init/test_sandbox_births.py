@@ -24,7 +24,7 @@ from sandbox.errors import BirthCut, BirthFailed, SpawnFailed
 from sandbox.init.init import Init
 from sandbox.init.launcher import Launcher, open_launcher
 from sandbox.init.spare import PACKAGE_PARENT, start_interpreter
-from sandbox.kernel import processes as trees
+from sandbox.kernel import processes
 from sandbox.machine import capabilities
 from sandbox.machine.claims import Claims
 from sandbox.machine.programs import resolve_program
@@ -158,7 +158,7 @@ async def open_world(*, plan: Plan | None = None, abi: int = ABI, **walls_fields
 def survivors(token: str) -> list[int]:
     """The processes, of anybody, that carry *token* in their arguments and are no zombies."""
     found = []
-    for entry in trees.entries():
+    for entry in processes.entries():
         with contextlib.suppress(OSError):
             if token.encode() in Path(f"/proc/{entry.pid}/cmdline").read_bytes() and not entry.zombie:
                 found.append(entry.pid)
@@ -179,7 +179,7 @@ async def wait_exit(*pids: int) -> None:
 
 
 def everything_below(init: Init) -> list[int]:
-    return [init.pid, *(entry.pid for entry in trees.descendants(init.pid))]
+    return [init.pid, *(entry.pid for entry in processes.descendants(init.pid))]
 
 
 def open_fds() -> int:
@@ -292,7 +292,7 @@ async def test_a_stopped_spare_is_replaced(settings: dict[str, Any], *, ahead: b
             async with launcher.open_init(walls_for(user, home)) as init:
                 assert init.pid != pid
             await wait_exit(pid)
-        assert trees.descendants(os.getpid()) == []
+        assert processes.descendants(os.getpid()) == []
 
 
 DIES_ON_ITS_WAY = """
@@ -315,10 +315,10 @@ async def test_a_spare_that_ends_before_it_says_what_came_out_of_it_leaves_nothi
     flags = plan_for().spaces
     child = start_interpreter(DIES_ON_ITS_WAY.format(parent=PACKAGE_PARENT, flags=flags, end=end), flags)
     with trio.fail_after(10):
-        while len(trees.descendants(os.getpid())) < 2:
+        while len(processes.descendants(os.getpid())) < 2:
             await trio.lowlevel.checkpoint()
         assert await child.end()
-    assert trees.descendants(os.getpid()) == []
+    assert processes.descendants(os.getpid()) == []
 
 
 @pytest.mark.parametrize("settings", [PLAIN, pytest.param({}, marks=needs_namespaces)], ids=["plain", "namespaces"])
@@ -329,11 +329,11 @@ async def test_a_birth_whose_process_is_killed_says_that_nothing_refused(setting
             spare, launcher._spare = launcher._spare, None
             await spare.end()
 
-            others = {process.pid for process in trees.descendants(os.getpid())}  # of earlier tests, about to end
+            others = {process.pid for process in processes.descendants(os.getpid())}  # of earlier tests, about to end
 
             async def kill_all_that_begin() -> None:
                 while True:
-                    for process in trees.descendants(os.getpid()):
+                    for process in processes.descendants(os.getpid()):
                         if process.pid not in others:
                             with contextlib.suppress(ProcessLookupError):
                                 os.kill(process.pid, signal.SIGKILL)
@@ -384,7 +384,7 @@ async def test_a_birth_cancelled_at_any_step_leaves_nothing() -> None:
                 assert launcher._spare is None or not launcher._spare.exited()
                 launcher.warm_up()
                 assert open_fds() == before
-        children = trees.descendants(os.getpid())
+        children = processes.descendants(os.getpid())
         assert children == []
 
 
@@ -403,7 +403,7 @@ async def test_the_end_of_an_init_leaves_no_process_and_no_descriptor() -> None:
         assert len(pids) >= 3
     assert open_fds() == before
     for pid in pids:
-        assert trees.read_entry(pid) is None
+        assert processes.read_entry(pid) is None
 
 
 async def test_a_killed_init_is_noticed_and_takes_everything_with_it() -> None:

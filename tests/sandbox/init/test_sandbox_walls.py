@@ -17,8 +17,7 @@ from sandbox.commands.run import Exited
 from sandbox.errors import SpawnFailed
 from sandbox.init.launcher import open_launcher
 from sandbox.init.spare import PACKAGE_PARENT
-from sandbox.kernel import landlock
-from sandbox.kernel import processes as trees
+from sandbox.kernel import landlock, processes
 from sandbox.machine.programs import resolve_program
 from tests.sandbox.init.test_sandbox_births import (
     AS_ROOT,
@@ -224,7 +223,7 @@ for pid in map(int, sys.argv[1:]):
 
         nursery.start_soon(sleeper)
         await up.wait()
-        entries = trees.descendants(world.init.pid)
+        entries = processes.descendants(world.init.pid)
         targets = [str(pid) for pid in {os.getpid(), world.init.pid, *(entry.pid for entry in entries)}]
         assert len(targets) >= 5  # broker, init, opener, keeper, the other command, ...
         control = outside(world, PYTHON, "-I", "-c", script, *targets)
@@ -249,7 +248,7 @@ for pid in sys.argv[1:]:
     async with open_world(plan=plan_for(**PLAIN)) as world:
         await world.run("/bin/true")
         await all_armed(world)
-        targets = [str(entry.pid) for entry in trees.descendants(world.init.pid)] + [str(world.init.pid)]
+        targets = [str(entry.pid) for entry in processes.descendants(world.init.pid)] + [str(world.init.pid)]
         ended = await world.run(PYTHON, "-I", "-c", script, *targets)
         words = ended.stdout.data.split()
         assert len(words) >= 9  # init, opener and keeper at least

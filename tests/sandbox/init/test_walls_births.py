@@ -26,7 +26,7 @@ from sandbox.commands.terminal import Size
 from sandbox.errors import ProcessNotFound, SpawnFailed
 from sandbox.files.files import open_files
 from sandbox.init.launcher import open_launcher
-from sandbox.kernel import processes as trees
+from sandbox.kernel import processes
 from sandbox.kernel.root import BYTES_PER_FILE
 from sandbox.machine.capabilities import Feature
 from sandbox.machine.facts import FactSource
@@ -114,7 +114,7 @@ async def test_processes_are_listed_and_signalled_by_either_number() -> None:
                 if sleepers := [each.pid for each in listed if each.name == "sleep"]:
                     break
             (sleeper,) = sleepers
-            inside = trees.number_inside(sleeper)
+            inside = processes.number_inside(sleeper)
             assert inside != sleeper
             with pytest.raises(ProcessNotFound):
                 await world.init.signal(os.getpid(), 0)
@@ -461,7 +461,7 @@ async def test_nobody_of_a_session_runs_as_root_or_keeps_a_right() -> None:
     async with open_world() as world:
         await world.run("/bin/true")
         assert psutil.Process(world.init.pid).ppid() == os.getpid()
-        everybody = [world.init.pid, *(entry.pid for entry in trees.descendants(world.init.pid))]
+        everybody = [world.init.pid, *(entry.pid for entry in processes.descendants(world.init.pid))]
         for pid in everybody:
             status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
             assert "0" not in status["Uid"].split() + status["Gid"].split()

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.kernel import process as prctl
-from sandbox.kernel import seccomp, syscalls
+from sandbox.kernel import process, seccomp, syscalls
 from sandbox.kernel.files import Held, Refused, facts_of, file_system, kind_of, open_path, real_path, reopen
 from tests.sandbox.kernel.test_walls_seccomp import become_plain, in_child, outcome
 from tests.support.descriptors import open_descriptors
@@ -105,7 +104,7 @@ def test_where_the_call_is_missing_paths_are_opened_all_the_same(tmp_path: Path,
     (tmp_path / "a").touch()
 
     def child() -> list[str]:
-        prctl.prctl(prctl.SET_NO_NEW_PRIVS, 1)
+        process.prctl(process.SET_NO_NEW_PRIVS, 1)
         rules = (seccomp.Rule("openat2", seccomp.refuse(number)),)
         seccomp.install(seccomp.assemble(syscalls.this_machine(), rules))
         parent = open_path(str(tmp_path))

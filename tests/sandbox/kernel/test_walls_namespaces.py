@@ -24,9 +24,7 @@ import attrs
 import pytest
 
 from sandbox.init.spare import PACKAGE_PARENT
-from sandbox.kernel import masks, mounting, namespaces
-from sandbox.kernel import process as prctl
-from sandbox.kernel import root as mounts
+from sandbox.kernel import masks, mounting, namespaces, process, root
 from sandbox.kernel.mounting import NO_DEV, NO_SUID, READ_ONLY
 from tests.sandbox.kernel.test_walls_seccomp import (
     AS_ROOT,
@@ -80,16 +78,16 @@ class Walls:
     masks: tuple[str, ...] = ()
     spaces: int = EVERYTHING
 
-    def plan(self) -> mounts.RootPlan:
+    def plan(self) -> root.RootPlan:
         system = ((path, SYSTEM) for path in SYSTEM_PATHS)
-        return mounts.RootPlan(
+        return root.RootPlan(
             binds=(*system, *self.binds),
             private=self.private,
             private_bytes=self.private_bytes,
             close=lambda: masks.close((path, False) for path in self.masks),
         )
 
-    def raise_up(self) -> mounts.Outcome:
+    def raise_up(self) -> root.Outcome:
         """Do what a birth does, in its order; afterwards the caller is process 1 and has no rights."""
         if self.who == "user":
             become_plain()
@@ -97,7 +95,7 @@ class Walls:
         parent = namespaces.become_first()
         if self.spaces & namespaces.NET:
             namespaces.raise_loopback()
-        built = mounts.build(self.plan())
+        built = root.build(self.plan())
         namespaces.forbid_memfd_execution()
         namespaces.drop_bounding()
         if self.who == "root":
@@ -307,7 +305,7 @@ def test_who_stands_by_dies_as_process_1_does_and_holds_nothing(who: str) -> Non
 @as_each
 def test_process_1_cannot_be_signalled_or_traced_from_inside(who: str) -> None:
     def attack() -> list[str]:
-        prctl.prctl(prctl.SET_DUMPABLE, 0)
+        process.prctl(process.SET_DUMPABLE, 0)
         pid = os.fork()
         if pid == 0:
             for signum in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM):
@@ -347,7 +345,7 @@ def test_a_plain_user_is_told_that_memory_files_stay_executable() -> None:
         become_plain()
         namespaces.unshare(EVERYTHING | namespaces.USER)
         namespaces.become_first()
-        mounts.build(Walls(who="user").plan())
+        root.build(Walls(who="user").plan())
         return namespaces.forbid_memfd_execution() == (not memfd_is_executable())
 
     assert in_child(attempt)
@@ -370,7 +368,7 @@ def test_a_user_namespace_can_be_the_last_one(*, forbidden: bool) -> None:
         become_plain()
         namespaces.unshare(EVERYTHING | namespaces.USER)
         namespaces.become_first()
-        mounts.build(Walls(who="user").plan())
+        root.build(Walls(who="user").plan())
         if forbidden:
             namespaces.forbid_nesting()
         namespaces.drop_capabilities()

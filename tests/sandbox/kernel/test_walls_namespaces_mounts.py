@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.kernel import namespaces
-from sandbox.kernel import root as mounts
+from sandbox.kernel import namespaces, root
 from sandbox.kernel.mounting import NO_DEV, NO_EXEC, NO_SUID, READ_ONLY
 from sandbox.kernel.root import needed, trace
 from tests.sandbox.kernel.test_walls_namespaces import SYSTEM, WORKSPACE, Walls, as_each, behind, workspace
@@ -115,7 +114,7 @@ def test_root_of_the_session_cannot_change_the_system() -> None:
     def attack() -> list[str]:
         namespaces.unshare(namespaces.MOUNT | namespaces.PID)
         namespaces.become_first()
-        mounts.build(Walls(who="root").plan())
+        root.build(Walls(who="root").plan())
         places = ("/usr/walls", "/etc/walls", "/walls", "/dev/walls", "/sys/walls")
         return [can_write(Path(place)) for place in places]
 
@@ -144,9 +143,7 @@ def test_the_devices_that_programs_need_work(who: str) -> None:
             os.isatty(master),
             outcome(lambda: os.chmod("/dev/null", 0o600)) != "done",
             stat.S_ISCHR(os.stat("/dev/full").st_mode),
-            sorted(
-                set(os.listdir("/dev")) - {"fd", "stdin", "stdout", "stderr", "ptmx", "pts", "shm", *mounts.DEVICES}
-            ),
+            sorted(set(os.listdir("/dev")) - {"fd", "stdin", "stdout", "stderr", "ptmx", "pts", "shm", *root.DEVICES}),
         ]
 
     assert behind(Walls(who=who), use) == [True, 8, "/dev/pts/0", True, True, True, []]

@@ -29,8 +29,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 
-from sandbox.kernel import process as prctl
-from sandbox.kernel import seccomp, syscalls
+from sandbox.kernel import process, seccomp, syscalls
 from sandbox.kernel.seccomp import Options
 
 if TYPE_CHECKING:
@@ -94,11 +93,11 @@ def become_plain() -> None:
         os.setgroups([])
         os.setresgid(PLAIN_UID, PLAIN_UID, PLAIN_UID)
         os.setresuid(PLAIN_UID, PLAIN_UID, PLAIN_UID)
-        prctl.prctl(prctl.SET_DUMPABLE, 1)
+        process.prctl(process.SET_DUMPABLE, 1)
 
 
 def fence(options: Options = STRICT) -> None:
-    prctl.prctl(prctl.SET_NO_NEW_PRIVS, 1)
+    process.prctl(process.SET_NO_NEW_PRIVS, 1)
     seccomp.install(seccomp.program(options))
 
 

@@ -16,7 +16,7 @@ import trio
 
 from sandbox.commands.run import Exited
 from sandbox.inside.keeper.forked import EXIT_NOT_STARTED, NO_ROOM
-from sandbox.kernel import processes as trees
+from sandbox.kernel import processes
 from sandbox.plan.limits import KEEPER_BYTES, KEEPER_FILES, Limits
 from tests.sandbox.init.test_sandbox_births import (
     ABI,
@@ -39,9 +39,9 @@ STAND = f"""
 import json, os, resource, sys
 os.chdir("/")
 sys.path.append({str(ROOT)!r})
-from sandbox.kernel import process as prctl; from sandbox import wire
+from sandbox.kernel import process; from sandbox import wire
 from sandbox.inside.keeper.spawned import Spawn
-prctl.prctl(prctl.SET_NO_NEW_PRIVS, 1)
+process.prctl(process.SET_NO_NEW_PRIVS, 1)
 poked, poke = os.pipe()
 ours, theirs = wire.pair()
 spawn = Spawn(theirs, {ABI}, lambda: os.write(poke, b"!"))
@@ -335,5 +335,5 @@ async def test_a_signal_to_its_keeper_ends_a_command(signum: signal.Signals, set
         (slot,) = world.pool._busy
         (sleeper,) = await world.init.descendants()
         os.kill(slot.keeper_pid, signum)
-        await eventually(lambda: ended and trees.read_entry(sleeper) is None)
+        await eventually(lambda: ended and processes.read_entry(sleeper) is None)
         assert (await world.run("/bin/true")).how == Exited(0)
