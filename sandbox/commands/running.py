@@ -20,7 +20,7 @@ import trio
 from sandbox import wire
 from sandbox.commands.terminal import resize
 from sandbox.errors import NeverBegan, SpawnFailed
-from sandbox.kernel.pids import take_pid
+from sandbox.kernel.processes import take_pid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

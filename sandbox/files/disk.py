@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 import trio
 
 from sandbox.files.errors import NoSpace, OutcomeUnknown, from_errno, shown
-from sandbox.kernel.room import STEP_BYTES, ReserveReached, require_room
+from sandbox.kernel.files import STEP_BYTES, ReserveReached, require_room
 from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from sandbox import wire
-from sandbox.kernel.pids import take_pid
+from sandbox.kernel.processes import take_pid
 from sandbox.polled import close_descriptor, close_socket
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from sandbox import wire
-from sandbox.kernel.pids import take_pid
+from sandbox.kernel.processes import take_pid
 
 if TYPE_CHECKING:
     from sandbox.cgroup.session import Leaf

@@ -22,7 +22,7 @@ import trio
 import sandbox
 from sandbox import wire
 from sandbox.errors import BirthCut, BirthFailed
-from sandbox.kernel.pids import pid_of
+from sandbox.kernel.processes import pid_of
 from sandbox.polled import close_descriptor, close_socket, wait_ended
 from sandbox.threads import run_in_thread
 

@@ -1,7 +1,7 @@
-"""Open by path without stepping through a magic link, and say what was opened (child side, stdlib only).
+"""Files by the system calls that `os` lacks: open by path, say what was opened, rename, flush, and see what is free.
 
-Owns the few system calls that `os` lacks (openat2, fstatfs) and the two questions every path operation
-asks about a descriptor: where is it really, and what is it. Knows neither the protocol nor any rule.
+Both sides, stdlib only. Owns openat2, fstatfs, renameat2, syncfs, fallocate, and the two questions that every path
+operation asks about a descriptor: where is it really, and what is it. Knows neither the protocol nor any rule.
 
 A path is opened `O_PATH` first: that touches nothing, so a FIFO does not block and a device does not act.
 Only what is then seen to be a regular file or a directory is opened again, through the descriptor itself.
@@ -9,6 +9,7 @@ Only what is then seen to be a regular file or a directory is opened again, thro
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 SYS_OPENAT2 = 437  # the same number on x86-64 and aarch64
 RESOLVE_NO_MAGICLINKS = 0x02
 AT_FDCWD = -100
+SYS_RENAMEAT2 = 316 if os.uname().machine == "x86_64" else 276  # aarch64, riscv64
+RENAME_NOREPLACE = 1
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
+STEP_BYTES = 8 * 1024 * 1024  # written between two looks at the room
 
 # File systems whose files are the kernel talking: reading them may act, and `/proc/self` would be the
 # opener instead of the one who asks.
@@ -46,6 +51,7 @@ KERNEL_FILE_SYSTEMS = frozenset(
 # What a path is that leads nowhere: the kernel's mark may make a name too long, and a directory above it may be
 # something else by now.
 NAMES_NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_NO_RENAMEAT2 = (errno.ENOSYS, errno.EINVAL, errno.EPERM)  # no such call, or not with this flag on this file system
 
 KINDS = MappingProxyType(
     {
@@ -68,6 +74,13 @@ class Refused(Exception):
     def __init__(self, kind: str, number: int, why: str) -> None:
         super().__init__(why)
         self.kind, self.number, self.why = kind, number, why
+
+
+class ReserveReached(OSError):
+    """What is to be written would leave less room than must stay free; it was not written."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENOSPC, "it would take of what must stay free of its file system")
 
 
 class Held:
@@ -184,3 +197,118 @@ def facts_of(fd: int) -> dict[str, Any]:
         "ino": status.st_ino,
         "mtime_ns": status.st_mtime_ns,
     }
+
+
+def rename_to_free_name(src_fd: int, src: str, dst_fd: int, dst: str) -> None:
+    """Rename, unless something has the new name already.
+
+    Raises: FileExistsError; OSError as rename(2). Where the file system cannot promise it, the name is looked
+    at first, so that only something that appears in the microsecond between is replaced, as with mv(1).
+    """
+    result = _libc.syscall(
+        ctypes.c_long(SYS_RENAMEAT2),
+        ctypes.c_int(src_fd),
+        ctypes.c_char_p(os.fsencode(src)),
+        ctypes.c_int(dst_fd),
+        ctypes.c_char_p(os.fsencode(dst)),
+        ctypes.c_uint(RENAME_NOREPLACE),
+    )
+    if result == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in _NO_RENAMEAT2:
+        raise OSError(number, os.strerror(number))
+    _require_free(dst_fd, dst)
+    os.rename(src, dst, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
+
+
+def _require_free(parent: int, name: str) -> None:
+    try:
+        os.lstat(name, dir_fd=parent)
+    except FileNotFoundError:
+        return
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+
+def flush_file_system(fd: int) -> None:
+    """Write all that is pending on the file system of *fd* to the disk: one flush for a whole tree."""
+    if _libc.syncfs(ctypes.c_int(fd)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def flush_names(directory: int) -> None:
+    """Make names in a directory last, after a change; where it may not be read they reach the disk with the journal.
+
+    Raises: Refused, of the kind for what was done and may not last.
+    """
+    try:
+        fd = os.open(f"/proc/self/fd/{directory}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return
+    except OSError as fault:
+        raise unflushed(fault) from fault
+    try:
+        os.fsync(fd)
+    except OSError as fault:
+        raise unflushed(fault) from fault
+    finally:
+        os.close(fd)
+
+
+def unflushed(fault: OSError) -> Refused:
+    """Return the refusal to say that a change is safe: it was made, and it could not be flushed to the disk."""
+    number = fault.errno or errno.EIO
+    why = f"it was changed, and flushing that to the disk failed ({os.strerror(number)}); whether the change outlasts "
+    return Refused("done", number, f"{why}a power cut is not known")
+
+
+def unseen(fault: OSError) -> Refused:
+    """Return the refusal to say that something was made and could not be looked at: what is there now is not known."""
+    number = fault.errno or errno.EIO
+    why = f"it was made, and looking at it failed ({os.strerror(number)}); whether it is still there is not known"
+    return Refused("done", number, why)
+
+
+def open_nameless(folder: str) -> int:
+    """Open a file without a name in *folder*, which is made if need be: nothing of it is left, whatever ends us.
+
+    Raises:
+        OSError: it cannot be had.
+    """
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC | os.O_EXCL, 0o600)
+    except OSError:  # a file system without such files: there for an instant under a random name
+        path = f"{folder}/{os.urandom(16).hex()}"
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        with contextlib.suppress(FileNotFoundError):  # somebody tidied up: it has no name, which is what we want
+            os.unlink(path)
+        return fd
+
+
+def write_at(fd: int, data: bytes, at: int) -> None:
+    """Write all of *data* from *at* on. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        count = os.pwrite(fd, rest, at)
+        rest = rest[count:]
+        at += count
+
+
+def punch(fd: int, at: int, count: int) -> None:
+    """Give the disk back what is no longer needed; a file system that cannot do it keeps it until the end."""
+    flags = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+    _libc.fallocate(fd, flags, ctypes.c_long(at), ctypes.c_long(count))
+
+
+def free_bytes(fd: int) -> int:
+    """Return how many bytes an unprivileged user may still write where *fd* is."""
+    room = os.fstatvfs(fd)
+    return room.f_bavail * room.f_frsize
+
+
+def require_room(fd: int, needed_bytes: int, reserve_bytes: int) -> None:
+    """Raise ReserveReached where *needed_bytes* more do not fit above the reserve. No reserve: the disk decides."""
+    if needed_bytes and reserve_bytes and free_bytes(fd) - needed_bytes < reserve_bytes:
+        raise ReserveReached

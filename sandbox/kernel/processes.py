@@ -1,4 +1,7 @@
-"""Process trees by /proc, and how one is ended. Stdlib only; both sides use it.
+"""Processes by /proc: whose number is whose, which trees they form, and how one is ended. Both sides, stdlib only.
+
+A process in a pid namespace of its own knows itself and its children by numbers that mean something else, or
+nobody, outside. So it hands over pidfds, which mean the same everywhere, and the kernel says the number.
 
 A tree ends in one stroke where its members are alone in a Landlock domain with signal scope: kill(-1) then
 reaches them and nobody else, and the kernel lets no member fork past it. Elsewhere it ends in rounds.
@@ -61,6 +64,28 @@ def number_inside(pid: int) -> int:
         os.close(fd)
     _, _, rest = text.partition(b"\nNSpid:\t")
     return int(rest.split(b"\n", 1)[0].split()[-1]) if rest else 0
+
+
+def pid_of(pidfd: int) -> int:
+    """Return the number of the process behind *pidfd* in our pid namespace, or 0 when it is gone.
+
+    Ownership: the descriptor stays the caller's.
+    """
+    fd = os.open(f"/proc/self/fdinfo/{pidfd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(fd, 4096)
+    finally:
+        os.close(fd)
+    _, _, rest = text.partition(b"\nPid:\t")
+    return max(0, int(rest.split(b"\n", 1)[0] or 0))
+
+
+def take_pid(pidfd: int) -> int:
+    """Return the number as `pid_of` does. Ownership: closes *pidfd*."""
+    try:
+        return pid_of(pidfd)
+    finally:
+        os.close(pidfd)
 
 
 def entries() -> Iterator[Entry]:

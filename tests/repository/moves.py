@@ -25,7 +25,6 @@ JOINED: Mapping[str, str] = {
     "sandbox/commands": "launching:run",
     "sandbox/init": "farewell:init keepers:keeper_pool",
     "sandbox/inside/worker": "descent:unpack gitconfig:aftermath links:walk move:change tar_write:tar",
-    "sandbox/kernel": "masks:root nameless:files pids:processes renaming:files room:files",
     "sandbox/plan": "new_root:walls system:walls",
     "transfers": "coverage:filestreams declared:digest part:upload quota:upload readahead:filestreams rest_hash:digest",
 }

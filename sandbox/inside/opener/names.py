@@ -15,8 +15,8 @@ from sandbox import wire
 from sandbox.inside.unfinished import hidden as leftovers
 from sandbox.inside.unfinished.parts import pin_existing, replaceable
 from sandbox.inside.worker import main as treeworker
-from sandbox.kernel import process, renaming
-from sandbox.kernel.files import Held, Refused, facts_of, open_path, reopen
+from sandbox.kernel import process
+from sandbox.kernel.files import Held, Refused, facts_of, open_path, rename_to_free_name, reopen, unflushed, unseen
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class NameOps:
         try:
             return _directory(fds[0], request["name"], created=True)
         except OSError as fault:
-            raise renaming.unseen(fault) from fault
+            raise unseen(fault) from fault
 
     def do_rename(self, request: dict[str, Any], fds: Fds) -> Reply:
         """Rename what was decided on, to a free name or, with `replace`, over a file that may be written."""
@@ -67,7 +67,7 @@ class NameOps:
         name, new_name = request["name"], request["new_name"]
         status = _require_same(source, name, request["identity"])
         if not request["replace"]:
-            renaming.rename_to_free_name(source, name, target, new_name)
+            rename_to_free_name(source, name, target, new_name)
         else:
             _require_replaceable(target, new_name, status)
             os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
@@ -158,5 +158,5 @@ def flushable_of(*directories: int) -> Fds:
         except OSError as fault:
             for fd in opened:
                 os.close(fd)
-            raise renaming.unflushed(fault) from fault
+            raise unflushed(fault) from fault
     return opened

@@ -7,7 +7,7 @@ import os
 
 from sandbox.inside.unfinished import hidden as leftovers
 from sandbox.inside.worker.walk import OPEN_DIRECTORY
-from sandbox.kernel import renaming
+from sandbox.kernel.files import flush_file_system, flush_names, rename_to_free_name
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ class Stage:
         Raises: FileExistsError; with *replace_empty* an empty directory may have the name, and another thing there
             fails as rename(2) does.
         """
-        renaming.flush_file_system(self.fd)
+        flush_file_system(self.fd)
         if replace_empty:
             self._rename_over(name)
         else:
-            renaming.rename_to_free_name(self._parent, self._hidden, self._parent, name)
+            rename_to_free_name(self._parent, self._hidden, self._parent, name)
         self._named = True
-        renaming.flush_names(self._parent)
+        flush_names(self._parent)
 
     def _rename_over(self, name: str) -> None:
         try:

@@ -16,9 +16,7 @@ from sandbox.inside.unfinished.stage import Stage
 from sandbox.inside.worker.copy import Copier, copy_content
 from sandbox.inside.worker.look import survey_tree
 from sandbox.inside.worker.walk import MAX_DEPTH, Rules, open_directory
-from sandbox.kernel import renaming
-from sandbox.kernel.files import Refused, real_path
-from sandbox.kernel.room import free_bytes, require_room
+from sandbox.kernel.files import Refused, flush_names, free_bytes, real_path, require_room
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ def remove(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         os.close(fd)
     os.rmdir(name, dir_fd=parent)
     job.count("removed")
-    renaming.flush_names(parent)
+    flush_names(parent)
     return {}
 
 
@@ -112,7 +110,7 @@ def copy_file(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
             parts.commit(part, parent, name, hidden=hidden, replace=spec["replace"], mode=mode)
         finally:
             os.close(part)
-    renaming.flush_names(parent)
+    flush_names(parent)
     return {"bytes": copied, "files": 1}
 
 

@@ -9,8 +9,7 @@ import stat
 from sandbox.inside.unfinished.parts import PLAIN_MODE
 from sandbox.inside.worker.links import Links
 from sandbox.inside.worker.walk import MAX_DEPTH, Rules, open_directory
-from sandbox.kernel.files import Held, Refused, open_path, real_path, reopen
-from sandbox.kernel.room import STEP_BYTES, require_room
+from sandbox.kernel.files import STEP_BYTES, Held, Refused, open_path, real_path, reopen, require_room
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from sandbox.inside.worker import pack as archive_pack
 from sandbox.inside.worker import search as treesearch
 from sandbox.inside.worker import unpack as archive_unpack
 from sandbox.inside.worker.job import Job, Stop, limit_worker
-from sandbox.kernel.files import Refused
-from sandbox.kernel.room import ReserveReached
+from sandbox.kernel.files import Refused, ReserveReached
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:

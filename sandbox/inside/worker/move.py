@@ -27,8 +27,7 @@ from sandbox.inside.worker.job import Stop
 from sandbox.inside.worker.links import SETTLED_NS
 from sandbox.inside.worker.look import survey_tree
 from sandbox.inside.worker.walk import Rules, open_directory
-from sandbox.kernel import renaming
-from sandbox.kernel.files import Held, Refused, real_path
+from sandbox.kernel.files import Held, Refused, flush_file_system, flush_names, real_path, rename_to_free_name
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def move_tree(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
             mirror = Mirror(job, rules, spec, source.fd)
             mirror.follow(stage.fd)
             mirror.follow(stage.fd)  # what was changed meanwhile, while its paths still lead there
-            renaming.flush_file_system(stage.fd)  # so that little is left to flush when they do not
+            flush_file_system(stage.fd)  # so that little is left to flush when they do not
             with Aside(parent, spec["name"], spec["aside"], source.fd) as aside:
                 mirror.settle(stage.fd)
                 stage.commit(spec["new_name"])
@@ -93,7 +92,7 @@ class Aside:
         self._gone = False
 
     def __enter__(self) -> Self:
-        renaming.rename_to_free_name(self._parent, self._name, self._parent, self._aside)
+        rename_to_free_name(self._parent, self._name, self._parent, self._aside)
         if not os.path.samestat(os.lstat(self._aside, dir_fd=self._parent), os.fstat(self._fd)):
             self._put_back()
             raise Refused("changed", errno.ESTALE, "it was replaced meanwhile; try again")
@@ -103,7 +102,7 @@ class Aside:
         """Remove the directory itself, which is empty. Raises: OSError when it is not."""
         os.rmdir(self._aside, dir_fd=self._parent)
         self._gone = True
-        renaming.flush_names(self._parent)
+        flush_names(self._parent)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -113,11 +112,11 @@ class Aside:
 
     def _put_back(self) -> None:
         try:
-            renaming.rename_to_free_name(self._parent, self._aside, self._parent, self._name)
+            rename_to_free_name(self._parent, self._aside, self._parent, self._name)
         except FileExistsError as taken:
             why = f"something took its name while it was moved; it is now called {self._aside!r}"
             raise Refused("done", errno.EEXIST, why) from taken
-        renaming.flush_names(self._parent)
+        flush_names(self._parent)
 
 
 class Mirror(Copier):
@@ -270,7 +269,7 @@ def _take(fd: int, name: str, state: bytes, entry: str) -> None:
         os.unlink(taken, dir_fd=fd)
     except BaseException:
         try:
-            renaming.rename_to_free_name(fd, taken, fd, name)
+            rename_to_free_name(fd, taken, fd, name)
         except FileExistsError as fault:
             raise _late(f"{entry}, which is called {taken} now,") from fault
         raise

@@ -19,7 +19,7 @@ from broker.tools.rules import told_what_it_makes
 from sandbox.files.disk import Disk
 from sandbox.files.errors import OutcomeUnknown, RanShort, from_errno
 from sandbox.files.files import Work
-from sandbox.kernel.room import STEP_BYTES
+from sandbox.kernel.files import STEP_BYTES
 from tests.sandbox.files.test_sandbox_treework import OPEN_RULES, copy_tree
 from tests.support.door import ANYTHING, AT_THE_FLUSH, FATAL, FAULT, Door, failing, open_door
 from tests.transfers.test_transfers_upload_ends import files_limited_to

@@ -12,7 +12,7 @@ import trio.testing
 
 from sandbox.commands.spill import PENDING_BYTES, OutputRoom, Quota, Spill
 from sandbox.commands.transcript import HEADER, STDERR, STDOUT
-from sandbox.kernel.nameless import open_nameless
+from sandbox.kernel.files import open_nameless
 from tests.transfers.test_transfers_upload_ends import files_limited_to
 
 MIB = 1024 * 1024

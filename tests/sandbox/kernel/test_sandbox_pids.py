@@ -7,7 +7,7 @@ import subprocess
 
 import trio
 
-from sandbox.kernel.pids import pid_of, take_pid
+from sandbox.kernel.processes import pid_of, take_pid
 
 
 async def test_a_pidfd_tells_the_number_until_the_process_is_gone() -> None:
