@@ -26,7 +26,7 @@ from sandbox.machine.facts import FactSource
 from sandbox.paths import is_beneath_any
 from sandbox.plan.limits import Limits
 from sandbox.plan.plan import Closed, LayerReport, SessionUser, Walls
-from sandbox.plan.system import packages_of
+from sandbox.plan.walls import packages_of
 from transfers.media import MediaTypes
 from transfers.part import Discarded
 

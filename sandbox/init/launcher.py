@@ -19,11 +19,19 @@ from sandbox.errors import BirthCut, BirthFailed
 from sandbox.init.init import Init
 from sandbox.init.spare import Child, start_spare
 from sandbox.plan.limits import Limits
-from sandbox.plan.new_root import close_for, private_paths, root_for
 from sandbox.plan.plan import LAYERS, LayerReport, Plan, Walls
-from sandbox.plan.system import readable_paths, sockets
 from sandbox.plan.system_search import SystemSearch
-from sandbox.plan.walls import grants_everything, grants_for, real_grants_for, terminal_grants
+from sandbox.plan.walls import (
+    close_for,
+    grants_everything,
+    grants_for,
+    private_paths,
+    readable_paths,
+    real_grants_for,
+    root_for,
+    sockets,
+    terminal_grants,
+)
 
 if TYPE_CHECKING:
     import socket

@@ -71,7 +71,7 @@ class Search:
     """
 
     def __init__(self, spec: dict[str, Any], *, max_names: int = MAX_NAMES, max_found: int = MAX_FOUND) -> None:
-        """Look for what *spec* names: see `new_root.close_for`.
+        """Look for what *spec* names: see `plan.walls.close_for`.
 
         `sockets_in` and `sockets_of`: directories in which sockets are found too, and those in them where they are not.
         """

@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from sandbox.plan.plan import NEVER, Names
-from sandbox.plan.system import SYSTEM_PATHS
+from sandbox.plan.walls import SYSTEM_PATHS
 from sandbox.threads import run_in_thread
 
 WAIT_S = 2.0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.plan.system import packages_of
+from sandbox.plan.walls import packages_of
 from tests.live.test_live_walls import as_each, broker_of
 from tests.support.live import COMMANDS, connect, new_session, run
 
