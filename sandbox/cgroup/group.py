@@ -2,7 +2,7 @@
 
 Every limit is read back after it was written, and no file is ever created: a directory that only looks like a
 cgroup enforces nothing. The calls block for a fraction of a millisecond, `join` for some more when the kernel is
-busy. Knows neither sessions nor where the tree begins; `cgroup_tree` does.
+busy. Knows neither sessions (`session.py`) nor where the tree begins (`tree.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sandbox.errors import SandboxError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sandbox.cgroup.usage import GroupLimits
+    from sandbox.plan.limits import GroupLimits
 
 CGROUP2_MAGIC = 0x63677270
 READ_BYTES = 1 << 16
@@ -124,6 +124,13 @@ class Group:
             if isinstance(fault.__cause__, ProcessLookupError):
                 raise ProcessLookupError(errno.ESRCH, f"no process {pid}") from fault
             raise
+
+    def vacate(self, to: Group) -> None:
+        """Move every member, and whoever it forks meanwhile, to another group. Raises CgroupFault."""
+        while pids := self.pids():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):  # it ended
+                    to.join(pid)
 
     def open_entry(self) -> int:
         """Open the way in: a process that writes "0" to this descriptor moves here, whoever it is."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 REQUIRED = frozenset({"memory", "pids"})
+OPTIONAL = frozenset({"cpu", "io"})
+CONTROLLERS = REQUIRED | OPTIONAL
 _REMEDY = (
     "run the broker as a systemd service with Delegate=yes, or under `systemd-run --user --scope -p Delegate=yes`, or "
     "name a delegated group in sandbox.cgroup_base"

@@ -1,4 +1,4 @@
-"""The control groups of one session's commands: made ahead of need, one for each, and removed when they are empty.
+"""One session's control groups: its own, and one for each command, made ahead of need and removed when it is empty.
 
 A leaf holds a command and all it starts, daemons that outlive it included, and nothing of ours: its out-of-memory
 kill takes everything in it, and the keeper must live to tell. The process that becomes the command enters by itself,
@@ -8,6 +8,7 @@ Broker side.
 
 from __future__ import annotations
 
+import itertools
 import os
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sandbox.cgroup.group import CgroupFault
-from sandbox.cgroup.usage import CommandUsage, GroupLimits, shown_size
+from sandbox.cgroup.place import CONTROLLERS
+from sandbox.cgroup.usage import CommandUsage, shown_size
 from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
@@ -23,7 +25,50 @@ if TYPE_CHECKING:
 
     from sandbox.cgroup.chores import Chores
     from sandbox.cgroup.group import Group
-    from sandbox.cgroup.tree import SessionGroup
+    from sandbox.plan.limits import GroupLimits
+
+# The init, the opener with its workers, and for each command that runs or lingers a keeper and its next process.
+OWN_MEMORY_BYTES = 64 << 20
+OWN_PIDS = 192
+
+
+class SessionGroup:
+    """One session's group. First `join`, then the init may make a cgroup namespace, then `settle`, then leaves."""
+
+    def __init__(self, group: Group, absent: frozenset[str]) -> None:
+        """Use *group*; nobody counts on the *absent* limits."""
+        self.group = group
+        self.closed = False
+        self._absent = absent
+        self._numbers = itertools.count(1)
+
+    def limit(self, limits: GroupLimits) -> None:
+        """Let all commands together use so much, and our own processes what they need. Raises CgroupFault."""
+        self._limit(self.group, limits.with_room(OWN_MEMORY_BYTES, OWN_PIDS))
+
+    def _limit(self, group: Group, limits: GroupLimits) -> None:
+        if absent := set(group.limit(limits)) - self._absent:
+            raise CgroupFault(group.path, f"there is no {' and no '.join(sorted(absent))}, so nothing limits there")
+
+    async def join(self, pid: int) -> None:
+        """Put the session's first process in, before it is told anything."""
+        await run_in_thread(self.group.join, pid)
+
+    async def settle(self) -> None:
+        """Move what lives here into a leaf, so that commands can have limits of their own beside it."""
+        await run_in_thread(self._settle)
+
+    def _settle(self) -> None:
+        self.group.vacate(self.group.create("init"))
+        self.group.enable(CONTROLLERS & self.group.controllers())
+
+    def make_leaf(self, limits: GroupLimits) -> Leaf:
+        """Make a command's group, with its share of *limits*. Blocks. Raises CgroupFault."""
+        if self.closed:
+            raise CgroupFault(self.group.path, "the session is ending")
+        group = self.group.create(f"command-{next(self._numbers)}")
+        self._limit(group, attrs.evolve(limits.without_shared(limits), kill_together=True))
+        return Leaf(group, limits, group.open_entry(), self.group)
 
 
 @attrs.define(eq=False)

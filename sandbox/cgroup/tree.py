@@ -5,7 +5,7 @@
         broker                    the broker itself, when base is where it was: a group with members controls nothing
         session-1                 the limits of a session
           init                    the session's own processes
-          command-1, command-2    one command each, with limits of its own (cgroup_leaves)
+          command-1, command-2    one command each, with limits of its own
 
 A session may use what its commands together may, and what its own processes need beside them, so that one command
 reaches its own limit first. Several that each use up theirs reach the session's together; what the session then wants
@@ -24,31 +24,25 @@ import os
 import secrets
 from typing import TYPE_CHECKING
 
-import attrs
 import trio
 
 from sandbox.cgroup.chores import Chores
 from sandbox.cgroup.group import CgroupFault
-from sandbox.cgroup.place import REQUIRED, NoCgroup
-from sandbox.cgroup.session import Leaf
-from sandbox.cgroup.usage import FILES
+from sandbox.cgroup.place import CONTROLLERS, OPTIONAL, REQUIRED, NoCgroup
+from sandbox.cgroup.session import SessionGroup
 from sandbox.kernel import processes
+from sandbox.plan.limits import GROUP_FILES
 from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from sandbox.cgroup.group import Group
-    from sandbox.cgroup.usage import GroupLimits
+    from sandbox.plan.limits import GroupLimits
 
 PREFIX = "remote-broker-"
-OPTIONAL = frozenset({"cpu", "io"})
-CONTROLLERS = REQUIRED | OPTIONAL
 HOME = "broker"
 END_S = 5.0
-# The init, the opener with its workers, and for each command that runs or lingers a keeper and its next process.
-OWN_MEMORY_BYTES = 64 << 20
-OWN_PIDS = 192
 
 
 class Tree:
@@ -58,7 +52,7 @@ class Tree:
         """Use *top* and *chores*, which `open_tree` owns."""
         self.path = top.path
         self.controllers = top.enabled()
-        self.absent = frozenset(name for name in FILES if not os.path.exists(f"{top.path}/{name}"))
+        self.absent = frozenset(name for name in GROUP_FILES if not os.path.exists(f"{top.path}/{name}"))
         self.chores = chores
         self._top = top
         self._numbers = itertools.count(1)
@@ -82,45 +76,6 @@ class Tree:
             with trio.move_on_after(END_S, shield=True):
                 await self.chores.settled()  # none of them makes a leaf in a group that is being removed
                 await _end(group)
-
-
-class SessionGroup:
-    """One session's group. First `join`, then the init may make a cgroup namespace, then `settle`, then leaves."""
-
-    def __init__(self, group: Group, absent: frozenset[str]) -> None:
-        """Use *group*; nobody counts on the *absent* limits."""
-        self.group = group
-        self.closed = False
-        self._absent = absent
-        self._numbers = itertools.count(1)
-
-    def limit(self, limits: GroupLimits) -> None:
-        """Let all commands together use so much, and our own processes what they need. Raises CgroupFault."""
-        self._limit(self.group, limits.with_room(OWN_MEMORY_BYTES, OWN_PIDS))
-
-    def _limit(self, group: Group, limits: GroupLimits) -> None:
-        if absent := set(group.limit(limits)) - self._absent:
-            raise CgroupFault(group.path, f"there is no {' and no '.join(sorted(absent))}, so nothing limits there")
-
-    async def join(self, pid: int) -> None:
-        """Put the session's first process in, before it is told anything."""
-        await run_in_thread(self.group.join, pid)
-
-    async def settle(self) -> None:
-        """Move what lives here into a leaf, so that commands can have limits of their own beside it."""
-        await run_in_thread(self._settle)
-
-    def _settle(self) -> None:
-        _vacate(self.group, self.group.create("init"))
-        self.group.enable(CONTROLLERS & self.group.controllers())
-
-    def make_leaf(self, limits: GroupLimits) -> Leaf:
-        """Make a command's group, with its share of *limits*. Blocks. Raises CgroupFault."""
-        if self.closed:
-            raise CgroupFault(self.group.path, "the session is ending")
-        group = self.group.create(f"command-{next(self._numbers)}")
-        self._limit(group, attrs.evolve(limits.without_shared(limits), kill_together=True))
-        return Leaf(group, limits, group.open_entry(), self.group)
 
 
 async def _end(group: Group) -> None:
@@ -211,7 +166,7 @@ def _enable(base: Group, top: Group, names: frozenset[str]) -> None:
             raise NoCgroup(
                 base.path, f"{len(strangers)} processes that are not the broker's live here too, such as {strangers[0]}"
             ) from fault
-        _vacate(base, top.create(HOME))
+        base.vacate(top.create(HOME))
         _enable_each(base, names)
 
 
@@ -223,19 +178,11 @@ def _enable_each(base: Group, names: frozenset[str]) -> None:
             base.enable({name})
 
 
-def _vacate(group: Group, to: Group) -> None:
-    """Move every member, and whoever it forks meanwhile."""
-    while pids := group.pids():
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):  # it ended
-                to.join(pid)
-
-
 def _dismantle(base: Group, top: Group, added: frozenset[str]) -> None:
     """Undo what `open_tree` did; what lived in *base* goes back there once it controls nothing any more."""
     homes = [child for child in top.children() if os.path.basename(child.path) == HOME]
     top.enable(top.enabled(), sign="-")
     base.enable(added & base.enabled(), sign="-")
     for home in homes:
-        _vacate(home, base)
+        home.vacate(base)
     top.remove()

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator
 
-    from sandbox.cgroup.tree import SessionGroup, Tree
+    from sandbox.cgroup.session import SessionGroup
+    from sandbox.cgroup.tree import Tree
     from sandbox.plan.plan import Closed
 
 BIRTH_S = 30.0  # it takes about 10 ms from a warm spare and 50 ms from a cold one; seconds where the disk is far

@@ -18,7 +18,8 @@ import trio
 
 from sandbox.cgroup.group import Group
 from sandbox.cgroup.place import find_base
-from sandbox.cgroup.tree import HOME, OWN_MEMORY_BYTES, OWN_PIDS, PREFIX
+from sandbox.cgroup.session import OWN_MEMORY_BYTES, OWN_PIDS
+from sandbox.cgroup.tree import HOME, PREFIX
 from sandbox.plan.plan import Refused
 from tests.sandbox.cgroup.test_walls_cgroup_guest import WHY_NOT, python
 from tests.sandbox.init.test_sandbox_births import survivors, wait_exit

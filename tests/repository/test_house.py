@@ -70,14 +70,11 @@ TRESPASSES = {
         ("sandbox.sniffing", "sandbox.inside.sniffer"),
     ),
     ("sandbox.init.init", "sandbox.commands.run"),  # a plan, to choose the pool by
-    ("sandbox.inside.unfinished.stage", "sandbox.inside.worker.walk"),  # flags for opening a directory
-    ("sandbox.plan.limits", "sandbox.cgroup.usage"),  # limits of a group
 }
 CIRCLES = {
     frozenset({"policy.grammar", "policy.packs.packs", "policy.rules"}),
     frozenset({"policy.candidates", "policy.path", "policy.treefilter"}),
     frozenset({"sandbox.commands.run", "sandbox.commands.launching", "sandbox.init.init"}),
-    frozenset({"sandbox.cgroup.session", "sandbox.cgroup.tree"}),
 }
 CROWDED = {
     "broker/contract",

@@ -6,8 +6,7 @@ import errno
 import os
 
 from sandbox.inside.unfinished import hidden as leftovers
-from sandbox.inside.worker.walk import OPEN_DIRECTORY
-from sandbox.kernel.files import flush_file_system, flush_names, rename_to_free_name
+from sandbox.kernel.files import OPEN_DIRECTORY, flush_file_system, flush_names, rename_to_free_name
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import re
 import stat
 
 from sandbox.inside.unfinished import hidden as leftovers
-from sandbox.kernel.files import KERNEL_FILE_SYSTEMS, KINDS, Refused, file_system, real_path
+from sandbox.kernel.files import KERNEL_FILE_SYSTEMS, KINDS, OPEN_DIRECTORY, Refused, file_system, real_path
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 150  # one descriptor a level
 MAX_NAMES = 1_000_000  # of one directory
-OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Rules:

@@ -15,7 +15,8 @@ from sandbox.cgroup.chores import Chores
 from sandbox.cgroup.group import CgroupFault, Group, is_cgroup2
 from sandbox.cgroup.layer import look
 from sandbox.cgroup.place import REQUIRED, Mount, NoCgroup, cgroup2_mounts, directory_of, find_base, own_group
-from sandbox.cgroup.usage import GroupLimits, read_flat, shown_size
+from sandbox.cgroup.usage import read_flat, shown_size
+from sandbox.plan.limits import GroupLimits
 from sandbox.plan.plan import SandboxSettings
 
 

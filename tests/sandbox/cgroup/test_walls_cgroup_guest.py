@@ -16,10 +16,11 @@ import trio
 
 from sandbox.cgroup.group import CgroupFault, Group
 from sandbox.cgroup.place import NoCgroup, find_base
-from sandbox.cgroup.tree import OWN_MEMORY_BYTES, OWN_PIDS, PREFIX, Tree, open_tree, sweep
-from sandbox.cgroup.usage import GroupLimits
+from sandbox.cgroup.session import OWN_MEMORY_BYTES, OWN_PIDS
+from sandbox.cgroup.tree import PREFIX, Tree, open_tree, sweep
 from sandbox.init.spare import PACKAGE_PARENT
 from sandbox.kernel import namespaces
+from sandbox.plan.limits import GroupLimits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
