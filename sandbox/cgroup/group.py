@@ -8,7 +8,6 @@ busy. Knows neither sessions (`session.py`) nor where the tree begins (`tree.py`
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import select
@@ -19,6 +18,7 @@ import trio
 
 from sandbox.cgroup.usage import Usage, read_flat
 from sandbox.errors import SandboxError
+from sandbox.kernel.files import file_system
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 CGROUP2_MAGIC = 0x63677270
 READ_BYTES = 1 << 16
-STATFS_BYTES = 256  # more than struct statfs has; its first long is the magic number
 
 
 class CgroupFault(SandboxError):
@@ -44,14 +43,12 @@ def is_cgroup2(path: str) -> bool:
     """Tell whether *path* is a directory of a cgroup v2 file system, by asking the file system."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return file_system(fd) == CGROUP2_MAGIC
+        finally:
+            os.close(fd)
     except OSError:  # not there or no directory: certainly none
         return False
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        answer = ctypes.create_string_buffer(STATFS_BYTES)
-        return libc.fstatfs(fd, answer) == 0 and ctypes.c_long.from_buffer(answer).value == CGROUP2_MAGIC
-    finally:
-        os.close(fd)
 
 
 class Group:

@@ -16,14 +16,13 @@ import os
 import stat
 from types import MappingProxyType
 
+from sandbox.kernel import syscalls
+
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self
 
-SYS_OPENAT2 = 437  # the same number on x86-64 and aarch64
-RESOLVE_NO_MAGICLINKS = 0x02
-AT_FDCWD = -100
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 SYS_RENAMEAT2 = 316 if os.uname().machine == "x86_64" else 276  # aarch64, riscv64
 RENAME_NOREPLACE = 1
@@ -52,6 +51,7 @@ KERNEL_FILE_SYSTEMS = frozenset(
 # What a path is that leads nowhere: the kernel's mark may make a name too long, and a directory above it may be
 # something else by now.
 NAMES_NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_NO_OPENAT2 = (errno.ENOSYS, errno.EPERM)  # before Linux 5.6, and in containers whose filter predates the call
 _NO_RENAMEAT2 = (errno.ENOSYS, errno.EINVAL, errno.EPERM)  # no such call, or not with this flag on this file system
 
 KINDS = MappingProxyType(
@@ -65,8 +65,6 @@ KINDS = MappingProxyType(
         stat.S_IFCHR: "device",
     }
 )
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Refused(Exception):
@@ -106,35 +104,28 @@ class Held:
             os.close(self.fd)
 
 
-class _OpenHow(ctypes.Structure):
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-def open_path(path: str, *, dir_fd: int = AT_FDCWD, flags: int = 0) -> int:
+def open_path(path: str, *, dir_fd: int = syscalls.AT_FDCWD, flags: int = 0) -> int:
     """Open *path* `O_PATH`: symbolic links are followed, magic links (`/proc/self/root`) are not.
 
     Raises: OSError as open(2); ELOOP also for a magic link.
     """
-    flags |= os.O_PATH | os.O_CLOEXEC
-    how = _OpenHow(flags, 0, RESOLVE_NO_MAGICLINKS)
-    name = os.fsencode(path)
+    flags |= os.O_PATH
     while True:
-        opened = _libc.syscall(
-            ctypes.c_long(SYS_OPENAT2),
-            ctypes.c_int(dir_fd),
-            ctypes.c_char_p(name),
-            ctypes.byref(how),
-            ctypes.c_size_t(ctypes.sizeof(how)),
-        )
-        if opened >= 0:
-            return int(opened)
-        number = ctypes.get_errno()
-        if number in (errno.ENOSYS, errno.EPERM):
-            # Kernels before 5.6, and containers whose filter predates the call. A magic link is then
-            # followed, but its real path and its type are what is decided on, as for any other.
-            return os.open(path, flags, dir_fd=None if dir_fd == AT_FDCWD else dir_fd)
-        if number not in (errno.EAGAIN, errno.EINTR):  # a rename raced with the walk: walk again
-            raise OSError(number, os.strerror(number))
+        try:
+            return syscalls.openat2(dir_fd, path, flags, syscalls.RESOLVE_NO_MAGICLINKS)
+        except OSError as fault:
+            if fault.errno in _NO_OPENAT2:
+                # A magic link is then followed, but its real path and its type are what is decided on, as for any
+                # other.
+                return os.open(path, flags | os.O_CLOEXEC, dir_fd=None if dir_fd == syscalls.AT_FDCWD else dir_fd)
+            if fault.errno not in (errno.EAGAIN, errno.EINTR):  # a rename raced with the walk: walk again
+                raise
+
+
+def pin(path: str) -> int:
+    """Open *path* `O_PATH`. It has no symbolic links; one that appears meanwhile is an error and not followed."""
+    resolve = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
+    return syscalls.openat2(syscalls.AT_FDCWD, path, os.O_PATH, resolve)
 
 
 def reopen(fd: int, flags: int) -> int:
@@ -178,9 +169,7 @@ def kind_of(fd: int, status: os.stat_result) -> str:
 def file_system(fd: int) -> int:
     """Return the magic number of the file system that *fd* is on."""
     answer = ctypes.create_string_buffer(256)  # struct statfs has 120 bytes; its first word is f_type
-    if _libc.fstatfs(ctypes.c_int(fd), answer) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    syscalls.call_c("fstatfs", fd, answer)
     return int(ctypes.c_ulong.from_buffer(answer).value) & 0xFFFFFFFF
 
 
@@ -206,21 +195,14 @@ def rename_to_free_name(src_fd: int, src: str, dst_fd: int, dst: str) -> None:
     Raises: FileExistsError; OSError as rename(2). Where the file system cannot promise it, the name is looked
     at first, so that only something that appears in the microsecond between is replaced, as with mv(1).
     """
-    result = _libc.syscall(
-        ctypes.c_long(SYS_RENAMEAT2),
-        ctypes.c_int(src_fd),
-        ctypes.c_char_p(os.fsencode(src)),
-        ctypes.c_int(dst_fd),
-        ctypes.c_char_p(os.fsencode(dst)),
-        ctypes.c_uint(RENAME_NOREPLACE),
-    )
-    if result == 0:
-        return
-    number = ctypes.get_errno()
-    if number not in _NO_RENAMEAT2:
-        raise OSError(number, os.strerror(number))
-    _require_free(dst_fd, dst)
-    os.rename(src, dst, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
+    names = (src_fd, os.fsencode(src), dst_fd, os.fsencode(dst))
+    try:
+        syscalls.call_number(SYS_RENAMEAT2, *names, RENAME_NOREPLACE)
+    except OSError as fault:
+        if fault.errno not in _NO_RENAMEAT2:
+            raise
+        _require_free(dst_fd, dst)
+        os.rename(src, dst, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
 
 
 def _require_free(parent: int, name: str) -> None:
@@ -233,9 +215,7 @@ def _require_free(parent: int, name: str) -> None:
 
 def flush_file_system(fd: int) -> None:
     """Write all that is pending on the file system of *fd* to the disk: one flush for a whole tree."""
-    if _libc.syncfs(ctypes.c_int(fd)) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    syscalls.call_c("syncfs", fd)
 
 
 def flush_names(directory: int) -> None:
@@ -298,9 +278,9 @@ def write_at(fd: int, data: bytes, at: int) -> None:
 
 
 def punch(fd: int, at: int, count: int) -> None:
-    """Give the disk back what is no longer needed; a file system that cannot do it keeps it until the end."""
-    flags = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-    _libc.fallocate(fd, flags, ctypes.c_long(at), ctypes.c_long(count))
+    """Give the disk back what is no longer needed."""
+    with contextlib.suppress(OSError):  # a file system that cannot do it keeps it until the end
+        syscalls.call_c("fallocate", fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, at, count)
 
 
 def free_bytes(fd: int) -> int:

@@ -12,6 +12,7 @@ import os
 import stat
 
 from sandbox.kernel import syscalls
+from sandbox.kernel.files import pin
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -69,10 +70,6 @@ class _PathBeneathAttr(ctypes.Structure):
     _pack_ = 1
     _layout_ = "ms"  # what _pack_ means everywhere; Python 3.14 wants it said
     _fields_ = (("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 
 def abi() -> tuple[int, str]:
@@ -151,7 +148,7 @@ def _create_ruleset(version: int, handled: int, scoped: int) -> int:
 
 def _add_rule(ruleset: int, path: str, rights: int, *, follow: bool = True) -> bool:
     try:
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC) if follow else syscalls.pin(path)
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC) if follow else pin(path)
     except OSError:  # what cannot be reached needs no right; the caller reports it
         return False
     try:

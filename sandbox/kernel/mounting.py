@@ -11,7 +11,7 @@ import ctypes
 import os
 import struct
 
-from sandbox.kernel import syscalls
+from sandbox.kernel import files, syscalls
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def make(kind: str, rights: int, settings: Mapping[str, str]) -> int:
 def pin(path: str) -> int:
     """Open *path*, which has no symbolic links, without touching it: as a handle on what is there now."""
     with explained(path):
-        return syscalls.pin(path)
+        return files.pin(path)
 
 
 def clone(path: str, rights: int) -> int:
@@ -76,7 +76,7 @@ def clone(path: str, rights: int) -> int:
     The path has no symbolic links; one that appears meanwhile is an error and not followed.
     """
     with explained(path):
-        pinned = syscalls.pin(path)
+        pinned = files.pin(path)
         try:
             return clone_pinned(pinned, rights)
         finally:

@@ -7,6 +7,8 @@ import ctypes
 import os
 import signal
 
+from sandbox.kernel import syscalls
+
 SET_PDEATHSIG = 1
 GET_DUMPABLE = 3
 SET_DUMPABLE = 4
@@ -16,27 +18,22 @@ SET_NO_NEW_PRIVS = 38
 GET_NO_NEW_PRIVS = 39
 SYS_CLOSE_RANGE = 436
 KEPT_FD = 3
+NO_LAST_FD = 0xFFFFFFFF
 OOM_SCORE_ADJ = "/proc/self/oom_score_adj"
 FIRST_TO_GO = 500
 """Of 1000, which stand for all the memory that may be used: whatever has this is ended before a broker that is using
 less than half of it."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 def prctl(option: int, value: int = 0) -> int:
     """Make the system call with one number; raise OSError with the kernel's reason."""
-    result: int = _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0)
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
+    return syscalls.call_c("prctl", option, value, 0, 0, 0)
 
 
 def is_subreaper() -> bool:
     """Tell whether orphans among our descendants become our children."""
     flag = ctypes.c_int(0)
-    _libc.prctl(GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
+    syscalls.call_c("prctl", GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
     return bool(flag.value)
 
 
@@ -66,7 +63,9 @@ def keep_only(fd: int) -> int:
     if fd != KEPT_FD:
         os.dup2(fd, KEPT_FD)
     os.set_inheritable(KEPT_FD, False)
-    if _libc.syscall(SYS_CLOSE_RANGE, KEPT_FD + 1, ctypes.c_uint(~0), 0) < 0:  # before Linux 5.9
+    try:
+        syscalls.call_number(SYS_CLOSE_RANGE, KEPT_FD + 1, NO_LAST_FD, 0)
+    except OSError:  # before Linux 5.9
         for name in os.listdir("/proc/self/fd"):
             if int(name) > KEPT_FD:
                 with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed already

@@ -1,4 +1,4 @@
-"""Numbers of the system calls we make or refuse, and the way to make them. Child side, stdlib only.
+"""Numbers of the system calls we make or refuse, and the one way to call the C library. Both sides, stdlib only.
 
 Knows two machines, x86-64 and aarch64. From 424 on (Linux 5.1) every machine has the same numbers.
 """
@@ -117,7 +117,7 @@ _NUMBERS = MappingProxyType(
 )
 
 AT_FDCWD = -100
-_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS = 0x02, 0x04
+RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS = 0x02, 0x04
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -153,18 +153,23 @@ def call(name: str, *arguments: object) -> int:
 
 def call_number(number: int, *arguments: object) -> int:
     """Make a system call by its number, for those that every machine has by the same; raise OSError as `call`."""
-    result: int = _libc.syscall(ctypes.c_long(number), *(_register(argument) for argument in arguments))
+    return call_c("syscall", number, *arguments)
+
+
+def call_c(function: str, *arguments: object) -> int:
+    """Call a function of the C library that `os` lacks and that fails with -1; raise OSError as `call`."""
+    result: int = getattr(_libc, function)(*(_register(argument) for argument in arguments))
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return result
 
 
-def pin(path: str) -> int:
-    """Open *path* with O_PATH. It has no symbolic links; one that appears meanwhile is an error and not followed."""
-    how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
-    openat2, _ = _NUMBERS["openat2"]
-    return call_number(openat2, AT_FDCWD, os.fsencode(path), ctypes.c_char_p(how), len(how))
+def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:
+    """Open *path* close-on-exec, its links resolved as the RESOLVE_ bits of *resolve* say; raise OSError as `call`."""
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, resolve)
+    number, _ = _NUMBERS["openat2"]
+    return call_number(number, dir_fd, os.fsencode(path), ctypes.c_char_p(how), len(how))
 
 
 def _register(argument: object) -> object:
