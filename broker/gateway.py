@@ -1,7 +1,6 @@
 """One request's journey: tool, arguments, session, decision, begin record, the work, end record.
 
-Owns that order and nothing else: the tools do the work, `decisions.py` asks the policy, `contract/errors.py` has the
-codes.
+Owns that order and nothing else: the tools do the work, `decisions.py` asks the policy, `failures.py` has the codes.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import attrs
 
 from broker.audit.audit import Audit, Event, EventType, ToolEvents, events_of
 from broker.audit.freeing import frees
-from broker.audit.redact import redact_arguments
+from broker.audit.redact import redact_arguments, redact_command
 from broker.calls import Answer, Call, OutputFace
 from broker.contract.encode import encode
 from broker.contract.errors import ErrorCode, Failure
@@ -108,7 +107,9 @@ class Gateway:
 
     def outputs(self, principal: str) -> tuple[OutputFace, ...]:
         """Every output of every command that *principal* can read."""
-        return tuple(face for session in self._host.supervisor.of(principal) for face in faces_of(session))
+        return tuple(
+            face for session in self._host.supervisor.of(principal) for face in faces_of(session, redact_command)
+        )
 
     async def follow(self, principal: str, uri: str, seen: int) -> int | None:
         """Wait for more of an output; see `broker.calls.Handler`."""
@@ -131,8 +132,8 @@ class Gateway:
 class _Record:
     """The audit of one call. Whatever leaves its `with` block is recorded: a result, a failure, a cancellation.
 
-    A failure leaves it as `_CallFailed`: expected or not, the client is told what `contract/errors.py` says and the log
-    knows the rest under the same incident id.
+    A failure leaves it as `_CallFailed`: expected or not, the client is told what `failures.py` says and the log knows
+    the rest under the same incident id.
     """
 
     def __init__(self, audit: Audit, call: Call, events: ToolEvents) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import attrs
 
 from broker.audit.audit import Audit, Event, EventType, redact_arguments
-from broker.contract.errors import ErrorCode, Failure, failure_of
+from broker.contract.errors import ErrorCode, Failure
 from broker.contract.names import shown_path
+from broker.failures import failure_of
 from broker.session.aftermath import Appeared
 from broker.session.command import Job
 from broker.session.session import EndReason

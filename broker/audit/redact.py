@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -117,6 +117,11 @@ def redact_arguments(arguments: object) -> Redacted:
         shown["..."] = f"{len(arguments) - SHOWN_ITEMS} more"
     # The longest first: one secret may be a part of another.
     return Redacted(shown=shown, secrets=tuple(sorted(set(secrets), key=len, reverse=True)), given=arguments)
+
+
+def redact_command(argv: Sequence[str]) -> str:
+    """Return a command line for a person, without its secrets."""
+    return " ".join(map(str, _argv(list(argv), [])))
 
 
 def _shortened(shown: Mapping[str, object], arguments: Mapping[str, object]) -> Mapping[str, object]:

@@ -29,6 +29,11 @@ def safe_text(text: str) -> str:
     return text if is_unicode(text) else _LONE_SURROGATE.sub("\ufffd", text)
 
 
+def printable(text: str) -> str:
+    """*text* as a terminal shows it: control characters and bytes that are no text become underscores."""
+    return "".join(c if c.isprintable() else "_" for c in text)
+
+
 def is_unicode(text: str) -> bool:
     """Whether *text* has no lone surrogates."""
     if text.isascii():  # a flag of the string, so that the usual megabyte of output is not even looked at

@@ -23,9 +23,9 @@ from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
 from broker.calls import Answer, Call, Handler, Outputs, Report, ToolFace
-from broker.contract.errors import failure_of
 from broker.endpoint.outputs import SILENT_S, OutputDesk, declares_tasks
 from broker.endpoint.tool_result import tool_result
+from broker.failures import failure_of
 from broker.http.bulk import BULK_KEY, Bulk
 from broker.http.guard import SLOT_KEY
 from broker.memory.answers import ANSWER_ROOM_KEY, AnswerRoom

@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 import trio
 
+from broker.contract.urls import TRANSFERS_PATH
 from broker.http.asgi import (
     ABORT_KEY,
     INVALID_REQUEST,
@@ -37,7 +38,7 @@ from broker.http.bulk import BULK_KEY, Body, Bulk
 from broker.http.in_flight import Slot, Slots
 from broker.http.mcp_sessions import ASGIApp, McpSessions, session_id_of
 from broker.http.origins import HostRules
-from broker.http.transfer_door import TRANSFERS_PATH, TransferDoor
+from broker.http.transfer_door import TransferDoor
 from broker.memory.answers import ANSWER_ROOM_KEY, AnswerRoom
 from broker.memory.budget import SMALL_BYTES, ByteBudget, Hold
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import posixpath
-import shlex
 import urllib.parse
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from broker.contract.encode import printable
 from broker.contract.errors import ErrorCode, Failure
 from broker.http.asgi import Reply
 
@@ -38,7 +37,6 @@ STATUSES: Mapping[ErrorCode, int] = MappingProxyType(
 )
 """Of failures; any other is 500."""
 RETRY_AFTER_S = 1
-_PUT = "curl --globoff --fail-with-body --silent --show-error --upload-file"
 
 
 def reply_of(failure: Failure) -> Reply:
@@ -95,36 +93,9 @@ def offset_headers(received_bytes: int, size_bytes: int | None, *, complete: boo
     return headers if size_bytes is None else (*headers, (b"upload-length", b"%d" % size_bytes))
 
 
-def curl_line(method: str, path: str, url: str, archive: str | None = None) -> str:
-    """A line for a shell; the local file has the name of the other one, in the current directory.
-
-    Of an *archive*, a directory of that name is packed on its way up; a download becomes a file with that ending.
-    """
-    name = posixpath.basename(path.rstrip("/")) or "file"
-    if archive is not None and method == "PUT":
-        return f"{_pack_line(name, archive)} | {_PUT} - {shlex.quote(url)}"
-    if archive is not None:
-        name = f"{name}.{archive}"
-    # Behind ./ no name is an option, and "-" is no standard input; quoted, none is anything else.
-    local = shlex.quote(f"./{_plain(name)}")
-    if method == "GET":
-        return f"curl --globoff --fail --silent --show-error --output {local} {shlex.quote(url)}"
-    return f"{_PUT} {local} {shlex.quote(url)}"
-
-
-def _pack_line(name: str, archive: str) -> str:
-    gzip = "--gzip " if archive == "tar.gz" else ""
-    return f"tar --create {gzip}--file=- --directory={shlex.quote(f'./{_plain(name)}')} ."
-
-
-def _plain(name: str) -> str:
-    """A name that a terminal shows as it is: no control characters, no bytes that are no text."""
-    return "".join(c if c.isprintable() else "_" for c in name)
-
-
 def _disposition(filename: str) -> bytes:
     """RFC 6266: the name in plain ASCII for old clients, and exactly, in UTF-8, for the others."""
-    shown = _plain(filename)
+    shown = printable(filename)
     ascii_name = "".join(c if c.isascii() and c not in '"\\%' else "_" for c in shown)
     encoded = urllib.parse.quote(shown.encode("utf-8", "replace"), safe="")
     return f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{encoded}".encode("ascii")

@@ -11,7 +11,9 @@ from __future__ import annotations
 import attrs
 
 from broker.audit.audit import Audit, Event, EventType
-from broker.contract.errors import BrokerError, ErrorCode, failure_of
+from broker.contract.errors import BrokerError, ErrorCode
+from broker.contract.urls import TRANSFERS_PATH
+from broker.failures import failure_of
 from broker.http.asgi import Receive, Reply, Scope, Send
 from broker.http.in_flight import Slots
 from broker.http.transfer_answer import (
@@ -31,7 +33,6 @@ from broker.transfer_records import RequestFailed, TransferRecord
 from transfers.refusals import OffsetMismatch, SizeMismatch, TooLarge, TransferOver
 from transfers.ticket import TicketState
 
-TRANSFERS_PATH = "/transfers/"
 DOWNLOAD_METHODS, UPLOAD_METHODS = ("GET", "HEAD"), ("PUT", "PATCH", "HEAD")
 
 

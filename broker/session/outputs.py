@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
-from broker.audit.redact import redact_arguments
 from broker.calls import OutputFace
 from broker.session.resources import Belongings
 from broker.session.session import Session
@@ -40,17 +39,11 @@ def parse_uri(uri: str) -> OutputName:
     return OutputName(found["session"], found["command"], found["view"])  # type: ignore[arg-type]  # the pattern names the views
 
 
-def _shown(argv: Sequence[str]) -> str:
-    """The command line as the audit would show it, without secrets."""
-    words = redact_arguments({"argv": list(argv)}).shown["argv"]
-    return " ".join(map(str, words))[:SHOWN_CHARACTERS] if isinstance(words, list) else ""
-
-
-def faces_of(session: Session[Belongings]) -> Iterator[OutputFace]:
-    """The outputs of every command that the session remembers."""
+def faces_of(session: Session[Belongings], shown: Callable[[Sequence[str]], str]) -> Iterator[OutputFace]:
+    """Yield the outputs of every command that the session remembers; *shown* is a command line without its secrets."""
     for job in session.own.jobs.all():
         views: tuple[View, ...] = ("stdout",) if job.has_terminal else ("stdout", "stderr", "both")
-        command = _shown(job.argv)
+        command = shown(job.argv)[:SHOWN_CHARACTERS]
         for view in views:
             yield OutputFace(
                 uri=f"command://{session.id}/{job.id}/{view}",

@@ -26,9 +26,8 @@ from broker.contract.transfer_results import (
     OpenTransferResult,
     StatTransferResult,
 )
+from broker.contract.urls import TRANSFERS_PATH, curl_line
 from broker.decisions import Subject
-from broker.http.transfer_answer import curl_line
-from broker.http.transfer_door import TRANSFERS_PATH
 from broker.scope import Scope, Step
 from broker.session.resources import PartDestination
 from broker.session.urls import RawDownload, RawUpload

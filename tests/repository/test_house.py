@@ -36,29 +36,9 @@ PLACES = {module_name(old): module_name(new) for old, new in moves().items()}
 
 # What is against the rules today. Each of these lists only shrinks: what is mended is struck out here.
 TRESPASSES = {
-    # The wire codes know every exception: `failures` is to know them.
-    *(
-        ("broker.contract.errors", other)
-        for other in (
-            "broker.memory.answers",
-            "broker.audit.logfile",
-            "broker.session.command",
-            "broker.session.commands",
-        )
-    ),
-    *(
-        ("broker.contract.errors", other)
-        for other in ("broker.session.session", "broker.session.supervisor", "transfers.refusals")
-    ),
-    *(("broker.contract.errors", other) for other in ("sandbox.errors", "sandbox.files.errors", "sandbox.shortage")),
     # Threads and shortages of the kernel edge.
     *(("broker.http.bodysocket", "sandbox.threads"), ("broker.http.connections", "sandbox.threads")),
     *(("broker.http.sockets", "sandbox.threads"), ("broker.http.sockets", "sandbox.shortage")),
-    ("broker.session.outputs", "broker.audit.redact"),  # a text that is safe to show
-    *(
-        ("broker.tools.transfers", "broker.http.transfer_answer"),
-        ("broker.tools.transfers", "broker.http.transfer_door"),
-    ),  # its URLs
     # Values that one side of the walls tells the other: they are for `sandbox.protocol`.
     *(
         ("broker.tools.output", "sandbox.inside.keeper.search_output"),

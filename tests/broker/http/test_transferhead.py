@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from broker.contract.errors import BrokerError
-from broker.http.transfer_answer import curl_line, file_headers
+from broker.contract.urls import curl_line
+from broker.http.transfer_answer import file_headers
 from broker.http.transfer_head import UnsatisfiableRange, UploadHead, upload_head, wanted_range
 
 SIZE = 50

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from broker.contract.errors import BrokerError, ErrorCode, failure_of
+from broker.contract.errors import BrokerError, ErrorCode
 from broker.decisions import Denied
+from broker.failures import failure_of
 from broker.scope import Scope
 from broker.session.archives import ArchiveSink, ArchiveSource
 from broker.tools.archives import open_archive_sink, open_archive_source

@@ -13,7 +13,8 @@ from typing import TypeVar, TypeVarTuple
 import pytest
 import trio
 
-from broker.contract.errors import ErrorCode, failure_of
+from broker.contract.errors import ErrorCode
+from broker.failures import failure_of
 from broker.session.resources import PartDestination
 from broker.tools.rules import told_what_it_makes
 from sandbox.files.disk import Disk
