@@ -12,24 +12,19 @@ from typing import TypeAlias
 
 import attrs
 
+from broker.contract.commands import ExecuteCommand
 from broker.contract.errors import BrokerError, ErrorCode
+from broker.contract.files import DownloadFile, ReadFile, UploadFile, WriteFile
 from broker.contract.names import real_name
-from broker.contract.requests import (
-    CreateSession,
-    DownloadFile,
-    ExecuteCommand,
-    ListDirectory,
-    ReadFile,
-    Request,
-    UploadFile,
-    WriteFile,
-)
-from broker.contract.transfer_requests import OpenTransfer
-from broker.contract.tree_requests import (
+from broker.contract.sessions import CreateSession
+from broker.contract.table import Request
+from broker.contract.transfers import OpenTransfer
+from broker.contract.trees import (
     CopyPath,
     DeletePath,
     EditFile,
     FindFiles,
+    ListDirectory,
     MakeDirectory,
     MovePath,
     SearchFiles,

@@ -19,8 +19,7 @@ from broker.audit.redact import redact_arguments, redact_command
 from broker.calls import Answer, Call, OutputFace
 from broker.contract.encode import encode
 from broker.contract.errors import ErrorCode, Failure
-from broker.contract.requests import Request
-from broker.contract.table import find_tool
+from broker.contract.table import Request, find_tool
 from broker.decisions import Denied, decide, require_end
 from broker.records import CANCELLED, USED, recorded, told_and_recorded
 from broker.scope import Host, Scope, Step

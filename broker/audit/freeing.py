@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import signal
 
-from broker.contract.command_requests import SignalCommand
-from broker.contract.requests import DeletePath, KillProcess, KillSession, Request
-from broker.contract.transfer_requests import CancelTransfer
+from broker.contract.commands import SignalCommand
+from broker.contract.sessions import KillProcess, KillSession
+from broker.contract.table import Request
+from broker.contract.transfers import CancelTransfer
+from broker.contract.trees import DeletePath
 
 ENDING = frozenset({"END", "SIGTERM", "SIGKILL", "SIGINT", "SIGQUIT", "SIGHUP", "SIGSTOP"})
 """Signals by which something stops. Any other may make a program do something, which needs its record."""

@@ -15,15 +15,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import attrs
 
 from broker.audit.secret_words import hidden_in, is_secret_name, without_secrets
 from broker.contract.encode import safe_text
 from broker.contract.long_text import LongText, Text
-from broker.contract.requests import Request
 from broker.contract.schema import hints_of
+from broker.contract.table import TOOLS
 
 REDACTED = "[redacted]"
 VALUE_CHARACTERS = 512
@@ -53,7 +53,7 @@ def _shapes() -> Mapping[str, tuple[type, ...]]:
         float: (int, float),
     }
     shapes: dict[str, tuple[type, ...]] = {}
-    for name, hint in (named for request in get_args(Request) for named in hints_of(request).items()):
+    for name, hint in (named for tool in TOOLS.values() for named in hints_of(tool.request).items()):
         if hint.type in scalars and not hint.about.secret:  # one name may be a number here and a word there
             shapes[name] = shapes.get(name, ()) + scalars[hint.type]
     return MappingProxyType(shapes)

@@ -19,8 +19,17 @@ import trio
 
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.contract.names import shown_path
-from broker.contract.tree_requests import CopyPath, DeletePath, MakeDirectory, MovePath
-from broker.contract.tree_results import CopyPathResult, DeletePathResult, MakeDirectoryResult, MovePathResult, Skipped
+from broker.contract.trees import (
+    CopyPath,
+    CopyPathResult,
+    DeletePath,
+    DeletePathResult,
+    MakeDirectory,
+    MakeDirectoryResult,
+    MovePath,
+    MovePathResult,
+    Skipped,
+)
 from broker.decisions import TwoPaths, require_path
 from broker.scope import Host, Scope, Step
 from broker.tools.rules import (

@@ -17,21 +17,19 @@ from typing import TypeVar
 import attrs
 import trio
 
-from broker.contract.command_requests import (
-    ExecuteCommand,
-    ListCommands,
-    ResizeTerminal,
-    SignalCommand,
-    WaitCommand,
-    WriteStdin,
-)
-from broker.contract.command_results import (
+from broker.contract.commands import (
     CommandInfo,
+    ExecuteCommand,
     ExecuteCommandResult,
+    ListCommands,
     ListCommandsResult,
+    ResizeTerminal,
     ResizeTerminalResult,
+    SignalCommand,
     SignalCommandResult,
+    WaitCommand,
     WaitCommandResult,
+    WriteStdin,
     WriteStdinResult,
 )
 from broker.contract.encode import encode

@@ -8,8 +8,7 @@ import attrs
 
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.contract.names import shown_path
-from broker.contract.tree_requests import EditFile
-from broker.contract.tree_results import EditFileResult
+from broker.contract.trees import EditFile, EditFileResult
 from broker.scope import Host, Scope
 from broker.tools.edit_text import SHOWN_LINES, Edited, lines_of, replace_exactly
 from broker.tools.rules import held, require_size, require_writable, told_what_it_makes, written

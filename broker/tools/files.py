@@ -14,10 +14,17 @@ from types import MappingProxyType
 
 import trio
 
+from broker.contract.files import (
+    DownloadFile,
+    DownloadFileResult,
+    ReadFile,
+    UploadFile,
+    UploadFileResult,
+    WriteFile,
+    WriteFileResult,
+)
 from broker.contract.names import shown_path
-from broker.contract.requests import DownloadFile, ReadFile, UploadFile, WriteFile
-from broker.contract.results import DownloadFileResult, UploadFileResult, WriteFileResult
-from broker.contract.tree_requests import EditFile
+from broker.contract.trees import EditFile
 from broker.scope import Scope, Step
 from broker.session.resources import PartDestination
 from broker.tools.edit import perform_edit_file

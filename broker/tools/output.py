@@ -10,8 +10,7 @@ from types import MappingProxyType
 
 import trio
 
-from broker.contract.command_requests import ReadOutput, SearchOutput
-from broker.contract.command_results import Match, ReadOutputResult, SearchOutputResult
+from broker.contract.commands import OutputMatch, ReadOutput, ReadOutputResult, SearchOutput, SearchOutputResult
 from broker.contract.encode import encode
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.scope import Scope, Step
@@ -178,9 +177,9 @@ def _found(request: SearchOutput, job: Job, ended: Ended, *, numbered: bool) -> 
     )
 
 
-def _match(line: Mapping[str, object], *, numbered: bool) -> Match:
+def _match(line: Mapping[str, object], *, numbered: bool) -> OutputMatch:
     fields = {**line, "before": tuple(line["before"]), "after": tuple(line["after"])}  # type: ignore[arg-type]  # JSON
-    return Match(**fields | ({} if numbered else {"line": None}))  # type: ignore[arg-type]  # of our own child, its keys are the fields
+    return OutputMatch(**fields | ({} if numbered else {"line": None}))  # type: ignore[arg-type]  # of our own child, its keys are the fields
 
 
 STEPS: Mapping[type, Step] = MappingProxyType(

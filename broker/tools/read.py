@@ -9,8 +9,7 @@ import attrs
 import trio
 
 from broker.contract.errors import BrokerError, ErrorCode
-from broker.contract.requests import ReadFile
-from broker.contract.results import ReadFileResult
+from broker.contract.files import ReadFile, ReadFileResult
 from broker.scope import Scope
 from broker.tools.lines import LineStart, ReadRange, count_lines, find_last_lines, find_line, first_lines
 from broker.tools.rules import require_file

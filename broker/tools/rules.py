@@ -18,7 +18,7 @@ import attrs
 
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.contract.names import shown_path
-from broker.contract.tree_results import Kind
+from broker.contract.trees import Kind
 from broker.decisions import Denied, require_path
 from broker.scope import Host, Scope
 from broker.session.name_locks import name_of

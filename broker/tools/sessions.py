@@ -16,21 +16,19 @@ import trio
 
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.contract.names import shown_path
-from broker.contract.requests import (
-    CreateSession,
-    GetProcessList,
-    GetSystemInfo,
-    KillProcess,
-    KillSession,
-)
-from broker.contract.results import (
+from broker.contract.sessions import (
     CpuInfo,
+    CreateSession,
     CreateSessionResult,
     DiskInfo,
+    GetProcessList,
     GetProcessListResult,
+    GetSystemInfo,
     GetSystemInfoResult,
     IsolationLayer,
+    KillProcess,
     KillProcessResult,
+    KillSession,
     KillSessionResult,
     MemoryInfo,
     ProcessInfo,

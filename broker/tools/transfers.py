@@ -18,12 +18,15 @@ import trio
 
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.contract.names import shown_path
-from broker.contract.transfer_requests import CancelTransfer, FinishTransfer, OpenTransfer, StatTransfer
-from broker.contract.transfer_results import (
+from broker.contract.transfers import (
+    CancelTransfer,
     CancelTransferResult,
+    FinishTransfer,
     FinishTransferResult,
     LeftOut,
+    OpenTransfer,
     OpenTransferResult,
+    StatTransfer,
     StatTransferResult,
 )
 from broker.contract.urls import TRANSFERS_PATH, curl_line

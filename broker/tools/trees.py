@@ -16,10 +16,19 @@ import trio
 
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.contract.names import cursor_after, place_of_cursor, shown_path, usable_path
-from broker.contract.requests import ListDirectory
-from broker.contract.results import DirectoryEntry, ListDirectoryResult
-from broker.contract.tree_requests import FindFiles, SearchFiles, StatPath
-from broker.contract.tree_results import FindFilesResult, FoundEntry, Match, SearchFilesResult, StatPathResult
+from broker.contract.trees import (
+    DirectoryEntry,
+    FindFiles,
+    FindFilesResult,
+    FoundEntry,
+    ListDirectory,
+    ListDirectoryResult,
+    Match,
+    SearchFiles,
+    SearchFilesResult,
+    StatPath,
+    StatPathResult,
+)
 from broker.decisions import require_path
 from broker.scope import Scope, Step
 from broker.tools.rules import (

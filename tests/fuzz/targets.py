@@ -30,8 +30,8 @@ from broker.audit.redact import REDACTED, VALUE_CHARACTERS, hide_secrets, redact
 from broker.audit.secret_words import hidden_in, without_secrets
 from broker.contract.encode import is_unicode, json_value, safe_text
 from broker.contract.errors import BrokerError
-from broker.contract.faults import SHOWN_FAULTS
-from broker.contract.table import TOOLS, InvalidArguments
+from broker.contract.faults import SHOWN_FAULTS, InvalidArguments
+from broker.contract.table import TOOLS
 from broker.http.body_shape import BodyShape
 from broker.http.bulk import BULK_BYTES, Bulk
 from broker.http.connections import _framing_fault

@@ -13,10 +13,6 @@ MOVES: Mapping[str, str] = {}
 
 JOINED: Mapping[str, str] = {
     "broker": "library_logs:logs transfer_records:records",
-    "broker/contract": """
-        command_requests:commands command_results:commands requests:sessions results:files row:table
-        transfer_requests:transfers transfer_results:transfers tree_requests:trees tree_results:trees
-    """,
     "broker/endpoint": "pipe:stdio",
     "broker/http": "in_flight:admission large_answers:asgi",
     "broker/session": "command:commands url_ends:urls",

@@ -57,7 +57,6 @@ CIRCLES = {
     frozenset({"sandbox.commands.run", "sandbox.commands.launching", "sandbox.init.init"}),
 }
 CROWDED = {
-    "broker/contract",
     "broker/http",
     "broker/tools",
     "policy",
@@ -65,7 +64,7 @@ CROWDED = {
     "transfers",
 }
 HOMONYMS = {
-    *("broker.Match", "broker.Origin", "broker.Wire", "transfers.Answer"),
+    *("broker.Origin", "broker.Wire", "transfers.Answer"),
     *("sandbox.Closed", "sandbox.Entry", "sandbox.Init", "sandbox.Outcome", "sandbox.Owner", "sandbox.Place"),
     "sandbox.Refused",
 }

@@ -28,7 +28,8 @@ from broker.audit.redact import (
     redact_text,
 )
 from broker.audit.secret_words import hidden_in, is_secret_name, without_secrets
-from broker.contract.table import TOOLS, InvalidArguments
+from broker.contract.faults import InvalidArguments
+from broker.contract.table import TOOLS
 
 # A busy machine is no failure.
 unhurried = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import attrs
 import jsonschema  # type: ignore[import-untyped]  # it brings no types
@@ -17,13 +17,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from broker.contract import requests, results
-from broker.contract.command_requests import TerminalSize
+from broker.contract import commands, files, sessions, transfers, trees
+from broker.contract.commands import TerminalSize
+from broker.contract.encode import encode
 from broker.contract.errors import BrokerError, ErrorCode
-from broker.contract.faults import SHOWN_FAULTS
+from broker.contract.faults import SHOWN_FAULTS, Fault, InvalidArguments
 from broker.contract.long_text import Buffer, LongText, Text
 from broker.contract.schema import Hint, hints_of
-from broker.contract.table import FAILURE_PROPERTIES, TOOLS, Fault, InvalidArguments, Tool, encode, find_tool
+from broker.contract.table import FAILURE_PROPERTIES, TOOLS, Request, Tool, find_tool
 
 # A busy machine is no failure.
 unhurried = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -133,8 +134,11 @@ def test_every_tool_has_the_names_arguments_and_results_of_the_design() -> None:
     for name, tool in TOOLS.items():
         assert " ".join(hints_of(tool.request)) == DESIGN[name]
         assert " ".join(hints_of(tool.result)) == f"success {RESULTS[name]}"
-    assert {tool.request for tool in TOOLS.values()} == set(get_args(requests.Request))
-    assert {tool.result for tool in TOOLS.values()} == set(get_args(results.Result))
+    families = [vars(family) for family in (commands, files, sessions, transfers, trees)]
+    answered = {name: family[name] for family in families for name in family if name.endswith("Result")}
+    asked = {name.removesuffix("Result") for name in answered}
+    assert {tool.result for tool in TOOLS.values()} == set(answered.values())
+    assert {tool.request for tool in TOOLS.values()} == {family[n] for family in families for n in asked & set(family)}
 
 
 def test_system_facts_keep_their_nested_names() -> None:
@@ -234,22 +238,22 @@ def test_a_long_text_is_a_string_where_one_is_wanted() -> None:
 
 def test_the_customers_examples_decode() -> None:
     assert COMMAND.decode({"session_id": "my-session", "argv": ["git", "status"], "timeout_seconds": 30}) == (
-        requests.ExecuteCommand(session_id="my-session", argv=("git", "status"), timeout_seconds=30.0)
+        commands.ExecuteCommand(session_id="my-session", argv=("git", "status"), timeout_seconds=30.0)
     )
     assert TOOLS["read_file"].decode({"session_id": "my-session", "path": "src/main.py"}) == (
-        requests.ReadFile(session_id="my-session", path="src/main.py")
+        files.ReadFile(session_id="my-session", path="src/main.py")
     )
     assert TOOLS["download_file"].decode(
         {"session_id": "my-session", "path": "build/output.jar", "chunk_size": 1048576, "offset": 0}
-    ) == requests.DownloadFile(session_id="my-session", path="build/output.jar")
+    ) == files.DownloadFile(session_id="my-session", path="build/output.jar")
     upload = {"session_id": "s", "path": "a.py", "chunk_data": "aGk=", "chunk_offset": 0, "is_last": True}
     assert TOOLS["upload_file"].decode(upload) == (
-        requests.UploadFile(session_id="s", path="a.py", chunk_data=b"hi", is_last=True)
+        files.UploadFile(session_id="s", path="a.py", chunk_data=b"hi", is_last=True)
     )
     confirmed = COMMAND.decode({"session_id": "s", "argv": ["python3", "train.py"], "confirm": True})
-    assert isinstance(confirmed, requests.ExecuteCommand)
+    assert isinstance(confirmed, commands.ExecuteCommand)
     assert confirmed.confirm
-    assert TOOLS["get_system_info"].decode(None) == requests.GetSystemInfo()
+    assert TOOLS["get_system_info"].decode(None) == sessions.GetSystemInfo()
 
 
 def faults(tool_name: str, arguments: object) -> dict[str, Fault]:
@@ -290,7 +294,7 @@ def test_an_offset_is_an_integer_in_its_range(value: object) -> None:
 
 def test_an_integral_float_is_an_integer() -> None:
     read = TOOLS["read_file"].decode({"session_id": "s", "path": "a", "offset": 30.0})
-    assert isinstance(read, requests.ReadFile)
+    assert isinstance(read, files.ReadFile)
     assert type(read.offset) is int
     assert read.offset == 30
 
@@ -310,7 +314,7 @@ def test_a_session_id_is_of_its_pattern(value: object) -> None:
 
 @pytest.mark.parametrize("value", ["a", "_", "-", "...", "....", ".a", "..a", "a.", "a..", "1.2.3", "x" * 64, "." * 64])
 def test_a_session_id_may_have_dots(value: str) -> None:
-    assert TOOLS["create_session"].decode({"id": value}) == requests.CreateSession(id=value)
+    assert TOOLS["create_session"].decode({"id": value}) == sessions.CreateSession(id=value)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +335,7 @@ def test_argv_is_a_bounded_list_of_strings_the_kernel_takes(argv: object, name: 
 def test_the_longest_argv_is_taken() -> None:
     longest = ["x" * 131_071, *["y"] * 999]
     command = COMMAND.decode({"session_id": "s", "argv": longest})
-    assert isinstance(command, requests.ExecuteCommand)
+    assert isinstance(command, commands.ExecuteCommand)
     assert command.argv == tuple(longest)
 
 
@@ -345,7 +349,7 @@ def test_chunk_data_is_strict_base64(chunk: object) -> None:
 def test_chunk_data_arrives_as_the_bytes_that_were_sent(data: bytes) -> None:
     chunk = base64.b64encode(data).decode()
     upload = TOOLS["upload_file"].decode({"session_id": "s", "path": "a", "chunk_data": chunk})
-    assert isinstance(upload, requests.UploadFile)
+    assert isinstance(upload, files.UploadFile)
     assert upload.chunk_data == data
 
 
@@ -354,7 +358,7 @@ def test_the_environment_is_a_bounded_mapping_of_strings() -> None:
     assert set(faults("create_session", {"environment": {"A": 1, "B": "b"}})) == {'environment["A"]'}
     assert set(faults("create_session", {"environment": {"\ud800": ""}})) == {"environment"}
     created = TOOLS["create_session"].decode({"environment": {"A": "1"}})
-    assert isinstance(created, requests.CreateSession)
+    assert isinstance(created, sessions.CreateSession)
     assert created.environment == {"A": "1"}
     with pytest.raises(TypeError):
         created.environment["B"] = "2"  # type: ignore[index]
@@ -460,7 +464,7 @@ def beyond_a_schema(fault: Fault, arguments: Mapping[str, Any]) -> bool:
     return newline or any(phrase in fault.expected for phrase in BEYOND_A_SCHEMA)
 
 
-def decoded(tool: Tool, arguments: object) -> requests.Request | InvalidArguments:
+def decoded(tool: Tool, arguments: object) -> Request | InvalidArguments:
     try:
         return tool.decode(arguments)
     except InvalidArguments as invalid:
@@ -548,13 +552,13 @@ def test_every_result_is_strict_json_that_fits_its_schema(pair: tuple[Tool, attr
 
 
 def test_bytes_are_base64_and_odd_names_are_replaced_on_the_wire() -> None:
-    entry = results.DirectoryEntry(name="caf\udce9\udcff.txt", type="file", size_bytes=1)
-    listing = results.ListDirectoryResult(path="/t\udce9", entries=(entry,), total_count=1, truncated=False)
+    entry = trees.DirectoryEntry(name="caf\udce9\udcff.txt", type="file", size_bytes=1)
+    listing = trees.ListDirectoryResult(path="/t\udce9", entries=(entry,), total_count=1, truncated=False)
     assert encode(listing)["path"] == "/t\ufffd"
     assert encode(listing)["entries"] == [
         {"name": "caf\ufffd\ufffd.txt", "type": "file", "size_bytes": 1, "modified_at": None}
     ]
-    binary = results.ReadFileResult(
+    binary = files.ReadFileResult(
         content=b"\x00\xff", size_bytes=2, mime_type="x/y", is_binary=True, truncated=False, next_offset=None
     )
     assert encode(binary)["content"] == "AP8="

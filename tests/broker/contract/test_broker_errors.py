@@ -13,9 +13,10 @@ import pytest
 
 import broker
 from broker.audit.logfile import AuditUnavailable
+from broker.contract.commands import ExecuteCommandResult
+from broker.contract.encode import encode
 from broker.contract.errors import BrokerError, ErrorCode, Failure
-from broker.contract.results import ExecuteCommandResult
-from broker.contract.table import TOOLS, Tool, encode
+from broker.contract.table import TOOLS, Tool
 from broker.failures import FAILURES, failure_of
 from broker.session.session import EndReason, SessionClosed
 from broker.session.supervisor import CreationCut, CreationFailed

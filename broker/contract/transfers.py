@@ -1,4 +1,7 @@
-"""What is answered about transfers over a URL: one class per tool, exactly the fields on the wire. Values only."""
+"""Transfers over a URL: what a client may ask, and what is answered.
+
+Values only, one class each way for each tool, with exactly the names on the wire.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ from typing import Annotated, Literal, TypeAlias
 
 import attrs
 
-from broker.contract.fields import Success
+from broker.contract.fields import MAX_OFFSET, Path, RawTransferId, SessionId, Success
 from broker.contract.schema import About
 
+Sha256Hex: TypeAlias = Annotated[str, About(pattern="^[0-9a-f]{64}$")]
 TransferState: TypeAlias = Annotated[
     Literal["open", "active", "complete", "failed", "cancelled", "expired"],
     About(description="open: the URL waits to be used, or used again after a cut; active: a request is at work."),
@@ -16,6 +20,39 @@ TransferState: TypeAlias = Annotated[
 Expiry: TypeAlias = Annotated[
     str, About(description="UTC, ISO 8601. A request that began before may finish; a cut one has its time again.")
 ]
+
+
+@attrs.frozen(kw_only=True)
+class OpenTransfer:
+    """open_transfer."""
+
+    session_id: SessionId
+    direction: Annotated[
+        Literal["download", "upload"],
+        About(description="download: GET the file from the session. upload: PUT a file to path."),
+    ]
+    path: Path
+    size_bytes: Annotated[
+        int | None,
+        About(
+            description="Upload: size of the whole file, if you know it; then it must be so.",
+            minimum=0,
+            maximum=MAX_OFFSET,
+        ),
+    ] = None
+    sha256: Annotated[
+        Sha256Hex | None,
+        About(
+            description="Upload: SHA-256 of the whole file, lower-case hexadecimal; other bytes are not put in place."
+        ),
+    ] = None
+    archive: Annotated[
+        Literal["tar", "tar.gz"] | None,
+        About(
+            description="path is a directory and goes through the URL as a tar stream. Upload: path must be free or an "
+            "empty directory; plain files and directories only, all of it is put in place at the end, or nothing."
+        ),
+    ] = None
 
 
 @attrs.frozen(kw_only=True)
@@ -30,6 +67,14 @@ class OpenTransferResult:
     curl: Annotated[str, About(description="A line for a shell where the local file is, or is to be.")]
     path: Annotated[str, About(description="The real path that is read or will be written.")]
     size_bytes: Annotated[int | None, About(description="Of the whole; null if it is not known.")]
+
+
+@attrs.frozen(kw_only=True)
+class StatTransfer:
+    """stat_transfer."""
+
+    session_id: SessionId
+    transfer_id: RawTransferId
 
 
 @attrs.frozen(kw_only=True)
@@ -64,13 +109,26 @@ class StatTransferResult:
 
 
 @attrs.frozen(kw_only=True)
+class FinishTransfer:
+    """finish_transfer."""
+
+    session_id: SessionId
+    transfer_id: RawTransferId
+
+
+@attrs.frozen(kw_only=True)
 class FinishTransferResult(StatTransferResult):
     """finish_transfer."""
 
 
 @attrs.frozen(kw_only=True)
-class CancelTransferResult(StatTransferResult):
+class CancelTransfer:
     """cancel_transfer."""
 
+    session_id: SessionId
+    transfer_id: RawTransferId
 
-TransferResult: TypeAlias = OpenTransferResult | StatTransferResult | FinishTransferResult | CancelTransferResult
+
+@attrs.frozen(kw_only=True)
+class CancelTransferResult(StatTransferResult):
+    """cancel_transfer."""
