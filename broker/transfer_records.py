@@ -14,8 +14,7 @@ import attrs
 from broker.audit.audit import Audit, Event, EventType
 from broker.contract.errors import ErrorCode, Failure
 from broker.records import CANCELLED, told_and_recorded
-from broker.session.url_ends import Cut
-from broker.session.urls import RawDownload, RawUpload
+from broker.session.urls import Cut, RawDownload, RawUpload
 
 
 class RequestFailed(Exception):

@@ -13,7 +13,6 @@ from types import MappingProxyType
 import attrs
 
 from broker.contract.encode import json_value, safe_text
-from sandbox import errors
 
 TRY_AGAIN = "Call again, unchanged: nothing of it was refused, something outside ended the attempt."
 """Of a failure that passes, in place of what its row says."""

@@ -25,7 +25,7 @@ from broker.http.guard import MCP_PATH, Guard, GuardLimits, Rooms
 from broker.http.origins import HostRules, host_rules
 from broker.http.sockets import host_and_port, open_listeners
 from broker.http.transfer_door import TransferDoor
-from broker.library_logs import quiet_libraries
+from broker.logs import quiet_libraries
 from broker.memory.heap import give_back_when_quiet
 
 MIB = 1024 * 1024

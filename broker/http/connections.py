@@ -36,7 +36,7 @@ from broker.access.peerwatch import PeerWatch
 from broker.http.admission import Places, longest_idle
 from broker.http.asgi import ABORT_KEY, BODY_SOCKET_KEY, SERVER_BUSY, Reply, refusal
 from broker.http.bodysocket import BodySocket
-from broker.library_logs import describe_without_text
+from broker.logs import describe_without_text
 from sandbox.threads import run_in_thread
 
 log = logging.getLogger("broker.connections")

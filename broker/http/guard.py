@@ -19,6 +19,7 @@ import attrs
 import trio
 
 from broker.contract.urls import TRANSFERS_PATH
+from broker.http.admission import Slot, Slots
 from broker.http.asgi import (
     ABORT_KEY,
     INVALID_REQUEST,
@@ -35,7 +36,6 @@ from broker.http.asgi import (
 )
 from broker.http.body_shape import shape_of
 from broker.http.bulk import BULK_KEY, Body, Bulk
-from broker.http.in_flight import Slot, Slots
 from broker.http.mcp_sessions import ASGIApp, McpSessions, session_id_of
 from broker.http.origins import HostRules
 from broker.http.transfer_door import TransferDoor

@@ -15,7 +15,7 @@ import trio
 
 from broker.http.asgi import ABORT_KEY, BODY_SOCKET_KEY, Message, Receive, Reply, Scope, Send
 from broker.http.bodysocket import BodySocket, ConnectionGone
-from broker.session.url_ends import CLIENT_LEFT, Cut, stalled
+from broker.session.urls import CLIENT_LEFT, Cut, stalled
 from transfers.disk import Stop
 from transfers.filestreams import FileSource
 from transfers.refusals import TransferError

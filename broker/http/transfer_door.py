@@ -14,8 +14,8 @@ from broker.audit.audit import Audit, Event, EventType
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.contract.urls import TRANSFERS_PATH
 from broker.failures import failure_of
+from broker.http.admission import Slots
 from broker.http.asgi import Receive, Reply, Scope, Send
-from broker.http.in_flight import Slots
 from broker.http.transfer_answer import (
     NO_STORE,
     NOSNIFF,
@@ -27,8 +27,7 @@ from broker.http.transfer_answer import (
 )
 from broker.http.transfer_body import Wire, receive_body, send_pieces
 from broker.http.transfer_head import UnsatisfiableRange, UploadHead, upload_head, wanted_range
-from broker.session.url_ends import range_behind_the_end
-from broker.session.urls import RawDownload, RawUpload, TransferDesk
+from broker.session.urls import RawDownload, RawUpload, TransferDesk, range_behind_the_end
 from broker.transfer_records import RequestFailed, TransferRecord
 from transfers.refusals import OffsetMismatch, SizeMismatch, TooLarge, TransferOver
 from transfers.ticket import TicketState

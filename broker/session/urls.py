@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 import trio
 
-from broker.contract.errors import BrokerError
+from broker.contract.errors import BrokerError, ErrorCode
 from broker.session.archives import ArchiveSink, ArchiveSource
 from sandbox.files.errors import FileError
 from transfers.part import Cause
@@ -297,3 +297,27 @@ class SessionTransfers:
     def _forget(self, transfer_id: str) -> None:
         self.desk.forget(self._digests.pop(transfer_id))
         self._transfers.pop(transfer_id).close()
+
+
+@attrs.frozen(kw_only=True)
+class Cut:
+    """The reason why a request on a transfer's URL ended before it was done, though nothing failed.
+
+    `why` is for `stat_transfer` and the audit, which has *code* for it.
+    """
+
+    why: str
+    code: ErrorCode
+
+
+CLIENT_LEFT = Cut(why="the client left before the end", code=ErrorCode.CALL_CANCELLED)
+
+
+def stalled(idle_s: float) -> Cut:
+    """The client neither sent nor took anything for so many seconds."""
+    return Cut(why=f"nothing moved for {idle_s:g} s (transfers.idle_s)", code=ErrorCode.TRANSFER_STALLED)
+
+
+def range_behind_the_end(size_bytes: int) -> Cut:
+    """It asked for bytes that there are not."""
+    return Cut(why=f"the range begins behind the end, at {size_bytes} bytes", code=ErrorCode.INVALID_ARGUMENTS)

@@ -43,7 +43,7 @@ OPENER = WORKER | {"sandbox.inside.opener"}
 TRANSFERS = frozenset({"transfers", "transfers.settings"})
 WORK = OUTSIDE | TRANSFERS | {"policy", "config"}
 # The rooms of the broker, from the ground up.
-GROUND = frozenset({"broker.contract", "broker.memory", "broker.calls", "broker.logs", "broker.library_logs"})
+GROUND = frozenset({"broker.contract", "broker.memory", "broker.calls", "broker.logs"})
 SESSION = GROUND | {"broker.session"}
 SCOPE = SESSION | {"broker.audit", "broker.failures", "broker.scope"}
 DECIDED = SCOPE | {"broker.decisions", "broker.records", "broker.transfer_records", "broker.grants"}
@@ -90,7 +90,6 @@ MAY_ENTER: Mapping[str, frozenset[str]] = {
     "broker.memory": frozenset({"sandbox.threads"}),
     "broker.calls": frozenset({"broker.contract", "broker.memory"}),
     "broker.logs": frozenset(),
-    "broker.library_logs": frozenset(),
     "broker.pulse": frozenset(),
     "broker.audit": GROUND,
     "broker.session": GROUND | OUTSIDE | TRANSFERS,

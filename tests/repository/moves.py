@@ -12,10 +12,7 @@ MOVES: Mapping[str, str] = {}
 """By room, the modules that go there from its package's folder; `old:new` where the name changes."""
 
 JOINED: Mapping[str, str] = {
-    "broker": "library_logs:logs transfer_records:records",
-    "broker/endpoint": "pipe:stdio",
-    "broker/http": "in_flight:admission large_answers:asgi",
-    "broker/session": "command:commands url_ends:urls",
+    "broker": "transfer_records:records",
     "broker/tools": "archives:transfers lines:read text_part:read",
     "policy": "gates:arguments network:known",
     "sandbox/commands": "launching:run",

@@ -57,7 +57,6 @@ CIRCLES = {
     frozenset({"sandbox.commands.run", "sandbox.commands.launching", "sandbox.init.init"}),
 }
 CROWDED = {
-    "broker/http",
     "broker/tools",
     "policy",
     "sandbox/inside/worker",

@@ -12,7 +12,7 @@ from mcp.client import Client
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, Implementation, TextContent
 
-from broker.http.large_answers import LARGE_EVENT_BYTES, as_json
+from broker.http.asgi import LARGE_EVENT_BYTES, as_json
 from tests.support.front import BULK, LEGACY, MODERN, House, legacy_call, legacy_session, raw, serving, sse_messages
 
 # The SDK's client leaves the generators of a stream that it stops reading to the garbage collector.

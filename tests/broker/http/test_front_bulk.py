@@ -13,9 +13,9 @@ from mcp.client import Client
 from mcp_types import TextContent
 from pydantic_core import from_json
 
+from broker.http.asgi import LARGE_EVENT_BYTES
 from broker.http.body_shape import shape_of
 from broker.http.bulk import BULK_BYTES, MAX_BACKSLASHES, REST_BYTES, SLICE_BYTES, Bulk
-from broker.http.large_answers import LARGE_EVENT_BYTES
 from tests.support.front import (
     LEGACY,
     MODERN,
