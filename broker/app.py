@@ -178,7 +178,7 @@ async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[B
                 plan.layers,
                 sniffing.look,
                 records.upload_discarded,
-                Listeners(on_end=records.job_ended, on_appeared=records.closed_names_appeared),
+                Listeners(on_end=records.command_ended, on_appeared=records.closed_names_appeared),
             )
             if layer != foundation.cgroup.report:
                 log.info("layer %s: %s: %s", layer.name, layer.state, layer.detail)

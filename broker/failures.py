@@ -14,8 +14,7 @@ from types import MappingProxyType
 from broker.audit.logfile import AuditUnavailable
 from broker.contract.errors import BrokerError, ErrorCode, Failure
 from broker.memory.answers import NoRoomForAnswer
-from broker.session.command import NotTaken
-from broker.session.commands import CommandNotFound, TooManyCommands
+from broker.session.commands import CommandNotFound, NotTaken, TooManyCommands
 from broker.session.session import SessionClosed
 from broker.session.supervisor import CreationCut, CreationFailed, SessionExpired, SessionLimitReached, SessionNotFound
 from sandbox.errors import ProcessNotFound, SpawnFailed

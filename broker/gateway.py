@@ -23,8 +23,7 @@ from broker.contract.table import Request, find_tool
 from broker.decisions import Denied, decide, require_end
 from broker.records import CANCELLED, USED, recorded, told_and_recorded
 from broker.scope import Host, Scope, Step
-from broker.session.command import Job
-from broker.session.commands import CommandNotFound
+from broker.session.commands import CommandNotFound, SessionCommand
 from broker.session.outputs import OutputName, faces_of, parse_uri
 from broker.session.resources import Belongings
 from broker.session.session import Session, SessionClosed
@@ -113,13 +112,13 @@ class Gateway:
     async def follow(self, principal: str, uri: str, seen: int) -> int | None:
         """Wait for more of an output; see `broker.calls.Handler`."""
         name = parse_uri(uri)
-        job = self._job_of(principal, name)
-        await job.spill.wait_more(name.view, seen)
-        return job.spill.total(name.view) if job.running or job.spill.total(name.view) > seen else None
+        command = self._command_of(principal, name)
+        await command.spill.wait_more(name.view, seen)
+        return command.spill.total(name.view) if command.running or command.spill.total(name.view) > seen else None
 
-    def _job_of(self, principal: str, name: OutputName) -> Job:
+    def _command_of(self, principal: str, name: OutputName) -> SessionCommand:
         try:
-            return self._host.supervisor.get(principal, name.session_id).own.jobs.find(name.command_id)
+            return self._host.supervisor.get(principal, name.session_id).own.commands.find(name.command_id)
         except (SessionNotFound, SessionExpired, SessionClosed, CommandNotFound) as error:
             raise LookupError(str(error)) from error
 

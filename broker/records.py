@@ -18,7 +18,7 @@ from broker.contract.errors import ErrorCode, Failure
 from broker.contract.names import shown_path
 from broker.failures import failure_of
 from broker.session.aftermath import Appeared
-from broker.session.command import Job
+from broker.session.commands import SessionCommand
 from broker.session.session import EndReason
 from broker.session.supervisor import SessionEnd
 from sandbox.cgroup.usage import CommandUsage
@@ -56,29 +56,29 @@ class Records:
     _audit: Audit
     _cut_short: dict[tuple[str, str], list[str]] = attrs.field(factory=dict, init=False)
 
-    def job_ended(self, job: Job) -> None:
+    def command_ended(self, command: SessionCommand) -> None:
         """A command ended. Where a call waits for it, that call's own record says how."""
-        origin = job.origin
-        if (job.detached and job.cancelled) or origin.session_over():
-            self._cut_short.setdefault((origin.principal, origin.session_id), []).append(job.id)
-        if job.detached:
+        origin = command.origin
+        if (command.detached and command.cancelled) or origin.session_over():
+            self._cut_short.setdefault((origin.principal, origin.session_id), []).append(command.id)
+        if command.detached:
             self._audit.end(
                 Event(
                     session_id=origin.session_id,
                     tool_name="execute_command",
-                    arguments=redact_arguments({"argv": list(job.argv)}),
+                    arguments=redact_arguments({"argv": list(command.argv)}),
                     principal=origin.principal,
                     client=origin.client,
                     request_id=origin.request_id,
-                    duration_ms=job.duration_ms,
-                    details={"command_id": job.id, "output_bytes": job.spill.said, **recorded(job.used)},
-                    **_how(job),
+                    duration_ms=command.duration_ms,
+                    details={"command_id": command.id, "output_bytes": command.spill.said, **recorded(command.used)},
+                    **_how(command),
                 )
             )
 
-    def closed_names_appeared(self, job: Job, appeared: Appeared) -> None:
-        """Names that the rules close were found open; *job* is the command that ended last before."""
-        origin = job.origin
+    def closed_names_appeared(self, command: SessionCommand, appeared: Appeared) -> None:
+        """Names that the rules close were found open; *command* is the command that ended last before."""
+        origin = command.origin
         self._audit.end(
             Event(
                 event_type=EventType.CLOSED_NAMES_APPEARED,
@@ -86,7 +86,7 @@ class Records:
                 principal=origin.principal,
                 client=origin.client,
                 details={
-                    "command_id": job.id,
+                    "command_id": command.id,
                     "count": len(appeared.paths),
                     "paths": [shown_path(path) for path in appeared.paths[:SHOWN_NAMES]],
                     "set_aside": [shown_path(path) for path in appeared.aside[:SHOWN_NAMES]],
@@ -162,17 +162,19 @@ def recorded(used: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name in USED if (value := used.get(name)) is not None and value is not False}
 
 
-def _how(job: Job) -> dict[str, Any]:
+def _how(command: SessionCommand) -> dict[str, Any]:
     """What an end record says of a command."""
     failed = {"event_type": EventType.COMMAND_FAILED}
-    match job.ended.how if job.ended else None:
+    match command.ended.how if command.ended else None:
         case Exited(code=code):
             return {"event_type": EventType.COMMAND_COMPLETED, "exit_code": code}
         case Signalled(signal=number):
-            by = f"killed: {job.used['killed_by']}" if job.used.get("killed_by") else f"signal {number} ended it"
+            by = (
+                f"killed: {command.used['killed_by']}" if command.used.get("killed_by") else f"signal {number} ended it"
+            )
             return {**failed, "error": by, "error_code": ErrorCode.CMD_KILLED.code}
         case TimedOut(after_s=after_s):
             return {**failed, "error": f"it was ended after {after_s:g} s", "error_code": ErrorCode.CMD_TIMEOUT.code}
-    if job.failure is not None:
-        return failed | told_and_recorded(job.failure)[1]
+    if command.failure is not None:
+        return failed | told_and_recorded(command.failure)[1]
     return {**failed, "error": "it ended with its session", "error_code": ErrorCode.SESSION_CLOSED.code}

@@ -125,7 +125,7 @@ async def _open_host(config: Config, foundation: Foundation) -> AsyncIterator[Ho
 
 
 def _forget(*_: object) -> None:
-    """Take no note: the doctor's session has no transfers and no jobs."""
+    """Take no note: the doctor's session has no transfers and no commands."""
 
 
 async def _check(host: Host, init: Init, around: Surroundings, check: Check) -> Line:

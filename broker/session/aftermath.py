@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 import attrs
 import trio
 
-from broker.session.command import Job
+from broker.session.commands import SessionCommand
 from sandbox.errors import SpawnFailed
 from sandbox.files.errors import FileError
 from sandbox.files.trees import TreeWork
@@ -48,8 +48,8 @@ class Appeared:
 class Listeners:
     """Who is told of the end of each command, and of what was found after the one that ended last."""
 
-    on_end: Callable[[Job], None]
-    on_appeared: Callable[[Job, Appeared], None]
+    on_end: Callable[[SessionCommand], None]
+    on_appeared: Callable[[SessionCommand, Appeared], None]
 
 
 @attrs.define(eq=False)
@@ -59,7 +59,7 @@ class Aftermath:
     _listeners: Listeners
     _told: dict[str, None] = attrs.field(factory=dict, init=False)
     _told_of_stop: bool = attrs.field(default=False, init=False)
-    _last: Job | None = attrs.field(default=None, init=False)
+    _last: SessionCommand | None = attrs.field(default=None, init=False)
     """The command that ended last, until a look that began after that is over."""
     _due: trio.Event = attrs.field(factory=trio.Event, init=False)
 
@@ -68,12 +68,12 @@ class Aftermath:
         """All that was found so far, the earliest first."""
         return tuple(self._told)
 
-    def job_ended(self, job: Job) -> None:
+    def command_ended(self, command: SessionCommand) -> None:
         """Pass the end of a command on, and have a look after it."""
-        self._listeners.on_end(job)
-        if isinstance(job.failure, SpawnFailed):  # nothing of it ran, so nothing is of its making
+        self._listeners.on_end(command)
+        if isinstance(command.failure, SpawnFailed):  # nothing of it ran, so nothing is of its making
             return
-        self._last = job
+        self._last = command
         self._due.set()
 
     async def run(self, trees: TreeWork, working_dir: Callable[[], str]) -> None:
@@ -103,21 +103,21 @@ class Aftermath:
 
     async def _look(self, trees: TreeWork, working_dir: str, timeout_s: float) -> None:
         self._due = trio.Event()
-        job = self._last
-        if job is None or len(self._told) >= MAX_TOLD:
+        command = self._last
+        if command is None or len(self._told) >= MAX_TOLD:
             self._last = None
             return
         spec = {"first": working_dir, "max_items": MAX_FOUND}
         try:
             work = await trees.run("aftermath", working_dir, spec, (), timeout_s=timeout_s)
         except FileError as fault:  # its worker was ended, or has no process to be
-            self._take(job, [], str(fault))
+            self._take(command, [], str(fault))
         else:
-            self._take(job, work.items, work.stopped)
-        if self._last is job:
+            self._take(command, work.items, work.stopped)
+        if self._last is command:
             self._last = None
 
-    def _take(self, job: Job, found: Iterable[tuple[str, bool, str]], stopped: str) -> None:
+    def _take(self, command: SessionCommand, found: Iterable[tuple[str, bool, str]], stopped: str) -> None:
         """Tell what is new of what was found, and once in a session that a look did not come to its end."""
         # What was set aside may come again, and that is new.
         fresh = {path: (program, aside) for path, program, aside in found if aside or path not in self._told}
@@ -127,4 +127,4 @@ class Aftermath:
             # A record shows so many: who plants a program cannot hide it behind names that run nothing.
             paths = sorted(fresh, key=lambda path: not fresh[path][0])
             aside = tuple(path for path in paths if fresh[path][1])
-            self._listeners.on_appeared(job, Appeared(paths=tuple(paths), aside=aside, stopped=stopped))
+            self._listeners.on_appeared(command, Appeared(paths=tuple(paths), aside=aside, stopped=stopped))

@@ -41,13 +41,13 @@ def parse_uri(uri: str) -> OutputName:
 
 def faces_of(session: Session[Belongings], shown: Callable[[Sequence[str]], str]) -> Iterator[OutputFace]:
     """Yield the outputs of every command that the session remembers; *shown* is a command line without its secrets."""
-    for job in session.own.jobs.all():
-        views: tuple[View, ...] = ("stdout",) if job.has_terminal else ("stdout", "stderr", "both")
-        command = shown(job.argv)[:SHOWN_CHARACTERS]
+    for command in session.own.commands.all():
+        views: tuple[View, ...] = ("stdout",) if command.has_terminal else ("stdout", "stderr", "both")
+        line = shown(command.argv)[:SHOWN_CHARACTERS]
         for view in views:
             yield OutputFace(
-                uri=f"command://{session.id}/{job.id}/{view}",
-                name=f"{job.id}/{view}",
-                description=f"{view} of: {command}",
-                size_bytes=job.spill.total(view),
+                uri=f"command://{session.id}/{command.id}/{view}",
+                name=f"{command.id}/{view}",
+                description=f"{view} of: {line}",
+                size_bytes=command.spill.total(view),
             )

@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from broker.session.aftermath import LAST_LOOK_S, STOP_BOUND_S, Aftermath, Listeners
-from broker.session.commands import Jobs
+from broker.session.commands import SessionCommands
 from broker.session.urls import SessionTransfers, TransferDesk
 from sandbox.commands.spill import OutputRoom
 from sandbox.files.disk import Disk
@@ -43,7 +43,7 @@ class Belongings:
     transfers: Transfers
     hashes: HashesInside
     raw: SessionTransfers
-    jobs: Jobs
+    commands: SessionCommands
     aftermath: Aftermath
     working_dir: str
     environment: Mapping[str, str]
@@ -81,8 +81,8 @@ async def open_belongings(
     """
     limiter = trio.CapacityLimiter(DISK_THREADS)
     aftermath = Aftermath(listeners)
-    jobs = Jobs(settings.max_commands, settings.output, aftermath.job_ended)
-    with closing(jobs), ExitStack() as when_gone:
+    commands = SessionCommands(settings.max_commands, settings.output, aftermath.command_ended)
+    with closing(commands), ExitStack() as when_gone:
         async with (
             launcher.open_init(walls) as init,
             open_files(init.files_socket, disk=Disk(reserve_bytes=settings.transfers.reserve_bytes)) as files,
@@ -98,7 +98,7 @@ async def open_belongings(
                     transfers=transfers,
                     hashes=HashesInside(files.hashes),
                     raw=raw,
-                    jobs=jobs,
+                    commands=commands,
                     aftermath=aftermath,
                     working_dir=walls.working_dir,
                     environment=environment,

@@ -36,7 +36,7 @@ from broker.contract.encode import encode
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.grants import limits_of
 from broker.scope import Host, Scope, Step
-from broker.session.command import SIGNALS, Job, Origin, Times
+from broker.session.commands import SIGNALS, Origin, SessionCommand, Times
 from broker.session.resources import Belongings
 from broker.session.session import Session, SessionClosed
 from broker.tools.ansi import strip_ansi
@@ -57,35 +57,37 @@ async def perform_execute_command(scope: Scope, request: ExecuteCommand, run: Ru
     own = scope.own
     stays = request.background or request.wait_seconds is not None
     plan, times = _plan(scope, request, run, stays=stays), _times(scope.host, request, stays=stays)
-    job = own.jobs.admit(run.argv, _origin(scope, request), has_terminal=request.terminal is not None, stays=stays)
-    work = partial(job.run, own.init, plan, times)
+    command = own.commands.admit(
+        run.argv, _origin(scope, request), has_terminal=request.terminal is not None, stays=stays
+    )
+    work = partial(command.run, own.init, plan, times)
     if stays:
-        await _start(scope, job, work, request.wait_seconds or 0)
+        await _start(scope, command, work, request.wait_seconds or 0)
     else:
-        await _call(scope, job, work)
-    return _answer(ExecuteCommandResult, scope.named_session, job, plain=request.strip_ansi)
+        await _call(scope, command, work)
+    return _answer(ExecuteCommandResult, scope.named_session, command, plain=request.strip_ansi)
 
 
-async def _call(scope: Scope, job: Job, work: Callable[[], Awaitable[None]]) -> None:
-    """Run *job* as a call of its session, to its end or the session's. Raises SessionClosed: it never began."""
+async def _call(scope: Scope, command: SessionCommand, work: Callable[[], Awaitable[None]]) -> None:
+    """Run *command* as a call of its session, to its end or the session's. Raises SessionClosed: it never began."""
     try:
-        async with narrated(scope.named_session, job, scope.report):
+        async with narrated(scope.named_session, command, scope.report):
             await scope.named_session.call(work)
     except SessionClosed:
-        if job.running:
+        if command.running:
             raise
 
 
-async def _start(scope: Scope, job: Job, work: Callable[[], Awaitable[None]], wait_s: float) -> None:
-    """Have the session run *job*, and wait for its start, then at most *wait_s* seconds for its end."""
+async def _start(scope: Scope, command: SessionCommand, work: Callable[[], Awaitable[None]], wait_s: float) -> None:
+    """Have the session run *command*, and wait for its start, then at most *wait_s* seconds for its end."""
     scope.named_session.start(work)
     try:
-        await job.started.wait()
-        async with narrated(scope.named_session, job, scope.report):
+        await command.started.wait()
+        async with narrated(scope.named_session, command, scope.report):
             with trio.move_on_after(wait_s):
-                await job.done.wait()
+                await command.done.wait()
     finally:
-        job.detached = job.running  # also when the client has left: its end is nobody's answer
+        command.detached = command.running  # also when the client has left: its end is nobody's answer
 
 
 def _origin(scope: Scope, request: ExecuteCommand) -> Origin:
@@ -125,27 +127,27 @@ def _times(host: Host, request: ExecuteCommand, *, stays: bool) -> Times:
     return Times(timeout_s=timeout_s, grace_s=limits.grace_s, drain_s=limits.drain_s)
 
 
-def _answer(kind: type[R], session: Session[Belongings], job: Job, *, plain: bool) -> R:
-    """What is known of *job*; a command that was ended instead of ending is an error that carries it."""
-    if job.failure is not None:
-        raise job.failure
-    result = _result(kind, job, plain=plain)
-    if session.closed and not job.running:
+def _answer(kind: type[R], session: Session[Belongings], command: SessionCommand, *, plain: bool) -> R:
+    """What is known of *command*; a command that was ended instead of ending is an error that carries it."""
+    if command.failure is not None:
+        raise command.failure
+    result = _result(kind, command, plain=plain)
+    if session.closed and not command.running:
         # kill_session asked everything to end first, and this obeyed: its caller must not take that for an end.
         why = SessionClosed(session.id, session.ended)
         raise BrokerError(
             ErrorCode.SESSION_CLOSED, f"{why}; the output up to then is in this answer", partial=encode(result)
         )
-    if job.cancelled:
+    if command.cancelled:
         raise BrokerError(
             ErrorCode.CMD_KILLED,
             "the call that started it was cancelled, which ended it; its output up to then is in this answer",
             partial=encode(result),
         )
-    if job.ended is None:
+    if command.ended is None:
         return result
-    if isinstance(job.ended.how, TimedOut):
-        after_s = job.ended.how.after_s
+    if isinstance(command.ended.how, TimedOut):
+        after_s = command.ended.how.after_s
         raise BrokerError(
             ErrorCode.CMD_TIMEOUT,
             f"the command was ended after {after_s:g} s; the output up to then is in this answer; ask for more "
@@ -164,27 +166,27 @@ def _answer(kind: type[R], session: Session[Belongings], job: Job, *, plain: boo
     return result
 
 
-def _result(kind: type[R], job: Job, *, plain: bool) -> R:
-    how = job.ended.how if job.ended else None
-    stdout, stderr = job.spill.stdout.excerpt(), job.spill.stderr.excerpt()
+def _result(kind: type[R], command: SessionCommand, *, plain: bool) -> R:
+    how = command.ended.how if command.ended else None
+    stdout, stderr = command.spill.stdout.excerpt(), command.spill.stderr.excerpt()
     return kind(
-        success=job.running or how == Exited(0),
+        success=command.running or how == Exited(0),
         exit_code=how.code if isinstance(how, Exited) else None,
         signal=how.signal if isinstance(how, Signalled) else None,
         stdout=_text(stdout, plain=plain),
         stderr=_text(stderr, plain=plain),
-        duration_ms=job.duration_ms,
-        pid=job.pid,
+        duration_ms=command.duration_ms,
+        pid=command.pid,
         stdout_truncated=stdout.omitted_bytes > 0,
         stderr_truncated=stderr.omitted_bytes > 0,
         timed_out=isinstance(how, TimedOut),
-        command_id=job.id,
-        running=job.running,
-        next_cursor=job.spill.total("both"),
+        command_id=command.id,
+        running=command.running,
+        next_cursor=command.spill.total("both"),
         stdout_omitted_bytes=stdout.omitted_bytes,
         stderr_omitted_bytes=stderr.omitted_bytes,
-        dropped_bytes=job.spill.dropped("both"),
-        **job.used,
+        dropped_bytes=command.spill.dropped("both"),
+        **command.used,
     )
 
 
@@ -197,40 +199,40 @@ def _text(excerpt: Excerpt, *, plain: bool) -> str:
 
 async def perform_wait_command(scope: Scope, request: WaitCommand, _: None) -> WaitCommandResult:
     """Wait for the end of a command, and answer what execute_command would have."""
-    job = scope.own.jobs.find(request.command_id)
-    async with narrated(scope.named_session, job, scope.report):
+    command = scope.own.commands.find(request.command_id)
+    async with narrated(scope.named_session, command, scope.report):
         with trio.move_on_after(request.wait_seconds):
-            await job.done.wait()
-    return _answer(WaitCommandResult, scope.named_session, job, plain=request.strip_ansi)
+            await command.done.wait()
+    return _answer(WaitCommandResult, scope.named_session, command, plain=request.strip_ansi)
 
 
 async def perform_list_commands(scope: Scope, _request: ListCommands, _: None) -> ListCommandsResult:
     """Every command that the session remembers, for a client that does not."""
     await trio.lowlevel.checkpoint()
-    jobs = scope.own.jobs
+    commands = scope.own.commands
     return ListCommandsResult(
-        commands=tuple(_info(job) for job in jobs.all()),
-        running_count=len(jobs.running()),
-        max_concurrent_commands=jobs.limit,
+        commands=tuple(_info(command) for command in commands.all()),
+        running_count=len(commands.running()),
+        max_concurrent_commands=commands.limit,
     )
 
 
-def _info(job: Job) -> CommandInfo:
-    how = job.ended.how if job.ended else None
+def _info(command: SessionCommand) -> CommandInfo:
+    how = command.ended.how if command.ended else None
     states = {Exited: "exited", Signalled: "signalled", TimedOut: "timed_out"}
     return CommandInfo(
-        command_id=job.id,
-        argv=job.argv,
-        state="running" if job.running else states.get(type(how), "failed"),  # type: ignore[arg-type]  # a dict of Literals is str
-        pid=job.pid,
+        command_id=command.id,
+        argv=command.argv,
+        state="running" if command.running else states.get(type(how), "failed"),  # type: ignore[arg-type]  # a dict of Literals is str
+        pid=command.pid,
         exit_code=how.code if isinstance(how, Exited) else None,
         signal=how.signal if isinstance(how, Signalled) else None,
-        started_at=job.started_at,
-        duration_ms=job.duration_ms,
-        stdout_bytes=job.spill.stdout.total_bytes,
-        stderr_bytes=job.spill.stderr.total_bytes,
-        terminal=job.has_terminal,
-        **job.used,
+        started_at=command.started_at,
+        duration_ms=command.duration_ms,
+        stdout_bytes=command.spill.stdout.total_bytes,
+        stderr_bytes=command.spill.stderr.total_bytes,
+        terminal=command.has_terminal,
+        **command.used,
     )
 
 
@@ -238,27 +240,27 @@ async def perform_write_stdin(scope: Scope, request: WriteStdin, _: None) -> Wri
     """Give a command input; it reads when it wants to."""
     await trio.lowlevel.checkpoint()
     data = request.data.encode()
-    waiting = scope.own.jobs.find(request.command_id).write(data, last=request.close)
+    waiting = scope.own.commands.find(request.command_id).write(data, last=request.close)
     return WriteStdinResult(bytes_written=len(data), waiting_bytes=waiting)
 
 
 async def perform_signal_command(scope: Scope, request: SignalCommand, _: None) -> SignalCommandResult:
     """Signal a command by name, or end it and all it started."""
     await trio.lowlevel.checkpoint()
-    job = scope.own.jobs.find(request.command_id)
-    was_running = job.running
+    command = scope.own.commands.find(request.command_id)
+    was_running = command.running
     if request.signal == "END":
-        await job.end(scope.host.commands.grace_s)
+        await command.end(scope.host.commands.grace_s)
     else:
-        was_running = job.signal(SIGNALS[request.signal])
-    return SignalCommandResult(command_id=job.id, signal_sent=request.signal, was_running=was_running)
+        was_running = command.signal(SIGNALS[request.signal])
+    return SignalCommandResult(command_id=command.id, signal_sent=request.signal, was_running=was_running)
 
 
 async def perform_resize_terminal(scope: Scope, request: ResizeTerminal, _: None) -> ResizeTerminalResult:
     """Give a command's terminal a new size."""
     await trio.lowlevel.checkpoint()
     size = Size(rows=request.rows, columns=request.columns)
-    scope.own.jobs.find(request.command_id).resize(size)
+    scope.own.commands.find(request.command_id).resize(size)
     return ResizeTerminalResult(command_id=request.command_id, **attrs.asdict(size))
 
 

@@ -14,7 +14,7 @@ from broker.contract.commands import OutputMatch, ReadOutput, ReadOutputResult, 
 from broker.contract.encode import encode
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.scope import Scope, Step
-from broker.session.command import Job
+from broker.session.commands import SessionCommand
 from broker.session.session import WIND_DOWN_S, SessionClosed
 from broker.tools.ansi import strip_ansi, whole_sequences
 from broker.tools.progress import narrated
@@ -38,17 +38,17 @@ async def perform_read_output(scope: Scope, request: ReadOutput, _: None) -> Rea
 
     That is a call of the session; its end is an error that carries what is left by then.
     """
-    session, jobs = scope.named_session, scope.own.jobs
-    job = jobs.find(request.command_id)
-    cursor = request.cursor if request.cursor >= 0 else max(0, job.spill.total(request.stream) + request.cursor)
-    max_bytes = request.max_bytes or jobs.room.inline_bytes
+    session, commands = scope.named_session, scope.own.commands
+    command = commands.find(request.command_id)
+    cursor = request.cursor if request.cursor >= 0 else max(0, command.spill.total(request.stream) + request.cursor)
+    max_bytes = request.max_bytes or commands.room.inline_bytes
     if request.wait_seconds:
         max_bytes = min(max_bytes, WAITED_BYTES)
     with suppress(SessionClosed):
-        return _result(job, request, await session.call(_page, scope, request, job, cursor, max_bytes))
+        return _result(command, request, await session.call(_page, scope, request, command, cursor, max_bytes))
     with trio.move_on_after(WIND_DOWN_S):  # it is being ended, and may say something yet
-        await job.done.wait()
-    left = _result(job, request, job.spill.read_newest(request.stream, cursor, max_bytes))
+        await command.done.wait()
+    left = _result(command, request, command.spill.read_newest(request.stream, cursor, max_bytes))
     raise BrokerError(
         ErrorCode.SESSION_CLOSED,
         f"{SessionClosed(session.id, session.ended)}; what was in memory from the cursor on is in this answer",
@@ -56,26 +56,26 @@ async def perform_read_output(scope: Scope, request: ReadOutput, _: None) -> Rea
     )
 
 
-async def _page(scope: Scope, request: ReadOutput, job: Job, cursor: int, max_bytes: int) -> Page:
-    spill, view = job.spill, request.stream
+async def _page(scope: Scope, request: ReadOutput, command: SessionCommand, cursor: int, max_bytes: int) -> Page:
+    spill, view = command.spill, request.stream
     await spill.release(view, cursor)
-    async with narrated(scope.named_session, job, scope.report if request.wait_seconds else None):
+    async with narrated(scope.named_session, command, scope.report if request.wait_seconds else None):
         with trio.move_on_after(request.wait_seconds):
             await spill.wait_more(view, cursor)
     return await spill.read(view, cursor, max_bytes)
 
 
-def _result(job: Job, request: ReadOutput, page: Page) -> ReadOutputResult:
+def _result(command: SessionCommand, request: ReadOutput, page: Page) -> ReadOutputResult:
     data = page.data
     if request.encoding == "text":
-        data = _cut(job, page, plain=request.strip_ansi)
-    how = job.ended.how if job.ended else None
+        data = _cut(command, page, plain=request.strip_ansi)
+    how = command.ended.how if command.ended else None
     return ReadOutputResult(
         data=data if request.encoding == "base64" else _shown(data, plain=request.strip_ansi),
         cursor=page.cursor,
         next_cursor=page.cursor + len(data),
         total_bytes=page.end,
-        running=job.running,
+        running=command.running,
         exit_code=how.code if isinstance(how, Exited) else None,
         signal=how.signal if isinstance(how, Signalled) else None,
         dropped_bytes=page.dropped_bytes,
@@ -83,9 +83,9 @@ def _result(job: Job, request: ReadOutput, page: Page) -> ReadOutputResult:
     )
 
 
-def _cut(job: Job, page: Page, *, plain: bool) -> bytes:
+def _cut(command: SessionCommand, page: Page, *, plain: bool) -> bytes:
     """The page without a character or control sequence that only its next page makes whole."""
-    if page.next_cursor >= page.end and not job.running:
+    if page.next_cursor >= page.end and not command.running:
         return page.data  # there is no next page
     data = whole_characters(page.data)
     if plain:
@@ -101,12 +101,12 @@ def _shown(data: bytes, *, plain: bool) -> str:
 async def perform_search_output(scope: Scope, request: SearchOutput, _: None) -> SearchOutputResult:
     """Find the lines that match a pattern, in all that is kept, by a process inside the session's walls."""
     own = scope.own
-    job = own.jobs.find(request.command_id)
+    command = own.commands.find(request.command_id)
     if request.cursor and request.stream == "both":
         raise BrokerError(
             ErrorCode.INVALID_ARGUMENTS, "cursor: expected 0 with stream both; search stdout or stderr from a cursor"
         )
-    fd, begin, stop = await _open_log(job, request)
+    fd, begin, stop = await _open_log(command, request)
     try:
         ended = await run_command(
             own.init,
@@ -120,13 +120,13 @@ async def perform_search_output(scope: Scope, request: SearchOutput, _: None) ->
         )
     finally:
         os.close(fd)
-    return _found(request, job, ended, numbered=begin.at == 0)
+    return _found(request, command, ended, numbered=begin.at == 0)
 
 
-async def _open_log(job: Job, request: SearchOutput) -> tuple[int, Point, int]:
+async def _open_log(command: SessionCommand, request: SearchOutput) -> tuple[int, Point, int]:
     """See `Spill.open_log`."""
     try:
-        return await job.spill.open_log(request.stream, request.cursor)
+        return await command.spill.open_log(request.stream, request.cursor)
     except OSError as fault:
         if shortage_of(fault, of_own_file=True):
             raise
@@ -151,7 +151,7 @@ def _search(request: SearchOutput, begin: Point, stop: int) -> dict[str, object]
     }
 
 
-def _found(request: SearchOutput, job: Job, ended: Ended, *, numbered: bool) -> SearchOutputResult:
+def _found(request: SearchOutput, command: SessionCommand, ended: Ended, *, numbered: bool) -> SearchOutputResult:
     """The findings of a search; the last whole line of them says how far it came."""
     lines = [json.loads(line) for line in ended.stdout.data.decode().splitlines(keepends=True) if line.endswith("}\n")]
     if ended.how == Exited(BAD_PATTERN):
@@ -173,7 +173,7 @@ def _found(request: SearchOutput, job: Job, ended: Ended, *, numbered: bool) -> 
         matches=tuple(_match(line, numbered=numbered) for line in lines),
         complete=complete,
         next_cursor=next_cursor,
-        dropped_bytes=job.spill.dropped(request.stream),
+        dropped_bytes=command.spill.dropped(request.stream),
     )
 
 

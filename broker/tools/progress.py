@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from broker.calls import Report
-from broker.session.command import Job
+from broker.session.commands import SessionCommand
 from broker.session.resources import Belongings
 from broker.session.session import Session
 from broker.tools.ansi import strip_ansi
@@ -22,15 +22,15 @@ SHOWN_BYTES = 2000
 
 
 @asynccontextmanager
-async def narrated(session: Session[Belongings], job: Job, report: Report | None) -> AsyncIterator[None]:
-    """Tell *report* what *job* says while this block lasts; without one, or when the session ends, do nothing.
+async def narrated(session: Session[Belongings], command: SessionCommand, report: Report | None) -> AsyncIterator[None]:
+    """Tell *report* what *command* says while this block lasts; without one, or when the session ends, do nothing.
 
     The teller is a child of the session, not of a nursery here: this block's errors are its caller's as they are.
     """
     if report is None or session.closed:
         yield
         return
-    telling = session.start(tell, job, report)
+    telling = session.start(tell, command, report)
     try:
         yield
     finally:
@@ -39,27 +39,29 @@ async def narrated(session: Session[Belongings], job: Job, report: Report | None
             await telling.done.wait()
 
 
-async def tell(job: Job, report: Report) -> None:
-    """Report until the job is done."""
+async def tell(command: SessionCommand, report: Report) -> None:
+    """Report until the command is done."""
     heard = 0
     while True:
         with trio.move_on_after(HEARTBEAT_S - INTERVAL_S):
-            await job.spill.wait_said(heard)
-        if not job.running:
+            await command.spill.wait_said(heard)
+        if not command.running:
             return
-        said = job.spill.said
-        await report(job.duration_ms / 1000, newest_lines(job) if said > heard else still_running(job))
+        said = command.spill.said
+        await report(command.duration_ms / 1000, newest_lines(command) if said > heard else still_running(command))
         heard = said
         await trio.sleep(INTERVAL_S)
 
 
-def newest_lines(job: Job) -> str:
+def newest_lines(command: SessionCommand) -> str:
     """The last few lines of the stream that spoke last."""
-    text = strip_ansi(job.spill.newest.tail(SHOWN_BYTES).decode("utf-8", "replace"))
+    text = strip_ansi(command.spill.newest.tail(SHOWN_BYTES).decode("utf-8", "replace"))
     lines = [line for line in text.splitlines() if line.strip()]
-    return "\n".join(lines[-SHOWN_LINES:]) or still_running(job)
+    return "\n".join(lines[-SHOWN_LINES:]) or still_running(command)
 
 
-def still_running(job: Job) -> str:
+def still_running(command: SessionCommand) -> str:
     """A sign of life."""
-    return f"{job.id} has been running for {job.duration_ms / 1000:.0f} s and has said {job.spill.said} bytes"
+    return (
+        f"{command.id} has been running for {command.duration_ms / 1000:.0f} s and has said {command.spill.said} bytes"
+    )

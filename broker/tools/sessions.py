@@ -90,20 +90,20 @@ async def perform_kill_session(scope: Scope, request: KillSession, _: Subject) -
     """
     session = scope.named_session
     init = session.own.init
-    running = tuple(session.own.jobs.running())
+    running = tuple(session.own.commands.running())
     session.refuse_calls(EndReason.KILLED)
     try:
         ended = await init.descendants()
         if not request.force:
             with trio.move_on_after(scope.host.commands.grace_s):
                 await ask_to_end(init)
-                for job in running:  # what obeyed ends as it did, and is not cut off while its end is taken in
-                    await job.done.wait()
+                for command in running:  # what obeyed ends as it did, and is not cut off while its end is taken in
+                    await command.done.wait()
     finally:
         session.kill()
     await session.wait_closed()
     return KillSessionResult(
-        session_id=session.id, processes_ended=len(ended), commands_ended=tuple(job.id for job in running)
+        session_id=session.id, processes_ended=len(ended), commands_ended=tuple(command.id for command in running)
     )
 
 

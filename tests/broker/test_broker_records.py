@@ -15,8 +15,7 @@ import trio
 from broker.audit.audit import AuditSettings, open_audit
 from broker.records import SHOWN_NAMES, Records, told_and_recorded
 from broker.session.aftermath import Appeared
-from broker.session.command import Job, Origin
-from broker.session.commands import Jobs
+from broker.session.commands import Origin, SessionCommand, SessionCommands
 from broker.session.session import EndReason
 from broker.session.supervisor import SessionEnd
 from sandbox.cgroup.usage import CommandUsage
@@ -62,17 +61,17 @@ def told(tmp_path: Path) -> Iterator[Told]:
 
 
 @contextmanager
-def a_job(
+def a_command(
     tmp_path: Path, *, detached: bool = True, cancelled: bool = False, session_over: bool = False
-) -> Iterator[Job]:
+) -> Iterator[SessionCommand]:
     """A command of session "s" that is not started: its fields are what its end would have left there."""
     room = OutputRoom(inline_bytes=1024, spill_bytes=1 << 20, when_full="drop", folder=str(tmp_path))
     origin = Origin(session_id="s", principal="me", client="test 1", request_id="1", session_over=lambda: session_over)
-    jobs = Jobs(1, room, lambda _: None)
-    job = jobs.admit(("deploy", "--token", "hunter2"), origin, has_terminal=False, stays=True)
-    job.detached, job.cancelled = detached, cancelled
-    yield job
-    jobs.close()
+    commands = SessionCommands(1, room, lambda _: None)
+    command = commands.admit(("deploy", "--token", "hunter2"), origin, has_terminal=False, stays=True)
+    command.detached, command.cancelled = detached, cancelled
+    yield command
+    commands.close()
 
 
 def ended(how: How, usage: CommandUsage | None = USAGE) -> Ended:
@@ -84,9 +83,9 @@ def ended(how: How, usage: CommandUsage | None = USAGE) -> Ended:
 
 
 async def test_the_end_of_a_command_that_nobody_waits_for_has_a_whole_record(told: Told, tmp_path: Path) -> None:
-    with a_job(tmp_path) as job:
-        job.ended = ended(Exited(3))
-        told.records.job_ended(job)
+    with a_command(tmp_path) as command:
+        command.ended = ended(Exited(3))
+        told.records.command_ended(command)
     assert told.lines() == [
         {
             "event_type": "COMMAND_COMPLETED",
@@ -117,9 +116,9 @@ async def test_the_end_of_a_command_that_nobody_waits_for_has_a_whole_record(tol
 async def test_a_command_that_did_not_end_by_itself_says_what_ended_it(
     told: Told, tmp_path: Path, how: How | None, used: dict[str, Any], error: str, code: str
 ) -> None:
-    with a_job(tmp_path) as job:
-        job.ended = None if how is None else ended(how, attrs.evolve(USAGE, **used))
-        told.records.job_ended(job)
+    with a_command(tmp_path) as command:
+        command.ended = None if how is None else ended(how, attrs.evolve(USAGE, **used))
+        told.records.command_ended(command)
     record = told.last_error()
     assert (record["event_type"], record["error"], record["error_code"]) == ("COMMAND_FAILED", error, code)
     assert record["details"].items() >= used.items()
@@ -132,9 +131,9 @@ async def test_a_command_that_did_not_end_by_itself_says_what_ended_it(
 async def test_a_command_that_failed_after_its_call_has_the_code_of_its_failure(
     told: Told, tmp_path: Path, failure: Exception, code: str
 ) -> None:
-    with a_job(tmp_path) as job:
-        job.failure = failure
-        told.records.job_ended(job)
+    with a_command(tmp_path) as command:
+        command.failure = failure
+        told.records.command_ended(command)
     record = told.last_error()
     assert record["error_code"] == code
     assert ("traceback" in record) == ("incident_id" in record) == (code == "SYS_999")
@@ -142,9 +141,9 @@ async def test_a_command_that_failed_after_its_call_has_the_code_of_its_failure(
 
 
 async def test_a_command_whose_call_waits_has_no_record_of_its_own(told: Told, tmp_path: Path) -> None:
-    with a_job(tmp_path, detached=False) as job:
-        job.ended = ended(Exited(0))
-        told.records.job_ended(job)
+    with a_command(tmp_path, detached=False) as command:
+        command.ended = ended(Exited(0))
+        told.records.command_ended(command)
     assert told.lines() == []
     await trio.lowlevel.checkpoint()
 
@@ -161,8 +160,8 @@ async def test_a_command_whose_call_waits_has_no_record_of_its_own(told: Told, t
 async def test_the_end_of_a_session_names_the_commands_that_it_ended(
     told: Told, tmp_path: Path, *, detached: bool, cancelled: bool, session_over: bool, named: bool
 ) -> None:
-    with a_job(tmp_path, detached=detached, cancelled=cancelled, session_over=session_over) as job:
-        told.records.job_ended(job)
+    with a_command(tmp_path, detached=detached, cancelled=cancelled, session_over=session_over) as command:
+        told.records.command_ended(command)
     assert told.session_ended()["details"] == {"reason": "it was killed", "commands_ended": ["c1"] if named else []}
     assert told.session_ended()["details"]["commands_ended"] == [], "and forgets them"
     await trio.lowlevel.checkpoint()
@@ -176,8 +175,8 @@ async def test_names_that_appeared_are_counted_and_the_first_are_named(
     told: Told, tmp_path: Path, stopped: str
 ) -> None:
     paths = tuple(f"/project/{number}" for number in range(SHOWN_NAMES + 1))
-    with a_job(tmp_path) as job:
-        told.records.closed_names_appeared(job, Appeared(paths=paths, aside=("/project/0",), stopped=stopped))
+    with a_command(tmp_path) as command:
+        told.records.closed_names_appeared(command, Appeared(paths=paths, aside=("/project/0",), stopped=stopped))
     assert told.lines() == [
         {
             "event_type": "CLOSED_NAMES_APPEARED",
