@@ -26,7 +26,7 @@ from broker.gateway import Gateway
 from broker.http.sockets import ListenFailed
 from broker.http.transfer_door import TransferDoor
 from broker.pulse import open_pulse
-from broker.records import Records
+from broker.records import EndRecords
 from broker.session.aftermath import Listeners
 from broker.session.resources import Belongings, tend
 from broker.session.supervisor import Supervisor, SupervisorSettings, open_supervisor
@@ -160,7 +160,7 @@ async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[B
     server = config.server
     settings = SupervisorSettings(idle_s=server.sessions.max_session_age, max_concurrent=server.sessions.max_concurrent)
     with open_audit(audit_settings(server)) as audit:
-        records = Records(audit)
+        records = EndRecords(audit)
         async with (
             open_pulse(),
             open_groups(foundation.cgroup, server.sandbox, foundation.limit_files) as (groups, layer),

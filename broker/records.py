@@ -1,15 +1,20 @@
-"""What ends by itself goes into the audit too: commands that outlived their call, sessions, uploads that were given up.
+"""Begin and end records: of calls, of requests on a transfer's URL, and of what ends by itself.
 
-What somebody asked for is no failure and stays out of the error log: the end of a session, and what ends with it.
-Whatever is in that log has a code.
+`Record` is for what somebody waits for: a begin record before its first effect, an end record whatever happens. It
+knows neither MCP nor HTTP. `EndRecords` is for commands that outlived their call, sessions, and uploads that were
+given up.
+
+What a client asked for does not count as a failure and stays out of the error log: the end of a session, and what ends
+with it. Whatever is in that log has a code.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
+import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
 
 import attrs
 
@@ -21,6 +26,7 @@ from broker.session.aftermath import Appeared
 from broker.session.commands import SessionCommand
 from broker.session.session import EndReason
 from broker.session.supervisor import SessionEnd
+from broker.session.urls import Cut
 from sandbox.cgroup.usage import CommandUsage
 from sandbox.commands.run import Exited, Signalled, TimedOut
 from transfers.part import Cause, Discarded
@@ -29,7 +35,22 @@ USED = tuple(field.name for field in attrs.fields(CommandUsage))
 """What a cgroup says of a command, by the names of results and records."""
 SHOWN_NAMES = 50
 """Of one record; `count` has them all."""
-CANCELLED = "cancelled: the client left, or the broker stops"
+CANCELLED = Cut(why="cancelled: the client left, or the broker stops", code=ErrorCode.CALL_CANCELLED)
+_RESULT_FIELDS = MappingProxyType(
+    {
+        "exit_code": "exit_code",
+        "sha256": "sha256",
+        "session_id": "session_id",
+        "bytes_written": "data_bytes",
+        "bytes_received": "data_bytes",
+        "bytes_copied": "data_bytes",
+        "chunk_size": "data_bytes",
+        "bytes_done": "data_bytes",
+    }
+)
+"""Fields of results that an end record carries, and under which name."""
+_RESULT_DETAILS = ("command_id", "commands_ended", "transfer_id")
+"""Fields of results that go into the details of an end record, unless they are empty."""
 _ENDS = MappingProxyType(
     {
         EndReason.EXPIRED: EventType.SESSION_EXPIRED,
@@ -49,8 +70,98 @@ _DISCARDS: Mapping[Cause, ErrorCode] = MappingProxyType(
 """Of discards that are failures by themselves. The others were asked for, or follow a failure that has its record."""
 
 
+class RecordedFailure(Exception):
+    """Carries what the client is told from where it is recorded to where it is answered."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.code.name)
+        self.failure = failure
+
+
+class Record:
+    """The audit of one call or request.
+
+    What leaves its `with` block is recorded: success, a failure, a cancellation. An Exception leaves it as
+    `RecordedFailure`: expected or not, the client is told what `failure_of` says, and the log knows the rest under the
+    same incident id.
+    """
+
+    def __init__(
+        self, audit: Audit, begun: Event, *, completed: EventType, failed: EventType, counts_bytes: bool = False
+    ) -> None:
+        """Take the begin record as far as it is known; with *counts_bytes* the end record says `moved_bytes`."""
+        self.moved_bytes = 0
+        self.cut: Cut | None = None
+        """Why it ended early, where no exception says it."""
+        self._audit = audit
+        self._event = begun
+        self._completed = completed
+        self._failed = failed
+        self._counts_bytes = counts_bytes
+        self._begun = False
+        self._started_s = time.monotonic()
+
+    def note(self, *, details: Mapping[str, object] | None = None, **facts: Any) -> None:
+        """Add *facts* to what its further records say, and *details* to their details."""
+        if details:
+            facts["details"] = {**(self._event.details or {}), **details}
+        self._event = attrs.evolve(self._event, **facts)
+
+    def note_result(self, result: attrs.AttrsInstance) -> None:
+        """Add what the end record says of the *result* of a call."""
+        if getattr(result, "running", False):  # then its end is recorded when it comes
+            self._completed = EventType.TOOL_COMPLETED
+        facts = {to: value for name, to in _RESULT_FIELDS.items() if (value := getattr(result, name, None)) is not None}
+        self.note(details=_details_of(lambda name: getattr(result, name, None)), **facts)
+
+    async def begin(self, *, owed: bool = False) -> None:
+        """Record what is about to happen; *owed*: it happens without its record, too.
+
+        Raises:
+            AuditUnavailable: it is not recorded; never if it may be owed.
+        """
+        if owed:
+            self._audit.end(self._event)
+        else:
+            await self._audit.begin(self._event)
+        self._begun = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            raise RecordedFailure(self._end_failed(error)) from error
+        if error is not None or self.cut is not None:
+            cut = self.cut or CANCELLED
+            self._end(self._failed, error=cut.why, error_code=cut.code.code)
+        else:
+            self._end(self._completed)
+
+    def _end_failed(self, error: Exception) -> Failure:
+        failure, facts = told_and_recorded(error)
+        if rule := failure.details.get("rule"):
+            facts["rule"] = rule
+        self._end(self._failed, details=_details_of(failure.partial.get), **facts)
+        return failure
+
+    def _end(self, event_type: EventType, **facts: Any) -> None:
+        duration_ms = round((time.monotonic() - self._started_s) * 1000)
+        if self._counts_bytes:
+            facts["data_bytes"] = self.moved_bytes
+        self.note(event_type=event_type, duration_ms=duration_ms, **facts)
+        record = self._audit.end if self._begun else self._audit.refuse
+        record(self._event)
+
+
+def _details_of(field: Callable[[str], object]) -> dict[str, object]:
+    return {name: value for name in _RESULT_DETAILS if (value := field(name))} | recorded({n: field(n) for n in USED})
+
+
 @attrs.define(eq=False)
-class Records:
+class EndRecords:
     """Writes ends down. Between the end of a command and that of its session it remembers which ended so."""
 
     _audit: Audit

@@ -27,8 +27,8 @@ from broker.http.transfer_answer import (
 )
 from broker.http.transfer_body import Wire, receive_body, send_pieces
 from broker.http.transfer_head import UnsatisfiableRange, UploadHead, upload_head, wanted_range
+from broker.records import Record, RecordedFailure
 from broker.session.urls import RawDownload, RawUpload, TransferDesk, range_behind_the_end
-from broker.transfer_records import RequestFailed, TransferRecord
 from transfers.refusals import OffsetMismatch, SizeMismatch, TooLarge, TransferOver
 from transfers.ticket import TicketState
 
@@ -63,21 +63,36 @@ class TransferDoor:
     async def _serve(self, wire: Wire, transfer: RawDownload | RawUpload) -> None:
         await transfer.wait_turn()
         try:
-            with TransferRecord(self._audit, transfer, wire.method) as record:
+            with self._record_of(transfer, wire.method) as record:
                 async with transfer.used():
                     self._require_room()
                     reply: Reply | None = await transfer.in_session(self._move, wire, transfer, record)
-        except RequestFailed as failed:
+                if record.cut is None:
+                    record.note(sha256=transfer.sha256)
+        except RecordedFailure as failed:
             reply = reply_of(failed.failure)
         if reply is not None:
             await wire.reply(reply)
 
-    async def _move(self, wire: Wire, transfer: RawDownload | RawUpload, record: TransferRecord) -> Reply | None:
+    def _record_of(self, transfer: RawDownload | RawUpload, method: str) -> Record:
+        """The audit of one request. The token is in none of it: a record names the transfer by its id."""
+        begun = Event(
+            event_type=EventType.TRANSFER_STARTED,
+            session_id=transfer.session_id,
+            tool_name="open_transfer",
+            principal=transfer.principal,
+            client=transfer.client,
+            details={"transfer_id": transfer.id, "path": transfer.path, "method": method},
+        )
+        done = EventType.FILE_DOWNLOAD if isinstance(transfer, RawDownload) else EventType.FILE_UPLOAD
+        return Record(self._audit, begun, completed=done, failed=EventType.FILE_FAILED, counts_bytes=True)
+
+    async def _move(self, wire: Wire, transfer: RawDownload | RawUpload, record: Record) -> Reply | None:
         if isinstance(transfer, RawDownload):
             return await self._download(wire, transfer, record)
         return await self._upload(wire, transfer, record)
 
-    async def _download(self, wire: Wire, transfer: RawDownload, record: TransferRecord) -> Reply | None:
+    async def _download(self, wire: Wire, transfer: RawDownload, record: Record) -> Reply | None:
         source, size_bytes = transfer.source, transfer.size_bytes
         part = None
         if size_bytes is not None and source.tag:
@@ -87,7 +102,8 @@ class TransferDoor:
                 record.cut = range_behind_the_end(size_bytes)
                 return _unsatisfiable(size_bytes)
         start, stop = part or (0, size_bytes)
-        await record.begin(start, stop)
+        record.note(details={"offset": start, "stop": stop})
+        await record.begin()
 
         def sent(length: int) -> None:
             source.sent(start + record.moved_bytes, length)
@@ -108,10 +124,12 @@ class TransferDoor:
             transfer.completed(source.sha256, source.why_no_sha256)
         return None
 
-    async def _upload(self, wire: Wire, transfer: RawUpload, record: TransferRecord) -> Reply | None:
+    async def _upload(self, wire: Wire, transfer: RawUpload, record: Record) -> Reply | None:
         head = upload_head(wire.method, wire.headers)
         _require_fit(head, transfer)
-        await record.begin(head.offset, None if head.body_bytes is None else head.offset + head.body_bytes)
+        stop = None if head.body_bytes is None else head.offset + head.body_bytes
+        record.note(details={"offset": head.offset, "stop": stop})
+        await record.begin()
 
         async def write(data: bytes) -> None:
             await transfer.sink.write(data)

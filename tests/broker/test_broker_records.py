@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from broker.audit.audit import AuditSettings, open_audit
-from broker.records import SHOWN_NAMES, Records, told_and_recorded
+from broker.records import SHOWN_NAMES, EndRecords, told_and_recorded
 from broker.session.aftermath import Appeared
 from broker.session.commands import Origin, SessionCommand, SessionCommands
 from broker.session.session import EndReason
@@ -34,7 +34,7 @@ USAGE = CommandUsage(memory_peak_bytes=None, cpu_user_ms=0, cpu_system_ms=7, oom
 class Told:
     """What stands in the logs of an audit in this process."""
 
-    records: Records
+    records: EndRecords
     audit_log: Path
     error_log: Path
 
@@ -57,7 +57,7 @@ class Told:
 def told(tmp_path: Path) -> Iterator[Told]:
     paths = {name: tmp_path / f"{name}.log" for name in ("audit_log", "error_log")}
     with open_audit(AuditSettings(**paths, max_bytes=0, backup_count=0)) as audit:
-        yield Told(records=Records(audit), **paths)
+        yield Told(records=EndRecords(audit), **paths)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ WORK = OUTSIDE | TRANSFERS | {"policy", "config"}
 GROUND = frozenset({"broker.contract", "broker.memory", "broker.calls", "broker.logs"})
 SESSION = GROUND | {"broker.session"}
 SCOPE = SESSION | {"broker.audit", "broker.failures", "broker.scope"}
-DECIDED = SCOPE | {"broker.decisions", "broker.records", "broker.transfer_records", "broker.grants"}
+DECIDED = SCOPE | {"broker.decisions", "broker.records", "broker.grants"}
 FRONT = frozenset({"broker.access", "broker.http"})
 ENTERED = DECIDED | FRONT | {"broker.tools"}
 WIRED = ENTERED | {"broker.gateway", "broker.endpoint", "broker.trusted"}
@@ -100,11 +100,8 @@ MAY_ENTER: Mapping[str, frozenset[str]] = {
     "broker.grants": SCOPE | WORK,
     "broker.decisions": SCOPE | WORK,
     "broker.records": SCOPE | WORK,
-    "broker.transfer_records": SCOPE | WORK | {"broker.records"},
     "broker.tools": (DECIDED | WORK) - {"broker.audit"},
-    "broker.http": SESSION
-    | TRANSFERS
-    | {"broker.access", "broker.audit", "broker.failures", "broker.records", "broker.transfer_records"},
+    "broker.http": SESSION | TRANSFERS | {"broker.access", "broker.audit", "broker.failures", "broker.records"},
     "broker.gateway": ENTERED | WORK,
     "broker.endpoint": SESSION | FRONT | {"broker.failures"},
     "broker.wiring": WIRED | WORK,
