@@ -1,4 +1,4 @@
-"""Our layer under the SDK, and the door of raw transfers.
+"""Our layer under the SDK, and raw transfers over a URL.
 
-Outside the walls. May import session, access, audit and records; never a tool or the policy.
+Outside the walls. May import session, access, audit, records and sandbox.threads; never a tool or the policy.
 """

@@ -26,8 +26,12 @@ Graph = Mapping[str, frozenset[str]]
 
 # What both sides of the walls share.
 SHARED = frozenset({"sandbox.kernel", "sandbox.wire", "sandbox.protocol", "sandbox.paths"})
+# What knows no sandbox, though it lies there: the one way into a thread for all who may import `sandbox`, so that none
+# forgets what happens where the kernel gives none, and the words for what a machine runs out of. `transfers` imports
+# none of our packages and has the same thread for itself.
+THREADS = frozenset({"sandbox.threads", "sandbox.shortage"})
 # What every room outside the walls may use beside it.
-EDGE = SHARED | {"sandbox.errors", "sandbox.shortage", "sandbox.polled", "sandbox.threads"}
+EDGE = SHARED | THREADS | {"sandbox.errors", "sandbox.polled"}
 # What stands between the start and the end of a session, seen from outside the walls.
 MACHINE = EDGE | {"sandbox.machine"}
 PLAN = MACHINE | {"sandbox.plan"}
@@ -87,7 +91,7 @@ MAY_ENTER: Mapping[str, frozenset[str]] = {
     "sandbox.files": EDGE,
     # The broker.
     "broker.contract": frozenset(),
-    "broker.memory": frozenset({"sandbox.threads"}),
+    "broker.memory": THREADS,
     "broker.calls": frozenset({"broker.contract", "broker.memory"}),
     "broker.logs": frozenset(),
     "broker.pulse": frozenset(),
@@ -101,7 +105,10 @@ MAY_ENTER: Mapping[str, frozenset[str]] = {
     "broker.decisions": SCOPE | WORK,
     "broker.records": SCOPE | WORK,
     "broker.tools": (DECIDED | WORK) - {"broker.audit"},
-    "broker.http": SESSION | TRANSFERS | {"broker.access", "broker.audit", "broker.failures", "broker.records"},
+    "broker.http": SESSION
+    | TRANSFERS
+    | THREADS
+    | {"broker.access", "broker.audit", "broker.failures", "broker.records"},
     "broker.gateway": ENTERED | WORK,
     "broker.endpoint": SESSION | FRONT | {"broker.failures"},
     "broker.wiring": WIRED | WORK,
