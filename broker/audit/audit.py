@@ -31,7 +31,7 @@ from broker.audit.refusals import Refusals
 from broker.audit.run import Note, RunFile, run_path, take_lost
 from broker.audit.sync import Syncer
 from broker.audit.writer import CLOSE_S, Lines, Writer, uptime_ms
-from broker.contract.encode import json_value
+from broker.contract.encode import json_value, utc_text
 
 __all__ = [
     "Audit",
@@ -259,7 +259,7 @@ def _record(event: Event, clocks: Clocks) -> dict[str, object]:
 
 
 def _stamp(epoch_s: float) -> str:
-    return datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return utc_text(datetime.fromtimestamp(epoch_s, UTC))
 
 
 def _restored(why: str, owed: int, lost: int) -> Event:

@@ -1,4 +1,4 @@
-"""Python values as JSON values, and as text that is safe to show.
+"""Python values as JSON values, and as text that is safe to show; time as text.
 
 Knows JSON and attrs classes, no tool and no error. Results are encoded here for the wire, details of errors and
 audit records for their lines; there is no schema check at run time, because the classes are the schema.
@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from datetime import UTC, datetime
 from enum import Enum
 from pathlib import PurePath
 
@@ -43,6 +44,16 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def utc_now() -> str:
+    """Return the time of day in UTC, as results and records have it."""
+    return utc_text(datetime.now(UTC))
+
+
+def utc_text(moment: datetime, timespec: str = "milliseconds") -> str:
+    """Return *moment*, which is in UTC, as text that ends in Z; *timespec* as of `datetime.isoformat`."""
+    return moment.isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def encode(value: object) -> dict[str, object]:

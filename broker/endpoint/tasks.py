@@ -10,12 +10,12 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import attrs
 
 from broker.calls import Answer, Call, Handler
+from broker.contract.encode import utc_now
 from broker.endpoint.tool_result import tool_result
 
 TASKS = "io.modelcontextprotocol/tasks"
@@ -64,7 +64,7 @@ class Tasks:
             principal=call.principal,
             session_id=str(asked["session_id"]),
             command_id=told["command_id"],
-            created_at=_now(),
+            created_at=utc_now(),
         )
         self._tasks[task.id] = task
         if len(self._tasks) > REMEMBERED:
@@ -129,7 +129,7 @@ def _shape(task: Task, status: str, message: str | None) -> dict[str, Any]:
         "taskId": task.id,
         "status": status,
         "createdAt": task.created_at,
-        "lastUpdatedAt": _now(),
+        "lastUpdatedAt": utc_now(),
         "ttlMs": None,
         "pollIntervalMs": POLL_MS,
     }
@@ -139,7 +139,3 @@ def _shape(task: Task, status: str, message: str | None) -> dict[str, Any]:
 def _progress(told: Mapping[str, Any]) -> str:
     seconds = told["duration_ms"] / 1000
     return f"command {told['command_id']} has been running for {seconds:.0f} s and has said {told['next_cursor']} bytes"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

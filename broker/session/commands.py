@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
 import attrs
 import trio
 
+from broker.contract.encode import utc_now
 from sandbox.commands.run import Ended, ExecPlan, Partner, run_command
 from sandbox.commands.running import Command
 from sandbox.commands.spill import THREADS, OutputRoom, Quota, Spill
@@ -70,9 +70,7 @@ class SessionCommand:
     origin: Origin
     spill: Spill
     has_terminal: bool
-    started_at: str = attrs.field(
-        factory=lambda: f"{datetime.now(UTC).replace(tzinfo=None).isoformat('T', 'milliseconds')}Z"
-    )
+    started_at: str = attrs.field(factory=utc_now)
     detached: bool = False
     pid: int | None = None
     ended: Ended | None = None

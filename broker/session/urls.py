@@ -19,6 +19,7 @@ from typing import Any
 import attrs
 import trio
 
+from broker.contract.encode import utc_text
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.session.archives import ArchiveSink, ArchiveSource
 from sandbox.files.errors import FileError
@@ -145,7 +146,7 @@ class RawTransfer(ABC):
     def expires_at(self) -> str:
         """When its URL expires, as UTC."""
         left_s = self.ticket.expires_at - trio.current_time()
-        return (datetime.now(UTC) + timedelta(seconds=left_s)).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return utc_text(datetime.now(UTC) + timedelta(seconds=left_s), "seconds")
 
 
 @attrs.define(eq=False, kw_only=True)

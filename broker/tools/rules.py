@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from broker.contract.encode import utc_text
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.contract.names import shown_path
 from broker.contract.trees import Kind
@@ -248,4 +249,4 @@ def timestamp(mtime_ns: int) -> str | None:
         moment = EPOCH + timedelta(microseconds=mtime_ns // 1000)
     except OverflowError:
         return None
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return utc_text(moment)

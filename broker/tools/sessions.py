@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partial
 from types import MappingProxyType
 
 import trio
 
+from broker.contract.encode import utc_now
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.contract.names import shown_path
 from broker.contract.sessions import (
@@ -66,7 +66,7 @@ async def perform_create_session(scope: Scope, request: CreateSession, working_d
     return CreateSessionResult(
         session_id=session.id,
         working_dir=shown_path(session.own.working_dir),
-        created_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        created_at=utc_now(),
         idle_timeout_seconds=session.idle_s,
         isolation=_isolation(session.own.init.layers),
     )
