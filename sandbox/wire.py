@@ -15,7 +15,7 @@ import socket
 MFD_NOEXEC_SEAL = 0x8  # Python knows the name from 3.13 on
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     Message = dict[str, Any]
@@ -50,7 +50,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
+def send(sock: socket.socket, message: Mapping[str, object], fds: Sequence[int] = ()) -> None:
     """Send one message with copies of *fds*; the caller keeps its own.
 
     Raises:

@@ -16,9 +16,10 @@ import attrs
 import trio
 
 from broker.session.commands import SessionCommand
+from sandbox import protocol
 from sandbox.errors import SpawnFailed
 from sandbox.files.errors import FileError
-from sandbox.files.trees import TreeWork
+from sandbox.files.trees import AFTERMATH, TreeWork
 
 REST_S = 0.2
 """Before each look: what a client asks next comes first, and several commands get one look."""
@@ -107,9 +108,9 @@ class Aftermath:
         if command is None or len(self._told) >= MAX_TOLD:
             self._last = None
             return
-        spec = {"first": working_dir, "max_items": MAX_FOUND}
+        spec: protocol.FindClosedNames = {"first": working_dir, "max_items": MAX_FOUND}
         try:
-            work = await trees.run("aftermath", working_dir, spec, (), timeout_s=timeout_s)
+            work = await trees.run(AFTERMATH, working_dir, spec, (), timeout_s=timeout_s)
         except FileError as fault:  # its worker was ended, or has no process to be
             self._take(command, [], str(fault))
         else:

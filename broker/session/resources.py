@@ -16,11 +16,13 @@ import trio
 from broker.session.aftermath import LAST_LOOK_S, STOP_BOUND_S, Aftermath, Listeners
 from broker.session.commands import SessionCommands
 from broker.session.urls import SessionTransfers, TransferDesk
+from sandbox import protocol
 from sandbox.commands.spill import OutputRoom
 from sandbox.files.disk import Disk
 from sandbox.files.errors import FileError, OutcomeUnknown
 from sandbox.files.files import Files, Part, Resolved, open_files
 from sandbox.files.hashes import FileHash, Hashes
+from sandbox.files.trees import SWEEP
 from sandbox.init.init import Init
 from sandbox.init.launcher import Launcher
 from sandbox.plan.plan import Walls
@@ -133,7 +135,8 @@ async def sweep_leftovers(files: Files, directory: Resolved) -> None:
     with suppress(FileError):  # whatever stands against it, the session can begin
         if await files.names.sweep(directory):
             fds = (directory.directory(),)
-            await files.trees.run("sweep", directory.asked, {"limit": SWEPT_NAMES}, fds, timeout_s=SWEEP_S)
+            spec: protocol.SweepTrees = {"limit": SWEPT_NAMES}
+            await files.trees.run(SWEEP, directory.asked, spec, fds, timeout_s=SWEEP_S)
 
 
 class PartDestination:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from broker.decisions import require_path
 from broker.scope import Host, Scope
 from broker.session.archives import ArchiveSink, ArchiveSource
 from broker.tools.rules import full_disk_told, in_turn, require_not_own, tree_spec
+from sandbox import protocol
 from sandbox.files.errors import Exists
 from sandbox.files.files import EntryPlace
 from transfers.declared import Declared
@@ -27,7 +27,7 @@ async def open_archive_source(scope: Scope, path: str, *, gzip: bool) -> Archive
     except BaseException:
         found.close()
         raise
-    spec = {**tree_spec(scope.host, found.path), **_caps(scope.host), "gzip": gzip}
+    spec: protocol.Pack = {**tree_spec(scope.host, found.path), **_caps(scope.host, gzip=gzip)}
     return ArchiveSource(found=found, archives=files.archives, spec=spec)
 
 
@@ -45,10 +45,9 @@ async def open_archive_sink(scope: Scope, path: str, declared: Declared, *, gzip
     except BaseException:
         target.close()
         raise
-    spec = {
+    spec: protocol.UnpackAnywhere = {
         **tree_spec(host, target.path),
-        **_caps(host),
-        "gzip": gzip,
+        **_caps(host, gzip=gzip),
         "new_path": target.path,
         "replace_empty": target.existing is not None,
         "mode": None if target.existing is None else target.existing.mode,
@@ -77,6 +76,6 @@ def _require_new_or_empty(scope: Scope, target: EntryPlace) -> None:
     require_not_own(scope, target.path)
 
 
-def _caps(host: Host) -> dict[str, Any]:
+def _caps(host: Host, *, gzip: bool) -> protocol.ArchiveLimits:
     limits = host.policy.file_limits
-    return {"max_entries": limits.archive_max_entries, "max_bytes": limits.archive_max_bytes}
+    return {"max_entries": limits.archive_max_entries, "max_bytes": limits.archive_max_bytes, "gzip": gzip}

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from types import MappingProxyType
-from typing import Any
+from typing import Never
 
 import trio
 
@@ -43,6 +43,7 @@ from broker.tools.rules import (
     tree_spec,
     written,
 )
+from sandbox import protocol
 from sandbox.files.errors import (
     Changed,
     Exists,
@@ -56,6 +57,7 @@ from sandbox.files.errors import (
     from_refusal,
 )
 from sandbox.files.files import EntryPlace, FileFacts, Files, Resolved, Work
+from sandbox.files.trees import COPY_FILE, COPY_TREE, MOVE_TREE, REMOVE, SURVEY
 from sandbox.paths import is_beneath_any
 
 GROWTH_BYTES = 64 * 1024 * 1024
@@ -119,10 +121,13 @@ async def _remove_one(files: Files, entry: EntryPlace) -> None:
         ) from full
 
 
-async def _remove_tree(scope: Scope, entry: EntryPlace, facts: FileFacts, timeout_s: float) -> Work:
-    spec = {**tree_spec(scope.host, entry.path), "name": entry.name, "identity": [*facts.identity]}
+async def _remove_tree(
+    scope: Scope, entry: EntryPlace, facts: FileFacts, timeout_s: float
+) -> Work[protocol.Nothing, Never]:
+    tree = tree_spec(scope.host, entry.path)
+    spec: protocol.RemoveTree = {**tree, "name": entry.name, "identity": [*facts.identity]}
     return await scope.own.files.trees.run(
-        "remove", entry.asked, spec, (entry.fd,), timeout_s=bounded_s(scope.host, timeout_s), changes=True
+        REMOVE, entry.asked, spec, (entry.fd,), timeout_s=bounded_s(scope.host, timeout_s), changes=True
     )
 
 
@@ -167,9 +172,9 @@ async def _require_open_tree(
 ) -> None:
     """Refuse to move a tree that holds a closed path, or would hold one at its new place."""
     with await _same_directory(scope.own.files, source, facts) as found:
-        spec = {**tree_spec(scope.host, source.path), "new_path": target.path, "leaves": True}
+        spec: protocol.SurveyTree = {**tree_spec(scope.host, source.path), "new_path": target.path, "leaves": True}
         work = await scope.own.files.trees.run(
-            "survey", source.asked, spec, (found.directory(),), timeout_s=bounded_s(scope.host, timeout_s)
+            SURVEY, source.asked, spec, (found.directory(),), timeout_s=bounded_s(scope.host, timeout_s)
         )
     require_finished(work, source.asked, "nothing was moved")
     if work.done["blocked"]:
@@ -202,19 +207,26 @@ async def _move_by_copy(scope: Scope, request: MovePath, source: EntryPlace, tar
 async def _move_tree(scope: Scope, source: EntryPlace, facts: FileFacts, target: EntryPlace, timeout_s: float) -> None:
     """Move a directory to another file system, with all that is changed in it until its paths lead there no more."""
     trees, quota = scope.own.files.trees, scope.own.transfers.quota
-    spec: dict[str, Any] = {**tree_spec(scope.host, source.path), "new_path": target.path, "leaves": True}
+    tree: protocol.SurveyTree = {**tree_spec(scope.host, source.path), "new_path": target.path, "leaves": True}
     with await _same_directory(scope.own.files, source, facts) as found:
-        survey = await trees.run("survey", source.asked, spec, (found.directory(),), timeout_s=timeout_s)
+        survey = await trees.run(SURVEY, source.asked, tree, (found.directory(),), timeout_s=timeout_s)
     require_finished(survey, source.asked, "nothing was moved")
     size_bytes = survey.counts.get("bytes", 0)
     most = size_bytes + max(0, min(GROWTH_BYTES, quota.limit_bytes - quota.used_bytes - size_bytes))
     aside = f"{source.name[:50]}.being-moved-{secrets.token_hex(12)}"
-    spec |= {"name": source.name, "identity": [*facts.identity], "aside": aside, "new_name": target.name}
-    spec |= {"max_total_bytes": most, **_bounds(scope.host)}
+    spec: protocol.MoveTree = {
+        **tree,
+        "name": source.name,
+        "identity": [*facts.identity],
+        "aside": aside,
+        "new_name": target.name,
+        "max_total_bytes": most,
+        **_bounds(scope.host),
+    }
     async with written(scope, target.fd, most):
         async with _put_back(scope, source, aside):
             fds = (source.fd, target.fd)
-            work = await trees.run("move_tree", target.asked, spec, fds, timeout_s=timeout_s, changes=True)
+            work = await trees.run(MOVE_TREE, target.asked, spec, fds, timeout_s=timeout_s, changes=True)
         require_finished(work, source.asked, "nothing was moved")
     quota.give_back(most - work.counts.get("bytes", 0))
     if left := work.done["left"]:
@@ -271,8 +283,8 @@ async def perform_copy_path(scope: Scope, request: CopyPath, paths: TwoPaths) ->
 
 async def _copy_file(
     scope: Scope, source: Resolved, target: EntryPlace, request: CopyPath | MovePath, *, keep_times: bool
-) -> Work:
-    spec = {
+) -> Work[protocol.Copied, Never]:
+    spec: protocol.CopyFile = {
         "name": target.name,
         "replace": request.overwrite,
         "keep_times": keep_times,
@@ -281,33 +293,35 @@ async def _copy_file(
     fds = (source.file(), target.fd)
     async with written(scope, target.fd, source.facts.size_bytes):
         work = await scope.own.files.trees.run(
-            "copy_file", target.asked, spec, fds, timeout_s=bounded_s(scope.host, request.timeout_seconds), changes=True
+            COPY_FILE, target.asked, spec, fds, timeout_s=bounded_s(scope.host, request.timeout_seconds), changes=True
         )
         require_finished(work, target.asked, "nothing was copied")
     return work
 
 
-def _bounds(host: Host) -> dict[str, int]:
+def _bounds(host: Host) -> protocol.Bounds:
     limits = host.policy.file_limits
     return {"max_file_bytes": limits.max_write_size, "reserve_bytes": limits.min_free_bytes}
 
 
-async def _copy_tree(scope: Scope, source: Resolved, target: EntryPlace, timeout_s: float) -> Work:
+async def _copy_tree(
+    scope: Scope, source: Resolved, target: EntryPlace, timeout_s: float
+) -> Work[protocol.Copied, Never]:
     trees, timeout_s = scope.own.files.trees, bounded_s(scope.host, timeout_s)
-    spec: dict[str, Any] = {**tree_spec(scope.host, source.path), "new_path": target.path, "leaves": False}
-    survey = await trees.run("survey", source.asked, spec, (source.directory(),), timeout_s=timeout_s)
+    tree: protocol.SurveyTree = {**tree_spec(scope.host, source.path), "new_path": target.path, "leaves": False}
+    survey = await trees.run(SURVEY, source.asked, tree, (source.directory(),), timeout_s=timeout_s)
     require_finished(survey, source.asked, "nothing was copied")
     most = survey.counts.get("bytes", 0)
-    spec |= {"name": target.name, "max_total_bytes": most, **_bounds(scope.host)}
+    spec: protocol.CopyTree = {**tree, "name": target.name, "max_total_bytes": most, **_bounds(scope.host)}
     async with written(scope, target.fd, most):
         fds = (source.directory(), target.fd)
-        work = await trees.run("copy_tree", target.asked, spec, fds, timeout_s=timeout_s, changes=True)
+        work = await trees.run(COPY_TREE, target.asked, spec, fds, timeout_s=timeout_s, changes=True)
         require_finished(work, target.asked, "nothing was copied")
     scope.own.transfers.quota.give_back(most - work.counts.get("bytes", 0))
     return work
 
 
-def _copied(work: Work, target: EntryPlace) -> CopyPathResult:
+def _copied(work: Work[protocol.Copied, Never], target: EntryPlace) -> CopyPathResult:
     return CopyPathResult(
         path=shown_path(target.path),
         files_copied=work.done.get("files", work.counts.get("files", 0)),

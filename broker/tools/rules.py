@@ -12,7 +12,7 @@ import posixpath
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import attrs
 
@@ -25,8 +25,10 @@ from broker.scope import Host, Scope
 from broker.session.name_locks import name_of
 from policy.decision import Deny, shown
 from policy.path import Purpose
+from sandbox import protocol
 from sandbox.files.errors import Changed, NoSpace, NotFound, OutcomeUnknown, TookTooLong
 from sandbox.files.files import EntryPlace, FileFacts, Place, Resolved, Work
+from sandbox.files.trees import JUDGE_NAMES
 from sandbox.paths import is_beneath_any
 from sandbox.threads import run_in_thread
 
@@ -127,14 +129,14 @@ async def require_no_blocked_link(scope: Scope, facts: FileFacts) -> None:
     """
     if facts.kind != "file" or facts.nlink < 2:
         return
-    spec = {
+    spec: protocol.JudgeNames = {
         **tree_spec(scope.host, posixpath.dirname(facts.path)),
         "path": facts.path,
         "dev": facts.dev,
         "ino": facts.ino,
     }
     asked = shown_path(facts.path)
-    work = await scope.own.files.links.run("judge_names", asked, spec, (), timeout_s=LINKS_S)
+    work = await scope.own.files.links.run(JUDGE_NAMES, asked, spec, (), timeout_s=LINKS_S)
     fault = "unknown" if work.stopped else work.done["fault"]
     if fault:
         why = {
@@ -176,9 +178,9 @@ def require_size(host: Host, size_bytes: int, what: str = "content") -> None:
         )
 
 
-def tree_spec(host: Host, root: str) -> dict[str, Any]:
+def tree_spec(host: Host, root: str) -> protocol.OfTree:
     """The policy as data for a worker that walks the tree of *root*, and where it looks for other names of files."""
-    rules = attrs.asdict(host.paths.tree)
+    rules = cast("protocol.TreeRules", attrs.asdict(host.paths.tree))
     return {"rules": rules, "link_roots": [root, host.user.home, *host.grants.write_paths]}
 
 
@@ -187,7 +189,7 @@ def bounded_s(host: Host, asked_s: float) -> float:
     return min(asked_s, host.commands.max_s)
 
 
-def require_finished(work: Work, asked: str, done: str) -> None:
+def require_finished(work: Work[Any, Any], asked: str, done: str) -> None:
     """Raise TookTooLong for work that was stopped; *done* says what that leaves."""
     if work.stopped:
         raise TookTooLong(asked, f"{asked}: it was not done in timeout_seconds; {done}", "ETIMEDOUT")

@@ -40,8 +40,11 @@ from broker.tools.rules import (
     timestamp,
     tree_spec,
 )
+from sandbox import protocol
 from sandbox.files.errors import Changed, TookTooLong
 from sandbox.files.files import FileFacts, Resolved, Work
+from sandbox.files.trees import FIND, LIST, SEARCH
+from sandbox.protocol import MAX_DEPTH
 from sandbox.threads import run_in_thread
 
 LIST_S = 20.0
@@ -49,7 +52,6 @@ LIST_S = 20.0
 CHECKSUM_S = 300.0
 HASHED_HERE_BYTES = 1024 * 1024
 """As much of a file is hashed by the broker itself, some milliseconds; whatever is larger the session hashes."""
-FIND_DEPTH = 150
 
 
 async def perform_search_files(scope: Scope, request: SearchFiles, path: str) -> SearchFilesResult:
@@ -60,7 +62,7 @@ async def perform_search_files(scope: Scope, request: SearchFiles, path: str) ->
         if found.facts.kind == "file":
             await require_file(scope, found, "read")
         fd = found.file() if found.facts.kind == "file" else found.directory()
-        spec = {
+        spec: protocol.Search = {
             **tree_spec(host, found.path),
             "pattern": request.pattern,
             "literal": request.literal,
@@ -72,9 +74,7 @@ async def perform_search_files(scope: Scope, request: SearchFiles, path: str) ->
             "max_items": request.max_matches,
             "max_bytes": request.max_bytes,
         }
-        work = await own.files.trees.run(
-            "search", path, spec, (fd,), timeout_s=bounded_s(host, request.timeout_seconds)
-        )
+        work = await own.files.trees.run(SEARCH, path, spec, (fd,), timeout_s=bounded_s(host, request.timeout_seconds))
         counts = work.counts
         return SearchFilesResult(
             path=shown_path(found.path),
@@ -118,17 +118,17 @@ async def perform_find_files(scope: Scope, request: FindFiles, path: str) -> Fin
     host, own = scope.host, scope.own
     with await own.files.resolve(path, read=True) as found:
         require_path(host, found.path, "list")
-        spec = {
+        spec: protocol.Find = {
             **tree_spec(host, found.path),
             "globs": (request.pattern,),
             "exclude": request.exclude,
             "kind": "" if request.type == "any" else request.type,
             "hidden": request.include_hidden,
-            "depth": FIND_DEPTH,
+            "depth": MAX_DEPTH,
             "max_items": request.max_matches,
         }
         work = await own.files.trees.run(
-            "find", path, spec, (found.directory(),), timeout_s=bounded_s(host, request.timeout_seconds)
+            FIND, path, spec, (found.directory(),), timeout_s=bounded_s(host, request.timeout_seconds)
         )
         return FindFilesResult(
             path=shown_path(found.path),
@@ -155,7 +155,7 @@ def _usable(scope: Scope, root: Resolved, relative: str) -> str:
     return usable_path(path, scope.own.working_dir)
 
 
-def _stopped(work: Work) -> Any:
+def _stopped(work: Work[Any, Any]) -> Any:
     return work.stopped or None
 
 
@@ -179,14 +179,14 @@ async def perform_list_directory(scope: Scope, request: ListDirectory, path: str
 
 
 async def _list_tree(scope: Scope, request: ListDirectory, found: Resolved, after: str) -> ListDirectoryResult:
-    spec = {
+    spec: protocol.ListTree = {
         **tree_spec(scope.host, found.path),
         "depth": request.depth,
         "hidden": request.include_hidden,
         "after": after,
         "limit": request.max_entries,
     }
-    work = await scope.own.files.trees.run("list", found.asked, spec, (found.directory(),), timeout_s=LIST_S)
+    work = await scope.own.files.trees.run(LIST, found.asked, spec, (found.directory(),), timeout_s=LIST_S)
     more = work.counts.get("later", 0) > len(work.items) or bool(work.stopped)
     return ListDirectoryResult(
         path=shown_path(found.path),

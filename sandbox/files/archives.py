@@ -15,22 +15,24 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
 from sandbox.files.errors import FileError, OpenerGone, TookTooLong, shown
-from sandbox.files.trees import TreeWork, Work
+from sandbox.files.trees import PACK, UNPACK, TreeWork
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
-    from typing import Self
+    from typing import Any, Never, Self
 
+    from sandbox import protocol
     from sandbox.files.names import EntryPlace
     from sandbox.files.opener_client import Exchange
     from sandbox.files.pinned import Resolved
+    from sandbox.files.trees import TreeJob, Work
 
 PIPE_BYTES = 1024 * 1024
 PIECE_BYTES = 256 * 1024
@@ -60,7 +62,7 @@ class _AtWork:
         self.pipe = pipe
         self.scope = trio.CancelScope()
         self.done = trio.Event()
-        self.work: Work | None = None
+        self.work: Work[protocol.Packed, Never] | None = None
         self.error: FileError | None = None
 
     def result(self) -> Summary:
@@ -156,7 +158,7 @@ class Archives:
         self._trees = TreeWork(exchange, WORKERS)  # of their own: a slow client keeps nobody from searching
         self._nursery = nursery
 
-    def open_pack(self, found: Resolved, spec: dict[str, Any], *, timeout_s: float) -> Packing:
+    def open_pack(self, found: Resolved, spec: protocol.Pack, *, timeout_s: float) -> Packing:
         """Pack a directory that was resolved with `read=True`.
 
         Args:
@@ -168,10 +170,10 @@ class Archives:
         directory = found.directory()
         ours, theirs = _pipe()
         packing = Packing(found.asked, trio.lowlevel.FdStream(ours))
-        self._start(packing, "pack", spec, [os.dup(directory), theirs], timeout_s=timeout_s)
+        self._start(packing, PACK, spec, [os.dup(directory), theirs], timeout_s=timeout_s)
         return packing
 
-    def open_unpack(self, target: EntryPlace, spec: dict[str, Any], *, timeout_s: float) -> Unpacking:
+    def open_unpack(self, target: EntryPlace, spec: protocol.UnpackBounded, *, timeout_s: float) -> Unpacking:
         """Unpack to a name that is free, or an empty directory's.
 
         Args:
@@ -184,23 +186,37 @@ class Archives:
         parent = os.dup(target.fd)
         theirs, ours = _pipe()
         unpacking = Unpacking(target.asked, trio.lowlevel.FdStream(ours))
-        self._start(unpacking, "unpack", {**spec, "name": target.name}, [parent, theirs], timeout_s=timeout_s)
+        named: protocol.Unpack = {**spec, "name": target.name}
+        self._start(unpacking, UNPACK, named, [parent, theirs], timeout_s=timeout_s)
         return unpacking
 
-    def _start(self, at_work: _AtWork, op: str, spec: dict[str, Any], fds: Sequence[int], *, timeout_s: float) -> None:
+    def _start(
+        self,
+        at_work: _AtWork,
+        job: TreeJob[Any, protocol.Packed, Never],
+        spec: protocol.Pack,
+        fds: Sequence[int],
+        *,
+        timeout_s: float,
+    ) -> None:
         """Have a worker at it, in the background; *fds* are its own."""
         try:
-            self._nursery.start_soon(self._mind, at_work, op, spec, fds, timeout_s)
+            self._nursery.start_soon(self._mind, at_work, job, spec, fds, timeout_s)
         except RuntimeError:  # the nursery is closed: so is the session
             _end(at_work, fds)
 
     async def _mind(
-        self, at_work: _AtWork, op: str, spec: dict[str, Any], fds: Sequence[int], timeout_s: float
+        self,
+        at_work: _AtWork,
+        job: TreeJob[Any, protocol.Packed, Never],
+        spec: protocol.Pack,
+        fds: Sequence[int],
+        timeout_s: float,
     ) -> None:
         try:
             with at_work.scope:
                 at_work.work = await self._trees.run(
-                    op, at_work.asked, spec, fds, timeout_s=timeout_s, changes=op == "unpack", tidy_s=TIDY_S
+                    job, at_work.asked, spec, fds, timeout_s=timeout_s, changes=job == UNPACK, tidy_s=TIDY_S
                 )
         except FileError as error:
             at_work.error = error

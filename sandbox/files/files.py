@@ -12,7 +12,7 @@ to a context manager.
 from __future__ import annotations
 
 from contextlib import ExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -22,7 +22,17 @@ from sandbox.files.disk import Disk
 from sandbox.files.errors import Changed, Exists, shown
 from sandbox.files.hashes import Hashes
 from sandbox.files.names import EntryPlace, NameWork
-from sandbox.files.opener_client import Exchange, checked_path, open_exchange
+from sandbox.files.opener_client import (
+    APPEND,
+    DISCARD,
+    LIST,
+    PART,
+    PLACE,
+    RESOLVE,
+    Exchange,
+    checked_path,
+    open_exchange,
+)
 from sandbox.files.part import Part
 from sandbox.files.pinned import FileFacts, Place, Resolved
 from sandbox.files.trees import TreeWork, Work
@@ -30,6 +40,8 @@ from sandbox.files.trees import TreeWork, Work
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Callable
+
+    from sandbox import protocol
 
 __all__ = [
     "Entry",
@@ -98,9 +110,10 @@ class Files:
             mode forbids is said by `Resolved.file()`, after the decision.
         Ownership: the caller closes it (`with`).
         """
-        answer = await self._exchange.ask("resolve", path, {"path": checked_path(path), "read": read})
+        request: protocol.Resolve = {"path": checked_path(path), "read": read}
+        answer = await self._exchange.ask(RESOLVE, path, request)
         unreadable = answer.body.pop("unreadable", 0)
-        facts = _facts(answer.body)
+        facts = FileFacts.of(answer.body)
         return Resolved(path, answer.fds.pop(), facts, readable=read, unreadable=unreadable)
 
     async def read(self, resolved: Resolved, offset: int, length: int) -> bytes:
@@ -117,8 +130,8 @@ class Files:
 
         Raises: WrongKind, AccessDenied, OpenerGone, Unanswered.
         """
-        fields = {"limit": limit, "hidden": include_hidden, "after": after}
-        answer = await self._exchange.ask("list", resolved.asked, fields, (resolved.directory(),))
+        request: protocol.ListNames = {"limit": limit, "hidden": include_hidden, "after": after}
+        answer = await self._exchange.ask(LIST, resolved.asked, request, (resolved.directory(),))
         entries = tuple(Entry(name=n, kind=kind, size_bytes=size, mtime_ns=at) for n, kind, size, at in answer.pieces)
         return Listing(entries=entries, **answer.body)
 
@@ -128,14 +141,15 @@ class Files:
         Raises: NotFound (a directory on the way), AccessDenied, BadPath, WrongKind (it ends in a slash).
         Ownership: the caller closes it (`with`).
         """
-        answer = await self._exchange.ask("place", path, {"path": checked_path(path)})
+        request: protocol.FindPlace = {"path": checked_path(path)}
+        answer = await self._exchange.ask(PLACE, path, request)
         body, existing = answer.body, answer.body["existing"]
         return Place(
             path,
             answer.fds.pop(),
-            parent=_facts(body["parent"]),
+            parent=FileFacts.of(body["parent"]),
             name=body["name"],
-            existing=_facts(existing) if existing else None,
+            existing=FileFacts.of(existing) if existing else None,
         )
 
     async def part(self, place: Place) -> Part:
@@ -145,7 +159,8 @@ class Files:
         Ownership: the caller discards it (`async with`).
         """
         place.check()
-        answer = await self._exchange.ask("part", place.asked, {"name": place.name}, (place.fd,), undo="discard")
+        request: protocol.StartPart = {"name": place.name}
+        answer = await self._exchange.ask(PART, place.asked, request, (place.fd,), undo=DISCARD)
         with ExitStack() as undo:
             undo.callback(answer.close)
             part = Part(place, answer.fds[0], answer.body["hidden"], self._exchange, self._disk)
@@ -176,18 +191,15 @@ class Files:
                     place.asked, f"{shown(place.asked)}: it appeared meanwhile; try again", "EEXIST"
                 ) from taken
             return
-        answer = await self._exchange.ask("append", place.asked, {"name": place.name}, (place.fd,))
+        request: protocol.OpenAppend = {"name": place.name}
+        answer = await self._exchange.ask(APPEND, place.asked, request, (place.fd,))
         try:
-            now = _facts(answer.body)
+            now = FileFacts.of(answer.body)
             if (now.identity, now.nlink) != (place.existing.identity, place.existing.nlink):
                 raise Changed(place.asked, f"{shown(place.asked)}: it was replaced meanwhile; try again", "ESTALE")
             await self._disk.append(place.asked, answer.fds[0], data)
         finally:
             answer.close()
-
-
-def _facts(body: dict[str, Any]) -> FileFacts:
-    return FileFacts(**body)
 
 
 @asynccontextmanager

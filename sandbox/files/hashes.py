@@ -27,9 +27,11 @@ import trio
 
 from sandbox import wire
 from sandbox.files.errors import FileError, WriteFailed, from_errno, from_refusal, shown
+from sandbox.files.opener_client import WORKER
 from sandbox.polled import close_socket
 
 if TYPE_CHECKING:
+    from sandbox import protocol
     from sandbox.files.opener_client import Exchange
 
 HASHERS = 4  # of one session at a time, at work or with a hash to go on with
@@ -62,12 +64,14 @@ class Hashes:
 
     async def start(self, asked: str, fd: int) -> _Worker:
         """Have a worker at the file. Raises: FileError, as the opener."""
-        answer = await self._exchange.ask("worker", asked, {})
+        nothing: protocol.Nothing = {}
+        answer = await self._exchange.ask(WORKER, asked, nothing)
         sock_fd, pidfd = answer.fds
         worker = _Worker(asked, socket.socket(fileno=sock_fd), pidfd)
         try:
             worker.sock.setblocking(False)
-            worker.send({"op": "hash", "timeout_s": LIFE_S, "grace_s": 1.0}, fd)
+            job: protocol.AnyJob = {"op": "hash", "timeout_s": LIFE_S, "grace_s": 1.0}
+            worker.send(job, fd)
         except BaseException:
             worker.end()
             raise
@@ -164,7 +168,8 @@ class _Worker:
         try:
             if not self._wish:
                 self._wish = min(self.at + PIECE_BYTES, length)
-                self.send({"until": self._wish})
+                wish: protocol.Wish = {"until": self._wish}
+                self.send(wish)
             self._take(await self._hear())
         except (FileError, wire.WireBroken, trio.ClosedResourceError) as fault:
             self.broken = True
@@ -172,14 +177,14 @@ class _Worker:
                 raise
             raise self._ended() from fault
 
-    def _take(self, body: dict[str, Any]) -> None:
+    def _take(self, body: protocol.FromWorker) -> None:
         at, sha256 = body.get("at"), body.get("sha256")
         if not (type(at) is int and self.at <= at <= self._wish and isinstance(sha256, str) and _DIGEST(sha256)):
             raise wire.WireBroken("an answer came that no worker of ours gives")
         self.ended = at < self._wish
         self.at, self.sha256, self._wish = at, sha256, 0
 
-    def send(self, message: dict[str, Any], *fds: int) -> None:
+    def send(self, message: protocol.AnyJob | protocol.Wish, *fds: int) -> None:
         """Ask for something: it takes one wish at a time, so there is always room. Raises: FileError."""
         try:
             wire.send(self.sock, message, fds)
@@ -188,7 +193,7 @@ class _Worker:
         except OSError as fault:  # too many descriptors under way
             raise from_errno(self._asked, fault.errno or errno.EIO) from fault
 
-    async def _hear(self) -> dict[str, Any]:
+    async def _hear(self) -> protocol.FromWorker:
         """Wait for the answer; its findings, of which it has none, are passed over."""
         while True:
             await trio.lowlevel.wait_readable(self.sock)
@@ -198,6 +203,7 @@ class _Worker:
                 continue
             if received is None:
                 raise self._ended()
+            body: Any
             body, came = received
             for fd in came:
                 os.close(fd)  # a worker sends none
@@ -205,7 +211,8 @@ class _Worker:
                 continue
             if _is_refusal(body):
                 raise from_refusal(self._asked, body["refused"], body["errno"], body["why"])
-            return body
+            said: protocol.FromWorker = body
+            return said
 
     def end(self) -> None:
         """End the process, stopped or not; the kernel reaps it."""
@@ -225,5 +232,5 @@ class _Worker:
         return WriteFailed(self._asked, f"{shown(self._asked)}: the process that hashed it was ended", "ESRCH")
 
 
-def _is_refusal(body: dict[str, Any]) -> bool:
+def _is_refusal(body: Any) -> bool:
     return type(body.get("errno")) is int and all(isinstance(body.get(text), str) for text in ("refused", "why"))

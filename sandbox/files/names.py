@@ -10,12 +10,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from sandbox.files.errors import FileError, unflushed
-from sandbox.files.opener_client import Exchange, checked_path
+from sandbox.files.opener_client import ENTRY, MAKE, REMOVE, RENAME, SWEEP, Exchange, checked_path
 from sandbox.files.pinned import FileFacts, Owner, Resolved
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sandbox import protocol
     from sandbox.files.disk import Disk
     from sandbox.files.opener_client import Answer
 
@@ -54,14 +55,15 @@ class NameWork:
         Raises: NotFound (a directory on the way), AccessDenied, BadPath, WrongKind (it has no last name).
         Ownership: the caller closes it (`with`).
         """
-        answer = await self._exchange.ask("entry", path, {"path": checked_path(path)})
+        request: protocol.FindEntry = {"path": checked_path(path)}
+        answer = await self._exchange.ask(ENTRY, path, request)
         body, existing = answer.body, answer.body["existing"]
         return EntryPlace(
             path,
             answer.fds.pop(),
-            parent=FileFacts(**body["parent"]),
+            parent=FileFacts.of(body["parent"]),
             name=body["name"],
-            existing=FileFacts(**existing) if existing else None,
+            existing=FileFacts.of(existing) if existing else None,
             target=body["target"],
         )
 
@@ -71,14 +73,15 @@ class NameWork:
         Raises: Exists when something else than a directory has the name, AccessDenied, NoSpace, Changed.
         Ownership: the caller closes it.
         """
-        answer = await self._exchange.ask("make", parent.asked, {"name": name}, (parent.fd,), changes=True)
+        request: protocol.MakeDirectory = {"name": name}
+        answer = await self._exchange.ask(MAKE, parent.asked, request, (parent.fd,), changes=True)
         made = answer.fds.pop(0)
         try:
             await self._flush(parent.asked, answer)
         except BaseException:
             os.close(made)
             raise
-        facts = FileFacts(**answer.body["facts"])
+        facts = FileFacts.of(answer.body["facts"])
         return Resolved(parent.asked, made, facts, readable=False, unreadable=0), answer.body["created"]
 
     async def rename(self, source: EntryPlace, target: EntryPlace, *, replace: bool) -> None:
@@ -87,19 +90,19 @@ class NameWork:
         Raises: Exists, unless *replace* and a file that may be written is there; Changed when the source is no
             longer what was decided on; FileError with EXDEV when it must be copied instead.
         """
-        fields = {
+        request: protocol.Rename = {
             "name": source.name,
             "new_name": target.name,
             "identity": identity_of(source),
             "replace": replace,
         }
-        answer = await self._exchange.ask("rename", target.asked, fields, (source.fd, target.fd), changes=True)
+        answer = await self._exchange.ask(RENAME, target.asked, request, (source.fd, target.fd), changes=True)
         await self._flush(target.asked, answer)
 
     async def remove(self, entry: EntryPlace) -> None:
         """Remove a file, link or other name, or an empty directory, durably. Raises: NotEmpty, AccessDenied."""
-        fields = {"name": entry.name, "identity": identity_of(entry)}
-        answer = await self._exchange.ask("remove", entry.asked, fields, (entry.fd,), changes=True)
+        request: protocol.Remove = {"name": entry.name, "identity": identity_of(entry)}
+        answer = await self._exchange.ask(REMOVE, entry.asked, request, (entry.fd,), changes=True)
         await self._flush(entry.asked, answer)
 
     async def sweep(self, directory: Resolved) -> int:
@@ -107,11 +110,11 @@ class NameWork:
 
         Those have an owner, or are half-made copies of trees, which a worker removes.
         """
-        answer = await self._exchange.ask("sweep", directory.asked, {}, (directory.directory(),))
-        left: int = answer.body["left"]
-        return left
+        request: protocol.Nothing = {}
+        answer = await self._exchange.ask(SWEEP, directory.asked, request, (directory.directory(),))
+        return answer.body["left"]
 
-    async def _flush(self, asked: str, answer: Answer) -> None:
+    async def _flush(self, asked: str, answer: Answer[Any]) -> None:
         """Write the changed directories to the disk: what is said to be done survives a power cut."""
         try:
             await self._disk.run(asked, _flush_all, tuple(answer.fds))
@@ -121,7 +124,7 @@ class NameWork:
             answer.close()
 
 
-def identity_of(entry: EntryPlace) -> list[Any]:
+def identity_of(entry: EntryPlace) -> list[int]:
     """What tells the file that was decided on from another that takes its name."""
     return [*entry.existing.identity] if entry.existing else []
 

@@ -14,7 +14,7 @@ import itertools
 import math
 import os
 from contextlib import ExitStack, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar
 
 import attrs
 import trio
@@ -35,20 +35,46 @@ from sandbox.polled import closing_socket
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+
+    from sandbox import protocol
+
+Asked = TypeVar("Asked", bound="Mapping[str, object]")
+Said = TypeVar("Said", bound="Mapping[str, object]")
 
 PATH_MAX_BYTES = 4096
 UNHEARD = "it was done, and there were no descriptors left to hear the whole answer"
 MAX_ERRNO = 4095  # as the kernel has it
 
 
+class Op(str, Generic[Asked, Said]):
+    """The name of a request; for the type checker, also what is asked with it and what it answers."""
+
+    __slots__ = ()
+
+
+RESOLVE: Op[protocol.Resolve, protocol.Resolved] = Op("resolve")
+PLACE: Op[protocol.FindPlace, protocol.PlaceFound] = Op("place")
+ENTRY: Op[protocol.FindEntry, protocol.EntryFound] = Op("entry")
+APPEND: Op[protocol.OpenAppend, protocol.Facts] = Op("append")
+PART: Op[protocol.StartPart, protocol.PartStarted] = Op("part")
+COMMIT: Op[protocol.CommitPart, protocol.Nothing] = Op("commit")
+DISCARD: Op[protocol.DiscardPart, protocol.Nothing] = Op("discard")
+LIST: Op[protocol.ListNames, protocol.Listed] = Op("list")
+MAKE: Op[protocol.MakeDirectory, protocol.DirectoryMade] = Op("make")
+RENAME: Op[protocol.Rename, protocol.Nothing] = Op("rename")
+REMOVE: Op[protocol.Remove, protocol.Nothing] = Op("remove")
+SWEEP: Op[protocol.Nothing, protocol.PartsLeft] = Op("sweep")
+WORKER: Op[protocol.Nothing, protocol.Nothing] = Op("worker")
+
+
 @attrs.define(eq=False)
-class Answer:
+class Answer(Generic[Said]):
     """What the opener answered. Ownership: the descriptors belong to whoever called `Exchange.ask`."""
 
-    body: dict[str, Any]
+    body: Said
     fds: list[int]
-    pieces: list[Any]
+    pieces: list[protocol.Named]
 
     def close(self) -> None:
         """Close the descriptors that nobody took."""
@@ -62,8 +88,8 @@ class _Waiting:
     changes: bool
     done: trio.Event = attrs.field(factory=trio.Event)
     asked: bool = False
-    pieces: list[Any] = attrs.field(factory=list)
-    answer: Answer | None = None
+    pieces: list[protocol.Named] = attrs.field(factory=list)
+    answer: Answer[Any] | None = None
 
 
 class Exchange:
@@ -82,22 +108,22 @@ class Exchange:
 
     async def ask(
         self,
-        op: str,
+        op: Op[Asked, Said],
         path: str,
-        fields: dict[str, Any],
+        fields: Asked,
         fds: Sequence[int] = (),
         *,
         undo: str = "",
         changes: bool = False,
-    ) -> Answer:
+    ) -> Answer[Said]:
         """Send one request and wait for its answer.
 
         Args:
-            op: the name of a `do_` method of the opener.
+            op: a name of the opener's table.
             path: what the caller calls the file, for the error's text.
-            fields: what that method reads, apart from descriptors.
+            fields: what goes with that name, apart from descriptors.
             fds: descriptors to send along; they stay the caller's.
-            undo: the method that takes back what was answered, where nobody waits for the answer any more.
+            undo: the request that takes back what was answered, where nobody waits for the answer any more.
             changes: it changes names, so that without an answer nobody knows whether it did.
         Raises: FileError as the opener refuses; OpenerGone; Unanswered after `answer_s` seconds; OutcomeUnknown in
             place of these two when a change was sent.
@@ -145,14 +171,14 @@ class Exchange:
         if waiting.answer is not None:
             self._throw_away(waiting.answer, waiting.undo)
 
-    def _throw_away(self, answer: Answer, undo: str) -> None:
+    def _throw_away(self, answer: Answer[Any], undo: str) -> None:
         answer.close()
         if undo and "refused" not in answer.body:
             # Where the socket is full or dead, the opener tidies up at its own end.
             with suppress(BlockingIOError, ConnectionError):
                 wire.send(self._sock, {**answer.body, "n": next(self._numbers), "op": undo})
 
-    def _checked(self, path: str, waiting: _Waiting) -> Answer:
+    def _checked(self, path: str, waiting: _Waiting) -> Answer[Any]:
         answer = waiting.answer
         if answer is None:
             if waiting.changes and waiting.asked:
@@ -175,7 +201,7 @@ class Exchange:
             path, f"{shown(path)}: {why}; whether it was changed is not known", "" if self._gone else "ETIMEDOUT"
         )
 
-    async def _send(self, path: str, message: dict[str, Any], fds: Sequence[int]) -> None:
+    async def _send(self, path: str, message: Mapping[str, object], fds: Sequence[int]) -> None:
         async with self._sending:
             while not self._gone:
                 try:
@@ -209,12 +235,14 @@ class Exchange:
         except BlockingIOError:
             return True
         except wire.Truncated as cut:
-            if cut.message and not _is_answer(cut.message):
+            part: Any = cut.message or {}
+            if part and not _is_answer(part):
                 raise wire.WireBroken("an answer came that no opener of ours gives") from cut
-            self._cut_off(cut.message or {})
+            self._cut_off(part)
             return True
         if message is None:
             return False
+        body: Any
         body, fds = message
         if not _is_answer(body):
             Answer(body, fds, []).close()
@@ -222,7 +250,7 @@ class Exchange:
         self._deliver(body, fds)
         return True
 
-    def _cut_off(self, body: dict[str, Any]) -> None:
+    def _cut_off(self, body: protocol.AnyAnswer) -> None:
         """Refuse what was answered, for want of descriptors of ours to take the answer, and have it undone."""
         number = body.get("n")
         if number is None:  # whose answer it was, nobody knows: it is missed like one that does not come
@@ -233,7 +261,7 @@ class Exchange:
         self._throw_away(Answer(body, [], []), undo)
         self._deliver({"n": number, "refused": "done" if done else "", "errno": errno.EMFILE, "why": UNHEARD}, [])
 
-    def _deliver(self, body: dict[str, Any], fds: list[int]) -> None:
+    def _deliver(self, body: protocol.AnyAnswer, fds: list[int]) -> None:
         number = body.pop("n")
         waiting = self._waiting.get(number)
         if waiting is None:
@@ -258,7 +286,7 @@ class Exchange:
             one.done.set()
 
 
-def _is_answer(body: dict[str, Any]) -> bool:
+def _is_answer(body: Any) -> TypeGuard[protocol.AnyAnswer]:
     """Whether *body* has the shape that all here rely on: a fault of who sent it must be no exception of ours."""
     number = body.get("errno", 0)
     texts = (body.get("why", ""), body.get("refused", ""), body.get("led_to", ""))

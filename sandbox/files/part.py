@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import trio
 
 from sandbox.files.errors import FileError, NoSpace, OpenerGone, Unanswered, unflushed
+from sandbox.files.opener_client import COMMIT, DISCARD
 from sandbox.files.pinned import Owner
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from sandbox import protocol
     from sandbox.files.disk import Disk
     from sandbox.files.opener_client import Exchange
     from sandbox.files.pinned import FileFacts, Place
@@ -57,9 +59,10 @@ class Part(Owner):
         """
         if not self._flushed:
             await self._disk.run(self.asked, os.fsync, self.fd)
-        fields = {"name": self._name, "hidden": self._hidden, "replace": replace, "expect": _unchanged(expect)}
+        request: protocol.CommitPart
+        request = {"name": self._name, "hidden": self._hidden, "replace": replace, "expect": _unchanged(expect)}
         with trio.CancelScope(shield=True):  # bounded by the exchange's own deadline
-            answer = await self._exchange.ask("commit", self.asked, fields, (self.fd, self._parent.fd), changes=True)
+            answer = await self._exchange.ask(COMMIT, self.asked, request, (self.fd, self._parent.fd), changes=True)
             self._hidden = ""
             try:
                 # A directory that may not be read cannot be flushed. Flushing the file again then writes
@@ -78,9 +81,13 @@ class Part(Owner):
         if hidden:
             with trio.move_on_after(self._exchange.answer_s, shield=True):
                 try:
-                    await self._exchange.ask("discard", self.asked, {"hidden": hidden})
+                    await self._discard(hidden)
                 except OpenerGone:
                     return  # it removed its parts as it went
+
+    async def _discard(self, hidden: str) -> None:
+        request: protocol.DiscardPart = {"hidden": hidden}
+        await self._exchange.ask(DISCARD, self.asked, request)
 
     def close(self) -> None:
         """Close the descriptors only; `discard` also removes what has a hidden name."""
@@ -105,10 +112,10 @@ class Part(Owner):
         the other, so with the answer to the next one it has closed that.
         """
         with suppress(OpenerGone, Unanswered):  # then nobody holds it any more, or the numbers are as they are
-            await self._exchange.ask("discard", self.asked, {"hidden": ""})
+            await self._discard("")
 
 
-def _unchanged(expect: FileFacts | None) -> dict[str, int] | None:
+def _unchanged(expect: FileFacts | None) -> protocol.Content | None:
     if expect is None:
         return None
     return {"dev": expect.dev, "ino": expect.ino, "size": expect.size_bytes, "mtime": expect.mtime_ns}

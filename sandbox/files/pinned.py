@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from sandbox import protocol
+
 
 # What a person calls it.
 _WORDS = MappingProxyType({"fifo": "FIFO", "kernel": "part of the kernel's own tree (/proc, /sys and the like)"})
@@ -39,6 +41,11 @@ class FileFacts:
     dev: int
     ino: int
     mtime_ns: int
+
+    @classmethod
+    def of(cls, facts: protocol.Facts) -> Self:
+        """Return what the opener said of a file."""
+        return cls(**facts)
 
     @property
     def identity(self) -> tuple[int, int]:

@@ -11,19 +11,26 @@ import errno
 import os
 import signal
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 import trio
 
 from sandbox import wire
 from sandbox.files.errors import FileError, NoSpace, OutcomeUnknown, WriteFailed, from_errno, from_refusal, shown
+from sandbox.files.opener_client import WORKER
 from sandbox.polled import close_descriptor, close_socket, wait_ended
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Never
 
+    from sandbox import protocol
     from sandbox.files.opener_client import Exchange
+
+Spec = TypeVar("Spec", bound="Mapping[str, object]")
+Done = TypeVar("Done", bound="Mapping[str, object]")
+Item = TypeVar("Item")
 
 WORKERS = 4  # of one session at a time; the others wait their turn
 KERNEL_GRACE_S = 0.5  # after the deadline, for work that looks at the clock; then SIGALRM ends it
@@ -32,13 +39,37 @@ TIDY_S = 2.0  # for a worker to remove its half-made copy when its caller has le
 MAX_ITEMS = 100_000  # of any job; more means that the worker is not what it was
 
 
-@attrs.frozen(kw_only=True)
-class Work:
-    """What came of a job. `stopped` is "" for all of it, else time, count or size: the limit that ended it."""
+class TreeJob(str, Generic[Spec, Done, Item]):
+    """The name of a job; for the type checker, also what the worker reads, how it ends, and what it finds."""
 
-    items: tuple[Any, ...]
+    __slots__ = ()
+
+
+SEARCH: TreeJob[protocol.Search, protocol.Nothing, protocol.Matched] = TreeJob("search")
+FIND: TreeJob[protocol.Find, protocol.Nothing, protocol.Named] = TreeJob("find")
+LIST: TreeJob[protocol.ListTree, protocol.Counted, protocol.Named] = TreeJob("list")
+SURVEY: TreeJob[protocol.SurveyTree, protocol.Surveyed, Never] = TreeJob("survey")
+REMOVE: TreeJob[protocol.RemoveTree, protocol.Nothing, Never] = TreeJob("remove")
+COPY_FILE: TreeJob[protocol.CopyFile, protocol.Copied, Never] = TreeJob("copy_file")
+COPY_TREE: TreeJob[protocol.CopyTree, protocol.Copied, Never] = TreeJob("copy_tree")
+MOVE_TREE: TreeJob[protocol.MoveTree, protocol.TreeMoved, Never] = TreeJob("move_tree")
+SWEEP: TreeJob[protocol.SweepTrees, protocol.Nothing, Never] = TreeJob("sweep")
+JUDGE_NAMES: TreeJob[protocol.JudgeNames, protocol.NamesJudged, Never] = TreeJob("judge_names")
+PACK: TreeJob[protocol.Pack, protocol.Packed, Never] = TreeJob("pack")
+UNPACK: TreeJob[protocol.Unpack, protocol.Packed, Never] = TreeJob("unpack")
+AFTERMATH: TreeJob[protocol.FindClosedNames, protocol.Nothing, protocol.Appeared] = TreeJob("aftermath")
+
+
+@attrs.frozen(kw_only=True)
+class Work(Generic[Done, Item]):
+    """What came of a job. `stopped` is "" for all of it, else time, count or size: the limit that ended it.
+
+    `done` holds nothing when it was stopped.
+    """
+
+    items: tuple[Item, ...]
     counts: dict[str, int]
-    done: dict[str, Any]
+    done: Done
     stopped: str
 
 
@@ -46,9 +77,9 @@ class Work:
 class _Heard:
     items: list[Any] = attrs.field(factory=list)
     counts: dict[str, int] = attrs.field(factory=dict)
-    last: dict[str, Any] | None = None
+    last: protocol.FromWorker | None = None
 
-    def take(self, message: dict[str, Any]) -> None:
+    def take(self, message: protocol.FromWorker) -> None:
         self.counts = message.get("counts", self.counts)
         if "piece" in message:
             self.items.extend(message["piece"])
@@ -67,21 +98,21 @@ class TreeWork:
 
     async def run(
         self,
-        op: str,
+        job: TreeJob[Spec, Done, Item],
         asked: str,
-        spec: dict[str, Any],
+        spec: Spec,
         fds: Sequence[int],
         *,
         timeout_s: float,
         changes: bool = False,
         tidy_s: float = TIDY_S,
-    ) -> Work:
+    ) -> Work[Done, Item]:
         """Do one job inside the walls.
 
         Args:
-            op: a name of the worker's table.
+            job: a name of the worker's table.
             asked: what the caller calls the path, for an error's text.
-            spec: what that operation reads; its descriptors are *fds*, which stay the caller's.
+            spec: what that job reads; its descriptors are *fds*, which stay the caller's.
             timeout_s: seconds after which the work stops.
             changes: it changes files, and is given a moment to tidy up when it must stop: *tidy_s* seconds.
         Raises: FileError as the worker refuses; OutcomeUnknown when one that changes files ended without a word.
@@ -89,13 +120,14 @@ class TreeWork:
         """
         async with self._limiter:
             deadline = trio.current_time() + timeout_s
-            answer = await self._exchange.ask("worker", asked, {})
+            nothing: protocol.Nothing = {}
+            answer = await self._exchange.ask(WORKER, asked, nothing)
             sock_fd, pidfd = answer.fds
             with socket.socket(fileno=sock_fd) as sock:
                 sock.setblocking(False)
                 heard = _Heard()
                 grace_s = tidy_s if changes else KERNEL_GRACE_S
-                message = {**spec, "op": op, "timeout_s": timeout_s, "grace_s": grace_s}
+                message = {**spec, "op": job, "timeout_s": timeout_s, "grace_s": grace_s}
                 try:
                     with trio.move_on_after(timeout_s + grace_s + ANSWER_GRACE_S):
                         await _converse(asked, sock, message, fds, heard)
@@ -110,7 +142,7 @@ class TreeWork:
 
 
 async def _converse(
-    asked: str, sock: socket.socket, message: dict[str, Any], fds: Sequence[int], heard: _Heard
+    asked: str, sock: socket.socket, message: Mapping[str, object], fds: Sequence[int], heard: _Heard
 ) -> None:
     """Send the job and read what comes, until the last message or the worker's end."""
     try:
@@ -127,6 +159,7 @@ async def _converse(
             continue
         if received is None:
             return
+        body: Any
         body, came = received
         for fd in came:
             os.close(fd)  # a worker sends none
@@ -147,7 +180,7 @@ async def _end(pidfd: int, *, tidy_s: float) -> None:
         close_descriptor(pidfd)
 
 
-def _work(asked: str, heard: _Heard, *, late: bool, changes: bool) -> Work:
+def _work(asked: str, heard: _Heard, *, late: bool, changes: bool) -> Work[Any, Any]:
     last = heard.last
     if last is None and changes:
         removed = heard.counts.get("removed", 0)
@@ -164,7 +197,7 @@ def _work(asked: str, heard: _Heard, *, late: bool, changes: bool) -> Work:
     return Work(items=tuple(heard.items), counts=heard.counts, done=last["done"], stopped=last["stopped"])
 
 
-def _refusal(asked: str, last: dict[str, Any], counts: dict[str, int]) -> FileError:
+def _refusal(asked: str, last: protocol.FromWorker, counts: dict[str, int]) -> FileError:
     error = from_refusal(asked, last["refused"], last["errno"], last["why"])
     if isinstance(error, NoSpace):
         error.needed_bytes = counts.get("needed")

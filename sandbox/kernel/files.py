@@ -21,7 +21,7 @@ from sandbox.kernel import syscalls
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Any, Self
+    from typing import Self
 
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 SYS_RENAMEAT2 = 316 if os.uname().machine == "x86_64" else 276  # aarch64, riscv64
@@ -171,22 +171,6 @@ def file_system(fd: int) -> int:
     answer = ctypes.create_string_buffer(256)  # struct statfs has 120 bytes; its first word is f_type
     syscalls.call_c("fstatfs", fd, answer)
     return int(ctypes.c_ulong.from_buffer(answer).value) & 0xFFFFFFFF
-
-
-def facts_of(fd: int) -> dict[str, Any]:
-    """Return what is known of *fd*, as the protocol carries it."""
-    path, status = real_path(fd), os.fstat(fd)
-    return {
-        "path": path,
-        "kind": kind_of(fd, status),
-        "size_bytes": status.st_size,
-        "mode": stat.S_IMODE(status.st_mode),
-        "nlink": status.st_nlink,
-        "uid": status.st_uid,
-        "dev": status.st_dev,
-        "ino": status.st_ino,
-        "mtime_ns": status.st_mtime_ns,
-    }
 
 
 def rename_to_free_name(src_fd: int, src: str, dst_fd: int, dst: str) -> None:

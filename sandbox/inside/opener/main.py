@@ -13,23 +13,27 @@ import heapq
 import os
 import signal
 import stat
+from types import MappingProxyType
 
 from sandbox import wire
-from sandbox.inside.opener.names import NameOps, flushable_of
-from sandbox.inside.unfinished import hidden as leftovers
+from sandbox.inside.opener.names import NameOps, facts_of, flushable_of
+from sandbox.inside.unfinished import hidden
 from sandbox.inside.unfinished.parts import Parts, pin_existing
-from sandbox.kernel.files import KINDS, Held, Refused, facts_of, open_path, real_path, reopen
+from sandbox.kernel.files import KINDS, Held, Refused, open_path, real_path, reopen
+from sandbox.protocol import TO_OPENER
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
+    from sandbox import protocol
     from sandbox.inside.blocked_paths import Search
 
     Fds = list[int]
-    Reply = tuple[dict[str, Any], Fds]
+    Reply = tuple[protocol.FromOpener, Fds]
+    Perform = Callable[["Opener", Any, Fds], Reply]
 
 CHANGES = ("commit", "rename", "remove", "make")
 UNSAID = "it was done, and the answer, with what it is flushed with, could not be handed over"
@@ -49,34 +53,28 @@ def serve(sock: socket.socket, search: Search | None = None) -> None:
     with Parts() as parts:
         opener = Opener(sock, parts, search)
         try:
-            while (message := wire.receive(sock)) is not None:
-                opener.answer(*message)
+            while (received := wire.receive(sock)) is not None:
+                request: Any
+                request, fds = received
+                opener.answer(request, fds)
         except (ConnectionError, wire.WireBroken):
             return  # the broker died, or what it says can no longer be understood: both end here
 
 
 class Opener(NameOps):
-    """Performs requests. Each `do_` method takes the request and its descriptors and returns its reply."""
+    """Performs the requests of TABLE. Each method takes a request and its descriptors and returns its reply."""
 
     def __init__(self, sock: socket.socket, parts: Parts, search: Search | None) -> None:
         self._sock = sock
+        self._number = 0
         self._parts = parts
         self._search = search
 
-    def answer(self, request: dict[str, Any], fds: Fds) -> None:
+    def answer(self, request: protocol.AnyRequest, fds: Fds) -> None:
         """Perform one request and send its answer or its failure; close every descriptor it came with."""
-        number = request["n"]
+        number = self._number = request["n"]
         try:
-            body, opened = getattr(self, "do_" + request["op"])(request, fds)
-        except Refused as refusal:
-            body, opened = {"refused": refusal.kind, "errno": refusal.number, "why": refusal.why}, []
-        except ConnectionError:
-            raise
-        except OSError as fault:
-            body, opened = {"refused": "", "errno": fault.errno or errno.EIO, "why": ""}, []
-            if fault.errno == errno.ENOENT and "path" in request:
-                # A link may lead out of what a session sees; that it must not is for the broker to say.
-                body["led_to"] = os.path.realpath(request["path"])
+            body, opened = self._performed(request, fds)
         finally:
             _close(fds)
         try:
@@ -91,7 +89,26 @@ class Opener(NameOps):
         finally:
             _close(opened)
 
-    def do_resolve(self, request: dict[str, Any], _fds: Fds) -> Reply:
+    def _performed(self, request: protocol.AnyRequest, fds: Fds) -> Reply:
+        try:
+            return self._accepted(request, fds)(self, request, fds)
+        except Refused as refusal:
+            return _refusal(refusal.number, refusal.kind, refusal.why), []
+        except ConnectionError:
+            raise
+        except OSError as fault:
+            refused = _refusal(fault.errno or errno.EIO)
+            if fault.errno == errno.ENOENT and "path" in request:
+                # A link may lead out of what a session sees; that it must not is for the broker to say.
+                refused["led_to"] = os.path.realpath(request["path"])
+            return refused, []
+
+    def _accepted(self, request: protocol.AnyRequest, fds: Fds) -> Perform:
+        if len(fds) not in TO_OPENER.get(request["op"], ()):
+            raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
+        return TABLE[request["op"]]
+
+    def resolve(self, request: protocol.Resolve, _fds: Fds) -> Reply:
         """Pin a path; with `read`, open a file or directory for reading as well, in the same round trip.
 
         Opening those for reading acts on nothing. What cannot be opened is still answered with its facts:
@@ -103,10 +120,11 @@ class Opener(NameOps):
                 try:
                     return facts, [reopen(pinned.fd, os.O_RDONLY)]
                 except OSError as fault:
-                    facts["unreadable"] = fault.errno
+                    unreadable: protocol.Resolved = {**facts, "unreadable": fault.errno or errno.EIO}
+                    return unreadable, [pinned.keep()]
             return facts, [pinned.keep()]
 
-    def do_place(self, request: dict[str, Any], _fds: Fds) -> Reply:
+    def place(self, request: protocol.FindPlace, _fds: Fds) -> Reply:
         """Find the directory and the last name that a path really leads to; that name need not exist yet.
 
         The last symbolic link is followed here, by its text, so that what comes back is always a directory
@@ -126,7 +144,7 @@ class Opener(NameOps):
                 path = target if target.startswith("/") else f"{real_path(parent.fd)}/{target}"
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
-    def do_append(self, request: dict[str, Any], fds: Fds) -> Reply:
+    def append(self, request: protocol.OpenAppend, fds: Fds) -> Reply:
         """Open an existing regular file of the directory for appending."""
         existing = pin_existing(fds[0], request["name"])
         if existing is None:
@@ -137,24 +155,27 @@ class Opener(NameOps):
                 raise Refused("wrong_kind", errno.EINVAL, f"it is a {facts['kind']}; a file is meant")
             return facts, [reopen(existing, os.O_WRONLY | os.O_APPEND)]
 
-    def do_part(self, request: dict[str, Any], fds: Fds) -> Reply:
+    def part(self, request: protocol.StartPart, fds: Fds) -> Reply:
         """Start a part file for a name of the directory."""
         fd, hidden = self._parts.start(fds[0], request["name"])
-        return {"hidden": hidden}, [fd]
+        reply: protocol.PartStarted = {"hidden": hidden}
+        return reply, [fd]
 
-    def do_commit(self, request: dict[str, Any], fds: Fds) -> Reply:
+    def commit(self, request: protocol.CommitPart, fds: Fds) -> Reply:
         """Give the part file its name; answer with the directory, open for fsync, where it can be read."""
         part, parent = fds
-        _require_unchanged(parent, request["name"], request.get("expect"))
+        if request["hidden"] and not self._parts.has(request["hidden"]):
+            raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
+        _require_unchanged(parent, request["name"], request["expect"])
         self._parts.commit(part, parent, request["name"], hidden=request["hidden"], replace=request["replace"])
         return {}, flushable_of(parent)  # none of what may not be read: the broker makes the name last by other means
 
-    def do_discard(self, request: dict[str, Any], _fds: Fds) -> Reply:
+    def discard(self, request: protocol.DiscardPart, _fds: Fds) -> Reply:
         """Remove a part file that has a name."""
         self._parts.discard(request["hidden"])
         return {}, []
 
-    def do_list(self, request: dict[str, Any], fds: Fds) -> Reply:
+    def list_names(self, request: protocol.ListNames, fds: Fds) -> Reply:
         """List a directory after the name `after`: pieces go out on their own; the reply counts all names."""
         total, later, counted_all, parts = 0, 0, True, []
 
@@ -165,7 +186,7 @@ class Opener(NameOps):
                     if seen >= MAX_NAMES:
                         counted_all = False
                         return
-                    if leftovers.is_part(entry.name):
+                    if hidden.is_part(entry.name):
                         parts.append(entry.name)
                     if request["hidden"] or not entry.name.startswith("."):
                         total += 1
@@ -176,13 +197,39 @@ class Opener(NameOps):
         # Memory follows the limit, not the directory.
         names = heapq.nsmallest(request["limit"], visible())
         for name in parts[:MAX_PARTS]:
-            leftovers.was_reclaimed(fds[0], name, trees=False)
+            hidden.was_reclaimed(fds[0], name, trees=False)
         for piece in _pieces(fds[0], names):
-            wire.send(self._sock, {"n": request["n"], "piece": piece})
-        return {"total_count": total, "counted_all": counted_all, "more": later > len(names)}, []
+            pieces: protocol.Pieces = {"piece": piece}
+            wire.send(self._sock, {"n": self._number, **pieces})
+        reply: protocol.Listed = {"total_count": total, "counted_all": counted_all, "more": later > len(names)}
+        return reply, []
 
 
-def _require_unchanged(parent: int, name: str, expect: dict[str, int] | None) -> None:
+TABLE: Mapping[str, Perform] = MappingProxyType(
+    {
+        "resolve": Opener.resolve,
+        "place": Opener.place,
+        "entry": Opener.entry,
+        "append": Opener.append,
+        "part": Opener.part,
+        "commit": Opener.commit,
+        "discard": Opener.discard,
+        "list": Opener.list_names,
+        "make": Opener.make,
+        "rename": Opener.rename,
+        "remove": Opener.remove,
+        "sweep": Opener.sweep,
+        "worker": Opener.fork_worker,
+    }
+)
+"""By name, what performs a request of `protocol.TO_OPENER`; any other is refused, and the opener goes on."""
+
+
+def _refusal(number: int, kind: str = "", why: str = "") -> protocol.Refusal:
+    return {"refused": kind, "errno": number, "why": why}
+
+
+def _require_unchanged(parent: int, name: str, expect: protocol.Content | None) -> None:
     """Refuse to replace another file than the one that the new content was made from, or a changed one.
 
     Requests are served one by one, so two edits of one session cannot both pass here.
@@ -195,7 +242,7 @@ def _require_unchanged(parent: int, name: str, expect: dict[str, int] | None) ->
         raise Refused("changed", errno.ESTALE, "it was changed meanwhile; read it again")
 
 
-def _placed(parent: int, name: str) -> dict[str, Any]:
+def _placed(parent: int, name: str) -> protocol.PlaceFound:
     facts = facts_of(parent)
     existing = pin_existing(parent, name)
     if existing is None:
@@ -204,7 +251,7 @@ def _placed(parent: int, name: str) -> dict[str, Any]:
         return {"parent": facts, "name": name, "existing": facts_of(existing)}
 
 
-def _pieces(directory: int, names: list[str]) -> Iterator[list[tuple[str, str, int, int]]]:
+def _pieces(directory: int, names: list[str]) -> Iterator[list[protocol.Named]]:
     piece, weight_bytes = [], 0
     for name in names:
         entry = _entry(directory, name)
@@ -219,7 +266,7 @@ def _pieces(directory: int, names: list[str]) -> Iterator[list[tuple[str, str, i
         yield piece
 
 
-def _entry(directory: int, name: str) -> tuple[str, str, int, int] | None:
+def _entry(directory: int, name: str) -> protocol.Named | None:
     try:
         status = os.lstat(name, dir_fd=directory)
     except FileNotFoundError:

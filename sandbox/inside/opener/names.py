@@ -12,45 +12,55 @@ import socket
 import stat
 
 from sandbox import wire
-from sandbox.inside.unfinished import hidden as leftovers
+from sandbox.inside.unfinished import hidden
 from sandbox.inside.unfinished.parts import pin_existing, replaceable
-from sandbox.inside.worker import main as treeworker
+from sandbox.inside.worker import main as worker
 from sandbox.kernel import process
-from sandbox.kernel.files import Held, Refused, facts_of, open_path, rename_to_free_name, reopen, unflushed, unseen
+from sandbox.kernel.files import (
+    Held,
+    Refused,
+    kind_of,
+    open_path,
+    real_path,
+    rename_to_free_name,
+    reopen,
+    unflushed,
+    unseen,
+)
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from typing import Any
-
+    from sandbox import protocol
     from sandbox.inside.blocked_paths import Search
 
     Fds = list[int]
-    Reply = tuple[dict[str, Any], Fds]
+    Reply = tuple[protocol.FromOpener, Fds]
 
 SWEPT_NAMES = 10_000  # of a directory where a session begins: a millisecond or two
 
 
 class NameOps:
-    """The `do_` methods about names. Each takes the request and its descriptors and returns its reply."""
+    """Requests about names. Each method takes the request and its descriptors and returns its reply."""
 
     _search: Search | None
 
-    def do_entry(self, request: dict[str, Any], _fds: Fds) -> Reply:
+    def entry(self, request: protocol.FindEntry, _fds: Fds) -> Reply:
         """Pin the directory of a path and look at its last name, which is not followed when it is a link."""
         folder, name = os.path.split(request["path"])
         if name in ("", ".", ".."):
             raise Refused("wrong_kind", errno.EISDIR, "it has no name of its own")
         with Held(open_path(folder, flags=os.O_DIRECTORY)) as parent:
             existing = _pin_itself(parent.fd, name)
-            reply: dict[str, Any] = {"parent": facts_of(parent.fd), "name": name, "existing": None, "target": None}
+            reply: protocol.EntryFound
+            reply = {"parent": facts_of(parent.fd), "name": name, "existing": None, "target": None}
             if existing is not None:
                 with Held(existing):
-                    reply["existing"] = facts_of(existing)
-                    if reply["existing"]["kind"] == "symlink":
+                    facts = reply["existing"] = facts_of(existing)
+                    if facts["kind"] == "symlink":
                         reply["target"] = os.readlink("", dir_fd=existing)
             return reply, [parent.keep()]
 
-    def do_make(self, request: dict[str, Any], fds: Fds) -> Reply:
+    def make(self, request: protocol.MakeDirectory, fds: Fds) -> Reply:
         """Make a directory; answer with it, pinned, and its parent, open for fsync where it can be read."""
         try:
             os.mkdir(request["name"], dir_fd=fds[0])
@@ -61,7 +71,7 @@ class NameOps:
         except OSError as fault:
             raise unseen(fault) from fault
 
-    def do_rename(self, request: dict[str, Any], fds: Fds) -> Reply:
+    def rename(self, request: protocol.Rename, fds: Fds) -> Reply:
         """Rename what was decided on, to a free name or, with `replace`, over a file that may be written."""
         source, target = fds
         name, new_name = request["name"], request["new_name"]
@@ -73,7 +83,7 @@ class NameOps:
             os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
         return {}, flushable_of(source, target)
 
-    def do_remove(self, request: dict[str, Any], fds: Fds) -> Reply:
+    def remove(self, request: protocol.Remove, fds: Fds) -> Reply:
         """Remove a name that is no directory, or an empty directory."""
         status = _require_same(fds[0], request["name"], request["identity"])
         if stat.S_ISDIR(status.st_mode):
@@ -82,11 +92,12 @@ class NameOps:
             os.unlink(request["name"], dir_fd=fds[0])
         return {}, flushable_of(fds[0])
 
-    def do_sweep(self, _request: dict[str, Any], fds: Fds) -> Reply:
+    def sweep(self, _request: protocol.Nothing, fds: Fds) -> Reply:
         """Remove part files that a crashed broker left in a directory; say how many parts are left there."""
-        return {"left": leftovers.reclaim(fds[0], SWEPT_NAMES, trees=False)}, []
+        reply: protocol.PartsLeft = {"left": hidden.reclaim(fds[0], SWEPT_NAMES, trees=False)}
+        return reply, []
 
-    def do_worker(self, _request: dict[str, Any], _fds: Fds) -> Reply:
+    def fork_worker(self, _request: protocol.Nothing, _fds: Fds) -> Reply:
         """Fork a process for one slow job; answer with its socket and a pidfd."""
         ours, theirs = wire.pair()
         opener_pid = os.getpid()
@@ -106,7 +117,7 @@ class NameOps:
 def _be_worker(fd: int, opener_pid: int, search: Search | None) -> None:
     try:
         process.die_with(opener_pid, signal.SIGKILL)
-        treeworker.serve(socket.socket(fileno=process.keep_only(fd)), search)
+        worker.serve(socket.socket(fileno=process.keep_only(fd)), search)
     finally:
         os._exit(0)
 
@@ -120,7 +131,24 @@ def _directory(parent: int, name: str, *, created: bool) -> Reply:
         if facts["kind"] != "directory":
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         flushable = flushable_of(parent)
-        return {"facts": facts, "created": created}, [pinned.keep(), *flushable]
+        made: protocol.DirectoryMade = {"facts": facts, "created": created}
+        return made, [pinned.keep(), *flushable]
+
+
+def facts_of(fd: int) -> protocol.Facts:
+    """Return what is known of *fd*."""
+    path, status = real_path(fd), os.fstat(fd)
+    return {
+        "path": path,
+        "kind": kind_of(fd, status),
+        "size_bytes": status.st_size,
+        "mode": stat.S_IMODE(status.st_mode),
+        "nlink": status.st_nlink,
+        "uid": status.st_uid,
+        "dev": status.st_dev,
+        "ino": status.st_ino,
+        "mtime_ns": status.st_mtime_ns,
+    }
 
 
 def _pin_itself(parent: int, name: str) -> int | None:

@@ -46,6 +46,10 @@ class Parts:
         for hidden in tuple(self._named):
             self.discard(hidden)
 
+    def has(self, hidden: str) -> bool:
+        """Tell whether a part that was started has this name still."""
+        return hidden in self._named
+
     def start(self, parent: int, name: str, mode: int = NEW_MODE) -> tuple[int, str]:
         """Open a part file for *name* of the directory; return it and its hidden name, "" if it has none.
 

@@ -38,8 +38,7 @@ from sandbox.kernel.files import KERNEL_FILE_SYSTEMS, Held, Refused, file_system
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from typing import Any
-
+    from sandbox import protocol
     from sandbox.inside.blocked_paths import Search
     from sandbox.inside.worker.job import Job
 
@@ -57,7 +56,7 @@ _EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 _ITEM_BYTES = 16  # of a finding, beside the path
 
 
-def look(job: Job, spec: dict[str, Any], _fds: list[int]) -> dict[str, Any]:
+def look(job: Job, spec: protocol.FindClosedNames, _fds: list[int]) -> protocol.Nothing:
     """Report each closed name that is new: its path, whether it is a program, the name that it was given, or "".
 
     Begins in the directory `first`.
@@ -163,7 +162,7 @@ class _Look:
             return False
 
     def _emit(self, path: str, *, program: bool, aside: str = "") -> None:
-        self._job.emit([path, program, aside], _ITEM_BYTES + len(path) + len(aside))
+        self._job.emit((path, program, aside), _ITEM_BYTES + len(path) + len(aside))
 
 
 def _is_of_git(place: str) -> bool:

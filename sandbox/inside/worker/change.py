@@ -15,17 +15,17 @@ from sandbox.inside.unfinished.parts import PLAIN_MODE, Parts
 from sandbox.inside.unfinished.stage import Stage
 from sandbox.inside.worker.copy import Copier, copy_content
 from sandbox.inside.worker.look import survey_tree
-from sandbox.inside.worker.walk import MAX_DEPTH, Rules, open_directory
+from sandbox.inside.worker.walk import Rules, open_directory
 from sandbox.kernel.files import Refused, flush_names, free_bytes, real_path, require_room
+from sandbox.protocol import MAX_DEPTH
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from typing import Any
-
+    from sandbox import protocol
     from sandbox.inside.worker.job import Job
 
 
-def remove(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+def remove(job: Job, spec: protocol.RemoveTree, fds: list[int]) -> protocol.Nothing:
     """Remove the directory `name` of the pinned parent, with all it holds."""
     parent, name, rules = fds[0], spec["name"], Rules(spec["rules"])
     fd = open_directory(name, parent)
@@ -48,7 +48,7 @@ def require_same(fd: int, identity: list[int]) -> None:
         raise Refused("changed", errno.ESTALE, "it was replaced meanwhile; try again")
 
 
-def require_free_of(obstacles: dict[str, Any]) -> None:
+def require_free_of(obstacles: protocol.Surveyed) -> None:
     """Refuse a tree of which something stays where it is: *obstacles* are what `survey_tree` found."""
     if obstacles["blocked"]:
         names = ", ".join(map(repr, obstacles["blocked"]))
@@ -93,7 +93,7 @@ class _Remover:
         os.rmdir(name, dir_fd=parent)
 
 
-def copy_file(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+def copy_file(job: Job, spec: protocol.CopyFile, fds: list[int]) -> protocol.Copied:
     """Copy the open file to `name` of the pinned directory, replacing a file there when `replace` says so."""
     source, parent = fds
     name, status = spec["name"], os.fstat(source)
@@ -114,7 +114,7 @@ def copy_file(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     return {"bytes": copied, "files": 1}
 
 
-def copy_tree(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+def copy_tree(job: Job, spec: protocol.CopyTree, fds: list[int]) -> protocol.Copied:
     """Copy the open directory to the free name `name` of the pinned directory; tell what was passed over."""
     source, parent = fds
     rules = Rules(spec["rules"])

@@ -8,13 +8,13 @@ import stat
 
 from sandbox.inside.unfinished.parts import PLAIN_MODE
 from sandbox.inside.worker.links import Links
-from sandbox.inside.worker.walk import MAX_DEPTH, Rules, open_directory
+from sandbox.inside.worker.walk import Rules, open_directory
 from sandbox.kernel.files import STEP_BYTES, Held, Refused, open_path, real_path, reopen, require_room
+from sandbox.protocol import MAX_DEPTH
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from typing import Any
-
+    from sandbox import protocol
     from sandbox.inside.worker.job import Job
 
 BUFFER_BYTES = 1024 * 1024
@@ -82,7 +82,7 @@ class Copier:
     With *strict* all must be copied, with its times, as for a move.
     """
 
-    def __init__(self, job: Job, rules: Rules, spec: dict[str, Any], *, strict: bool) -> None:
+    def __init__(self, job: Job, rules: Rules, spec: protocol.IntoTree, *, strict: bool) -> None:
         self._job = job
         self._rules = rules
         self._links = Links(job, rules, [*spec["link_roots"]])

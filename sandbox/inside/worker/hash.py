@@ -12,6 +12,7 @@ TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from typing import Any
 
+    from sandbox import protocol
     from sandbox.inside.worker.job import Job
 
 BUFFER_BYTES = 256 * 1024  # stays in the cache of the processor
@@ -20,7 +21,7 @@ BUFFER_BYTES = 256 * 1024  # stays in the cache of the processor
 _plain = __import__("_sha2" if sys.version_info >= (3, 12) else "_sha256")
 
 
-def digest(job: Job, _spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+def digest(job: Job, _spec: protocol.Nothing, fds: list[int]) -> protocol.Nothing:
     """Hash the open file up to where each wish says, and tell how far that was and what it is up to there.
 
     Less far than was wished for: the file ends there. Raises: Stop, OSError.
@@ -28,7 +29,7 @@ def digest(job: Job, _spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     running, at = _new_sha256(), 0
     buffer = memoryview(bytearray(BUFFER_BYTES))
     while True:
-        until: int = job.next_wish()["until"]
+        until = job.next_wish()["until"]
         while at < until and (count := os.preadv(fds[0], [buffer[: until - at]], at)):
             running.update(buffer[:count])
             at += count

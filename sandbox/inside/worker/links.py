@@ -21,8 +21,8 @@ from sandbox.kernel.files import KERNEL_FILE_SYSTEMS, Held, Refused, file_system
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
 
+    from sandbox import protocol
     from sandbox.inside.worker.job import Job
 
     Identity = tuple[int, int]
@@ -131,7 +131,7 @@ def open_beneath(root: str, steps: Iterable[str]) -> int:
         os.close(fd)
 
 
-def judge(job: Job, spec: dict[str, Any], _fds: list[int]) -> dict[str, Any]:
+def judge(job: Job, spec: protocol.JudgeNames, _fds: list[int]) -> protocol.NamesJudged:
     """Say what stands against using the file at `path`, and how many of its names were found.
 
     Raises: Refused when it is not the file that was decided on any more.

@@ -10,8 +10,7 @@ from sandbox.inside.worker.walk import Rules, Walk
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from typing import Any
-
+    from sandbox import protocol
     from sandbox.inside.worker.job import Job
     from sandbox.inside.worker.walk import Found
 
@@ -20,7 +19,7 @@ SHOWN_PATHS = 5
 ENTRY_BYTES = 80  # of an answer, beside the name itself
 
 
-def find(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+def find(job: Job, spec: protocol.Find, fds: list[int]) -> protocol.Nothing:
     """Report what matches one of the globs and is of the kind asked for."""
     matches, excluded = compile_globs(spec["globs"]), compile_globs(spec["exclude"])
     walk = Walk(job, Rules(spec["rules"]), hidden=spec["hidden"], depth=spec["depth"])
@@ -35,7 +34,7 @@ def find(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     return {}
 
 
-def listing(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+def listing(job: Job, spec: protocol.ListTree, fds: list[int]) -> protocol.Counted:
     """Report the entries after a place, a directory before what it holds, and count all there are.
 
     A name that must not be touched is shown, as in any listing, and not looked into.
@@ -57,15 +56,15 @@ def listing(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
 def _emit(job: Job, found: Found) -> None:
     status = found.status()
     size, mtime_ns = (status.st_size, status.st_mtime_ns) if status else (0, 0)
-    job.emit([found.relative, found.kind, size, mtime_ns], ENTRY_BYTES + len(found.relative))
+    job.emit((found.relative, found.kind, size, mtime_ns), ENTRY_BYTES + len(found.relative))
 
 
-def survey(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+def survey(job: Job, spec: protocol.SurveyTree, fds: list[int]) -> protocol.Surveyed:
     """Tell what a tree holds that stands against copying it to `new_path`, or with `leaves` against moving it there."""
     return survey_tree(job, Rules(spec["rules"]), fds[0], spec["new_path"], leaves=spec["leaves"])
 
 
-def survey_tree(job: Job, rules: Rules, root_fd: int, new_path: str, *, leaves: bool) -> dict[str, Any]:
+def survey_tree(job: Job, rules: Rules, root_fd: int, new_path: str, *, leaves: bool) -> protocol.Surveyed:
     """As `survey`, for whoever goes on with the tree.
 
     `new_path` is empty where nothing gets a new path. `leaves`: nothing stays where it is, so that all must be open
@@ -94,7 +93,7 @@ def _remember(paths: list[str], path: str) -> None:
         paths.append(path)
 
 
-def sweep(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+def sweep(job: Job, spec: protocol.SweepTrees, fds: list[int]) -> protocol.Nothing:
     """Remove what crashed brokers left in a directory, half-made copies of trees included."""
     leftovers.reclaim(fds[0], spec["limit"], trees=True)
     job.tick()

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 from types import MappingProxyType
 
 from sandbox import wire
-from sandbox.inside.worker import aftermath, links
-from sandbox.inside.worker import change as treechange
-from sandbox.inside.worker import hash as filehash
-from sandbox.inside.worker import look as treelook
-from sandbox.inside.worker import move as moving
-from sandbox.inside.worker import pack as archive_pack
-from sandbox.inside.worker import search as treesearch
-from sandbox.inside.worker import unpack as archive_unpack
+from sandbox.inside.worker import aftermath, change, links, look, move, pack, search, unpack
+from sandbox.inside.worker.hash import digest
 from sandbox.inside.worker.job import Job, Stop, limit_worker
 from sandbox.kernel.files import Refused, ReserveReached
+from sandbox.protocol import TO_WORKER
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -23,51 +19,64 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from sandbox import protocol
     from sandbox.inside.blocked_paths import Search
 
-    Operation = Callable[[Job, dict[str, Any], list[int]], dict[str, Any]]
+    Operation = Callable[[Job, Any, list[int]], protocol.Outcome]
 
-OPERATIONS: Mapping[str, Operation] = MappingProxyType(
+TABLE: Mapping[str, Operation] = MappingProxyType(
     {
-        "search": treesearch.search,
-        "find": treelook.find,
-        "list": treelook.listing,
-        "survey": treelook.survey,
-        "remove": treechange.remove,
-        "copy_file": treechange.copy_file,
-        "copy_tree": treechange.copy_tree,
-        "move_tree": moving.move_tree,
-        "sweep": treelook.sweep,
+        "search": search.search,
+        "find": look.find,
+        "list": look.listing,
+        "survey": look.survey,
+        "remove": change.remove,
+        "copy_file": change.copy_file,
+        "copy_tree": change.copy_tree,
+        "move_tree": move.move_tree,
+        "sweep": look.sweep,
         "judge_names": links.judge,
-        "pack": archive_pack.pack,
-        "unpack": archive_unpack.unpack,
+        "pack": pack.pack,
+        "unpack": unpack.unpack,
         "aftermath": aftermath.look,
-        "hash": filehash.digest,
+        "hash": digest,
     }
 )
+"""By name, what does a job of `protocol.TO_WORKER`; any other is refused."""
 
 
 def serve(sock: socket.socket, search: Search | None = None) -> None:
     """Do the one job that *sock* brings; *search* is that of the session's birth."""
-    message = wire.receive(sock)
-    if message is None:
+    received = wire.receive(sock)
+    if received is None:
         return
-    spec, fds = message
+    spec: Any
+    spec, fds = received
     limit_worker(spec["timeout_s"], spec["grace_s"])
     job = Job(sock, spec, search)
     job.finish(_outcome(job, spec, fds))
 
 
-def _outcome(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+def _outcome(job: Job, spec: protocol.AnyJob, fds: list[int]) -> protocol.Finished | protocol.Refusal:
     try:
-        return {"done": OPERATIONS[spec["op"]](job, spec, fds), "stopped": ""}
+        return {"done": _accepted(spec, fds)(job, spec, fds), "stopped": ""}
     except Stop as stop:
         return {"done": {}, "stopped": stop.why}
     except Refused as refusal:
-        return {"refused": refusal.kind, "errno": refusal.number, "why": refusal.why}
+        return _refusal(refusal.number, refusal.kind, refusal.why)
     except ReserveReached as full:
-        return {"refused": "no_space", "errno": errno.ENOSPC, "why": full.strerror}
+        return _refusal(errno.ENOSPC, "no_space", full.strerror or "")
     except OSError as fault:
-        return {"refused": "", "errno": fault.errno or errno.EIO, "why": ""}
+        return _refusal(fault.errno or errno.EIO)
     except (MemoryError, RecursionError, OverflowError):
-        return {"refused": "too_large", "errno": errno.ENOMEM, "why": "it needs more memory than a search may take"}
+        return _refusal(errno.ENOMEM, "too_large", "it needs more memory than a search may take")
+
+
+def _accepted(spec: protocol.AnyJob, fds: list[int]) -> Operation:
+    if len(fds) not in TO_WORKER["new"].get(spec["op"], ()):
+        raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
+    return TABLE[spec["op"]]
+
+
+def _refusal(number: int, kind: str = "", why: str = "") -> protocol.Refusal:
+    return {"refused": kind, "errno": number, "why": why}

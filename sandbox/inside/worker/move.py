@@ -32,8 +32,9 @@ from sandbox.kernel.files import Held, Refused, flush_file_system, flush_names, 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Any, Self
+    from typing import Self
 
+    from sandbox import protocol
     from sandbox.inside.worker.job import Job
 
 ROUNDS = 50  # of comparing what no path leads into, a moment apart: a second, for those who are in it already
@@ -41,7 +42,7 @@ _STATE = struct.Struct("=3Q3q")  # a million of these fit in a worker's memory; 
 _CTIME_BYTES = 8  # at its end; a rename changes that
 
 
-def move_tree(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+def move_tree(job: Job, spec: protocol.MoveTree, fds: list[int]) -> protocol.TreeMoved:
     """Move the directory `name` of one pinned directory to the free name `new_name` of another.
 
     Returns: `left`, empty when nothing is; else [kind, errno, why] of what stopped the removal after the copy, which
@@ -68,20 +69,20 @@ def move_tree(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
                 return {"left": _removed(mirror, aside)}
 
 
-def _removed(mirror: Mirror, aside: Aside) -> list[Any]:
+def _removed(mirror: Mirror, aside: Aside) -> protocol.Left:
     try:
         mirror.take_away()
         aside.remove()
     except Refused as refusal:
-        return [refusal.kind, refusal.number, refusal.why]
+        return refusal.kind, refusal.number, refusal.why
     except Stop:
-        return ["", errno.ETIMEDOUT, "there was no time left to remove all of the source"]
+        return "", errno.ETIMEDOUT, "there was no time left to remove all of the source"
     except OSError as fault:
         number = fault.errno or errno.EIO
         if number == errno.ENOTEMPTY:
-            return ["changed", errno.ESTALE, "something was made in its source afterwards"]
-        return ["", number, f"its source could not be removed ({os.strerror(number)})"]
-    return []
+            return "changed", errno.ESTALE, "something was made in its source afterwards"
+        return "", number, f"its source could not be removed ({os.strerror(number)})"
+    return ()
 
 
 class Aside:
@@ -122,7 +123,7 @@ class Aside:
 class Mirror(Copier):
     """A copy that follows its source: each time what is not as it was copied is copied again."""
 
-    def __init__(self, job: Job, rules: Rules, spec: dict[str, Any], root: int) -> None:
+    def __init__(self, job: Job, rules: Rules, spec: protocol.IntoTree, root: int) -> None:
         super().__init__(job, rules, spec, strict=True)
         self._root, self._path = root, real_path(root)
         self._at = self._path

@@ -21,8 +21,7 @@ from sandbox.kernel.files import Held, Refused, kind_of, open_path, real_path, r
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from typing import Any
-
+    from sandbox import protocol
     from sandbox.inside.worker.job import Job
     from sandbox.inside.worker.walk import Found
 
@@ -31,7 +30,7 @@ UNENTERED = ("unreadable", "blocked", "too_deep")  # as the walk counts them
 SAME = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
-def pack(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+def pack(job: Job, spec: protocol.Pack, fds: list[int]) -> protocol.Packed:
     """Pack what the open directory holds into the pipe. Names are relative to it; it is not an entry itself."""
     directory, pipe = fds
     outlet = Outlet(job, pipe, max_bytes=spec["max_bytes"], gzip=spec["gzip"])
@@ -51,7 +50,7 @@ def pack(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
 
 
 class _Packer:
-    def __init__(self, job: Job, outlet: Outlet, spec: dict[str, Any]) -> None:
+    def __init__(self, job: Job, outlet: Outlet, spec: protocol.Pack) -> None:
         self._job = job
         self._outlet = outlet
         self._max_entries: int = spec["max_entries"]

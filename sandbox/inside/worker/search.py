@@ -21,8 +21,8 @@ from sandbox.kernel.files import Held, Refused, open_path, real_path, reopen
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
 
+    from sandbox import protocol
     from sandbox.inside.worker.job import Job
     from sandbox.inside.worker.walk import Found
 
@@ -34,7 +34,7 @@ BEFORE_MATCH = 100  # of those, in front of the match
 ITEM_BYTES = 100
 
 
-def search(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+def search(job: Job, spec: protocol.Search, fds: list[int]) -> protocol.Nothing:
     """Report every line of the tree, or of the one file, that matches."""
     searcher = _Searcher(job, spec, _expression(spec))
     if stat.S_ISREG(os.fstat(fds[0]).st_mode):
@@ -51,7 +51,7 @@ def search(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     return {}
 
 
-def _expression(spec: dict[str, Any]) -> Callable[[str], re.Match[str] | None]:
+def _expression(spec: protocol.Search) -> Callable[[str], re.Match[str] | None]:
     text = re.escape(spec["pattern"]) if spec["literal"] else spec["pattern"]
     try:
         return re.compile(text, 0 if spec["case_sensitive"] else re.IGNORECASE).search
@@ -62,7 +62,7 @@ def _expression(spec: dict[str, Any]) -> Callable[[str], re.Match[str] | None]:
 class _Searcher:
     """What stays the same from file to file."""
 
-    def __init__(self, job: Job, spec: dict[str, Any], match: Callable[[str], re.Match[str] | None]) -> None:
+    def __init__(self, job: Job, spec: protocol.Search, match: Callable[[str], re.Match[str] | None]) -> None:
         self._job = job
         self._match = match
         self._around: int = spec["context"]
@@ -133,7 +133,7 @@ class _Lines:
         self._around = around
         self._number = 1
         self._before: deque[str] = deque(maxlen=around)
-        self._open: deque[list[Any]] = deque()
+        self._open: deque[protocol.Matched] = deque()
         self.matches = 0
 
     @property
@@ -174,7 +174,7 @@ class _Lines:
         self.matches += 1
         self._job.count("matches")
         text, cut = _shown(line, found.start())
-        item = [self._relative, number, found.start() + 1, text, cut, list(self._before), []]
+        item: protocol.Matched = (self._relative, number, found.start() + 1, text, cut, list(self._before), [])
         if self._around:
             self._open.append(item)
         else:
@@ -186,7 +186,7 @@ class _Lines:
         while self._open:
             self._emit(self._open.popleft())
 
-    def _emit(self, item: list[Any]) -> None:
+    def _emit(self, item: protocol.Matched) -> None:
         around = sum(len(line) for line in (*item[5], *item[6]))
         self._job.emit(item, ITEM_BYTES + len(self._relative) + len(item[3]) + around)
 

@@ -9,8 +9,8 @@ from sandbox.inside.unfinished import hidden as leftovers
 from sandbox.inside.worker import tar as tarread
 from sandbox.inside.worker.tar import bad
 from sandbox.inside.worker.tar_write import BLOCK, padding
-from sandbox.inside.worker.walk import MAX_DEPTH
 from sandbox.kernel.files import Refused
+from sandbox.protocol import MAX_DEPTH
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:

@@ -24,8 +24,9 @@ from sandbox.kernel.files import Held, Refused, real_path
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Any, Self
+    from typing import Self
 
+    from sandbox import protocol
     from sandbox.inside.worker.job import Job
     from sandbox.inside.worker.tar_members import Member
 
@@ -34,7 +35,7 @@ NEW_DIRECTORY = 0o777
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def unpack(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+def unpack(job: Job, spec: protocol.Unpack, fds: list[int]) -> protocol.Packed:
     """Unpack what comes through the pipe to `name` of the pinned directory, which is free or an empty directory."""
     parent, pipe = fds
     inlet = Inlet(job, pipe, max_bytes=spec["max_bytes"], gzip=spec["gzip"])
@@ -51,7 +52,7 @@ def unpack(job: Job, spec: dict[str, Any], fds: list[int]) -> dict[str, Any]:
 
 
 class _Unpacker:
-    def __init__(self, job: Job, spec: dict[str, Any], top: int) -> None:
+    def __init__(self, job: Job, spec: protocol.Unpack, top: int) -> None:
         self._job = job
         self._rules = Rules(spec["rules"])
         self._new_path: str = spec["new_path"].rstrip("/")

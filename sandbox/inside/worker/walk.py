@@ -13,22 +13,22 @@ import stat
 
 from sandbox.inside.unfinished import hidden as leftovers
 from sandbox.kernel.files import KERNEL_FILE_SYSTEMS, KINDS, OPEN_DIRECTORY, Refused, file_system, real_path
+from sandbox.protocol import MAX_DEPTH
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
 
+    from sandbox import protocol
     from sandbox.inside.worker.job import Job
 
-MAX_DEPTH = 150  # one descriptor a level
 MAX_NAMES = 1_000_000  # of one directory
 
 
 class Rules:
     """Which paths may be touched."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: protocol.TreeRules) -> None:
         self._allowed = re.compile(spec["allowed"]).fullmatch
         self._opened = re.compile(spec["opened"]).match
         self._blocked_from_root = re.compile(spec["blocked_from_root"]).match

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.inside.opener.names import facts_of
 from sandbox.kernel import process, seccomp, syscalls
-from sandbox.kernel.files import Held, Refused, facts_of, file_system, kind_of, open_path, real_path, reopen
+from sandbox.kernel.files import Held, Refused, file_system, kind_of, open_path, real_path, reopen
 from tests.sandbox.kernel.test_walls_seccomp import become_plain, in_child, outcome
 from tests.support.descriptors import open_descriptors
 
