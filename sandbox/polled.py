@@ -11,13 +11,15 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
 
 
 def close_socket(sock: socket.socket) -> None:
@@ -40,6 +42,14 @@ def close_descriptor(fd: int) -> None:
     """Close a descriptor that tasks have waited for; who still does gets trio.ClosedResourceError."""
     trio.lowlevel.notify_closing(fd)
     os.close(fd)
+
+
+async def receive_from(sock: socket.socket, receive: Callable[[socket.socket], T]) -> T:
+    """Wait for what *receive* gets from a non-blocking socket. Raises: trio.ClosedResourceError; as *receive*."""
+    while True:
+        await trio.lowlevel.wait_readable(sock)
+        with contextlib.suppress(BlockingIOError):  # woken for nothing
+            return receive(sock)
 
 
 async def wait_ended(pidfd: int) -> None:

@@ -253,7 +253,11 @@ async def _put_back(scope: Scope, source: EntryPlace, aside: str) -> AsyncIterat
 def _partly_removed(asked: str, left: tuple[str, int, str], removed: int) -> FileError:
     """The error for a move whose copy has its name, and whose source is not gone: nothing of it is lost."""
     kind, number, why = left
-    known = TookTooLong if number == errno.ETIMEDOUT else type(from_refusal(asked, kind, number, why))
+    known = (
+        TookTooLong
+        if number == errno.ETIMEDOUT
+        else type(from_refusal(asked, {"refused": kind, "errno": number, "why": why}))
+    )
     sentence = f"{asked}: all of it was copied to the destination, and then {why}. {removed} entries of the source are "
     return known(asked, f"{sentence}removed, the others are where they were", errno.errorcode[number])
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 import errno
 import os
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sandbox import shortage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import TypeGuard
+
+    from sandbox import protocol
+
+MAX_ERRNO = 4095  # as the kernel has it
 
 
 class FileError(Exception):
@@ -171,12 +176,20 @@ def from_errno(path: str, number: int) -> FileError:
     return kind(path, sentence, errno.errorcode.get(number, str(number)))
 
 
-def from_refusal(path: str, refusal: str, number: int, why: str) -> FileError:
-    """Return the error for an answer of the opener that refuses; a plain failed call has no *refusal* word."""
-    kind = _BY_REFUSAL.get(refusal)
+def is_refusal(body: Any) -> TypeGuard[protocol.Refusal]:
+    """Tell whether an answer refuses, and has the shape that the error for it relies on."""
+    number = body.get("errno")
+    texts = (body.get("refused"), body.get("why"), body.get("led_to", ""))
+    return type(number) is int and 0 <= number <= MAX_ERRNO and all(isinstance(text, str) for text in texts)
+
+
+def from_refusal(path: str, refusal: protocol.Refusal) -> FileError:
+    """Return the error for an answer of the opener or a worker that refuses."""
+    number = refusal["errno"]
+    kind = _BY_REFUSAL.get(refusal["refused"])
     if kind is None:
         return from_errno(path, number)
-    return kind(path, f"{shown(path)}: {why}", errno.errorcode.get(number, str(number)))
+    return kind(path, f"{shown(path)}: {refusal['why']}", errno.errorcode.get(number, str(number)))
 
 
 def unflushed(path: str, fault: FileError) -> OutcomeUnknown:

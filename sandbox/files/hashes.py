@@ -12,23 +12,17 @@ The hash so far cannot leave the worker. Who was cut off and asks again goes on 
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import select
-import signal
-import socket
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
 from sandbox import wire
-from sandbox.files.errors import FileError, WriteFailed, from_errno, from_refusal, shown
-from sandbox.files.opener_client import WORKER
-from sandbox.polled import close_socket
+from sandbox.files.errors import FileError, WriteFailed, from_refusal, is_refusal, shown
+from sandbox.files.worker_client import WorkerProcess
 
 if TYPE_CHECKING:
     from sandbox import protocol
@@ -64,14 +58,10 @@ class Hashes:
 
     async def start(self, asked: str, fd: int) -> _Worker:
         """Have a worker at the file. Raises: FileError, as the opener."""
-        nothing: protocol.Nothing = {}
-        answer = await self._exchange.ask(WORKER, asked, nothing)
-        sock_fd, pidfd = answer.fds
-        worker = _Worker(asked, socket.socket(fileno=sock_fd), pidfd)
+        worker = await _Worker.start(self._exchange, asked)
+        job: protocol.AnyJob = {"op": "hash", "timeout_s": LIFE_S, "grace_s": 1.0}
         try:
-            worker.sock.setblocking(False)
-            job: protocol.AnyJob = {"op": "hash", "timeout_s": LIFE_S, "grace_s": 1.0}
-            worker.send(job, fd)
+            worker.ask(job, fd)
         except BaseException:
             worker.end()
             raise
@@ -148,12 +138,9 @@ class FileHash:
 
 
 @attrs.define(eq=False)
-class _Worker:
+class _Worker(WorkerProcess):
     """A process at one file."""
 
-    _asked: str
-    sock: socket.socket
-    _pidfd: int
     at: int = attrs.field(default=0, init=False)
     sha256: str = attrs.field(default="", init=False)
     ended: bool = attrs.field(default=False, init=False)
@@ -169,8 +156,8 @@ class _Worker:
             if not self._wish:
                 self._wish = min(self.at + PIECE_BYTES, length)
                 wish: protocol.Wish = {"until": self._wish}
-                self.send(wish)
-            self._take(await self._hear())
+                self.ask(wish)
+            self._take(await self._answer())
         except (FileError, wire.WireBroken, trio.ClosedResourceError) as fault:
             self.broken = True
             if isinstance(fault, FileError):
@@ -184,53 +171,22 @@ class _Worker:
         self.ended = at < self._wish
         self.at, self.sha256, self._wish = at, sha256, 0
 
-    def send(self, message: protocol.AnyJob | protocol.Wish, *fds: int) -> None:
-        """Ask for something: it takes one wish at a time, so there is always room. Raises: FileError."""
+    def ask(self, message: protocol.AnyJob | protocol.Wish, *fds: int) -> None:
+        """As `send`. Raises: FileError."""
         try:
-            wire.send(self.sock, message, fds)
+            self.send(message, *fds)
         except ConnectionError as fault:
             raise self._ended() from fault
-        except OSError as fault:  # too many descriptors under way
-            raise from_errno(self._asked, fault.errno or errno.EIO) from fault
 
-    async def _hear(self) -> protocol.FromWorker:
+    async def _answer(self) -> protocol.FromWorker:
         """Wait for the answer; its findings, of which it has none, are passed over."""
-        while True:
-            await trio.lowlevel.wait_readable(self.sock)
-            try:
-                received = wire.receive(self.sock)
-            except BlockingIOError:
-                continue
-            if received is None:
-                raise self._ended()
-            body: Any
-            body, came = received
-            for fd in came:
-                os.close(fd)  # a worker sends none
+        while (body := await self.hear()) is not None:
             if "piece" in body:
                 continue
-            if _is_refusal(body):
-                raise from_refusal(self._asked, body["refused"], body["errno"], body["why"])
-            said: protocol.FromWorker = body
-            return said
-
-    def end(self) -> None:
-        """End the process, stopped or not; the kernel reaps it."""
-        close_socket(self.sock)
-        # It is gone already, or it is not ours to kill: then it ends by its socket, or by SIGALRM.
-        with suppress(ProcessLookupError, PermissionError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        os.close(self._pidfd)
-
-    def has_exited(self) -> bool:
-        """Tell whether the process is gone, without waiting."""
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(0))
+            if is_refusal(body):
+                raise from_refusal(self.asked, body)
+            return body
+        raise self._ended()
 
     def _ended(self) -> WriteFailed:
-        return WriteFailed(self._asked, f"{shown(self._asked)}: the process that hashed it was ended", "ESRCH")
-
-
-def _is_refusal(body: Any) -> bool:
-    return type(body.get("errno")) is int and all(isinstance(body.get(text), str) for text in ("refused", "why"))
+        return WriteFailed(self.asked, f"{shown(self.asked)}: the process that hashed it was ended", "ESRCH")

@@ -29,9 +29,10 @@ from sandbox.files.errors import (
     Unanswered,
     from_errno,
     from_refusal,
+    is_refusal,
     shown,
 )
-from sandbox.polled import closing_socket
+from sandbox.polled import closing_socket, receive_from
 
 if TYPE_CHECKING:
     import socket
@@ -44,7 +45,6 @@ Said = TypeVar("Said", bound="Mapping[str, object]")
 
 PATH_MAX_BYTES = 4096
 UNHEARD = "it was done, and there were no descriptors left to hear the whole answer"
-MAX_ERRNO = 4095  # as the kernel has it
 
 
 class Op(str, Generic[Asked, Said]):
@@ -187,7 +187,7 @@ class Exchange:
                 raise _gone(path)
             raise Unanswered(path, f"{shown(path)}: no answer within {self.answer_s:g} s", "ETIMEDOUT")
         if "refused" in answer.body:
-            error = from_refusal(path, answer.body["refused"], answer.body["errno"], answer.body["why"])
+            error = from_refusal(path, answer.body)
             if isinstance(error, NotFound):
                 error.led(answer.body.get("led_to", path))
             raise error
@@ -229,11 +229,8 @@ class Exchange:
 
     async def _hear(self) -> bool:
         """Wait for one answer and hand it over; return whether there can be more."""
-        await trio.lowlevel.wait_readable(self._sock)
         try:
-            message = wire.receive(self._sock)
-        except BlockingIOError:
-            return True
+            message = await receive_from(self._sock, wire.receive)
         except wire.Truncated as cut:
             part: Any = cut.message or {}
             if part and not _is_answer(part):
@@ -288,15 +285,8 @@ class Exchange:
 
 def _is_answer(body: Any) -> TypeGuard[protocol.AnyAnswer]:
     """Whether *body* has the shape that all here rely on: a fault of who sent it must be no exception of ours."""
-    number = body.get("errno", 0)
-    texts = (body.get("why", ""), body.get("refused", ""), body.get("led_to", ""))
-    return (
-        type(body.get("n")) is int
-        and isinstance(body.get("piece", []), list)
-        and (type(number) is int and 0 <= number <= MAX_ERRNO)
-        and all(isinstance(text, str) for text in texts)
-        and ("refused" not in body or {"errno", "why"} <= body.keys())
-    )
+    is_numbered = type(body.get("n")) is int and isinstance(body.get("piece", []), list)
+    return is_numbered and ("refused" not in body or is_refusal(body))
 
 
 def checked_path(path: str) -> str:

@@ -7,19 +7,14 @@ caller the process is gone soon after. What was found before a deadline is not l
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
-import signal
-import socket
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 import trio
 
 from sandbox import wire
-from sandbox.files.errors import FileError, NoSpace, OutcomeUnknown, WriteFailed, from_errno, from_refusal, shown
-from sandbox.files.opener_client import WORKER
-from sandbox.polled import close_descriptor, close_socket, wait_ended
+from sandbox.files.errors import FileError, NoSpace, OutcomeUnknown, WriteFailed, from_refusal, is_refusal, shown
+from sandbox.files.worker_client import WorkerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -120,64 +115,28 @@ class TreeWork:
         """
         async with self._limiter:
             deadline = trio.current_time() + timeout_s
-            nothing: protocol.Nothing = {}
-            answer = await self._exchange.ask(WORKER, asked, nothing)
-            sock_fd, pidfd = answer.fds
-            with socket.socket(fileno=sock_fd) as sock:
-                sock.setblocking(False)
-                heard = _Heard()
-                grace_s = tidy_s if changes else KERNEL_GRACE_S
-                message = {**spec, "op": job, "timeout_s": timeout_s, "grace_s": grace_s}
-                try:
-                    with trio.move_on_after(timeout_s + grace_s + ANSWER_GRACE_S):
-                        await _converse(asked, sock, message, fds, heard)
-                except wire.WireBroken as broken:
-                    kind = OutcomeUnknown if changes else WriteFailed
-                    raise kind(asked, f"{shown(asked)}: {broken}", "EPROTO") from broken
-                finally:
-                    close_socket(sock)  # which a worker takes for the wish that it stop
-                    with trio.move_on_after(tidy_s + 1, shield=True):
-                        await _end(pidfd, tidy_s=tidy_s if changes and heard.last is None else 0.0)
+            worker = await WorkerProcess.start(self._exchange, asked)
+            heard = _Heard()
+            grace_s = tidy_s if changes else KERNEL_GRACE_S
+            message = {**spec, "op": job, "timeout_s": timeout_s, "grace_s": grace_s}
+            try:
+                with trio.move_on_after(timeout_s + grace_s + ANSWER_GRACE_S):
+                    await _converse(worker, message, fds, heard)
+            except wire.WireBroken as broken:
+                kind = OutcomeUnknown if changes else WriteFailed
+                raise kind(asked, f"{shown(asked)}: {broken}", "EPROTO") from broken
+            finally:
+                with trio.move_on_after(tidy_s + 1, shield=True):
+                    await worker.end_tidily(tidy_s if changes and heard.last is None else 0.0)
             return _work(asked, heard, late=trio.current_time() > deadline, changes=changes)
 
 
-async def _converse(
-    asked: str, sock: socket.socket, message: Mapping[str, object], fds: Sequence[int], heard: _Heard
-) -> None:
+async def _converse(worker: WorkerProcess, message: Mapping[str, object], fds: Sequence[int], heard: _Heard) -> None:
     """Send the job and read what comes, until the last message or the worker's end."""
-    try:
-        wire.send(sock, message, fds)  # into an empty buffer: it never blocks
-    except ConnectionError:
-        return
-    except OSError as fault:  # too many descriptors under way
-        raise from_errno(asked, fault.errno or errno.EIO) from fault
-    while heard.last is None:
-        await trio.lowlevel.wait_readable(sock)
-        try:
-            received = wire.receive(sock)
-        except BlockingIOError:
-            continue
-        if received is None:
-            return
-        body: Any
-        body, came = received
-        for fd in came:
-            os.close(fd)  # a worker sends none
-        heard.take(body)
-
-
-async def _end(pidfd: int, *, tidy_s: float) -> None:
-    """Wait for the worker's own end at most *tidy_s* seconds, then end it; return when it is gone."""
-    try:
-        if tidy_s:
-            with trio.move_on_after(tidy_s):
-                await wait_ended(pidfd)
-        # It is gone already, or it is not ours to kill: then SIGALRM ends it at its deadline.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            await wait_ended(pidfd)
-    finally:
-        close_descriptor(pidfd)
+    with contextlib.suppress(ConnectionError):
+        worker.send(message, *fds)
+        while heard.last is None and (said := await worker.hear()) is not None:
+            heard.take(said)
 
 
 def _work(asked: str, heard: _Heard, *, late: bool, changes: bool) -> Work[Any, Any]:
@@ -192,13 +151,13 @@ def _work(asked: str, heard: _Heard, *, late: bool, changes: bool) -> Work[Any, 
         raise WriteFailed(asked, f"{shown(asked)}: the process that worked on it was ended (out of memory?)", "ESRCH")
     if last is None:  # ended by the kernel at its deadline
         last = {"done": {}, "stopped": "time"}
-    if "refused" in last:
+    if is_refusal(last):
         raise _refusal(asked, last, heard.counts)
     return Work(items=tuple(heard.items), counts=heard.counts, done=last["done"], stopped=last["stopped"])
 
 
-def _refusal(asked: str, last: protocol.FromWorker, counts: dict[str, int]) -> FileError:
-    error = from_refusal(asked, last["refused"], last["errno"], last["why"])
+def _refusal(asked: str, last: protocol.Refusal, counts: dict[str, int]) -> FileError:
+    error = from_refusal(asked, last)
     if isinstance(error, NoSpace):
         error.needed_bytes = counts.get("needed")
     if removed := counts.get("removed", 0):

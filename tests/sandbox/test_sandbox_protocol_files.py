@@ -115,9 +115,9 @@ async def test_a_worker_that_hashes_hears_nothing_but_wishes(tmp_path: Path) -> 
         with await door.files.resolve(str(tmp_path / "f"), read=True) as found:
             for said, fds in (({"op": "hash"}, 0), ({}, 0), ({"until": 1}, 1)):
                 hasher = await door.files.hashes.start("f", found.file())
-                hasher.send(said, *[found.file()] * fds)
+                hasher.ask(said, *[found.file()] * fds)
                 with pytest.raises(WriteFailed, match="Protocol error"):
-                    await hasher._hear()
+                    await hasher._answer()
                 hasher.end()
             assert (await door.files.hashes.whole("f", found.file(), 1))[0] == 1
 

@@ -19,6 +19,7 @@ from sandbox import wire
 from sandbox.inside.opener.names import NameOps, facts_of, flushable_of
 from sandbox.inside.unfinished import hidden
 from sandbox.inside.unfinished.parts import Parts, pin_existing
+from sandbox.inside.worker.main import refusal_of
 from sandbox.kernel.files import KINDS, Held, Refused, open_path, real_path, reopen
 from sandbox.protocol import TO_OPENER
 
@@ -93,11 +94,11 @@ class Opener(NameOps):
         try:
             return self._accepted(request, fds)(self, request, fds)
         except Refused as refusal:
-            return _refusal(refusal.number, refusal.kind, refusal.why), []
+            return refusal_of(refusal), []
         except ConnectionError:
             raise
         except OSError as fault:
-            refused = _refusal(fault.errno or errno.EIO)
+            refused = refusal_of(fault)
             if fault.errno == errno.ENOENT and "path" in request:
                 # A link may lead out of what a session sees; that it must not is for the broker to say.
                 refused["led_to"] = os.path.realpath(request["path"])
@@ -223,10 +224,6 @@ TABLE: Mapping[str, Perform] = MappingProxyType(
     }
 )
 """By name, what performs a request of `protocol.TO_OPENER`; any other is refused, and the opener goes on."""
-
-
-def _refusal(number: int, kind: str = "", why: str = "") -> protocol.Refusal:
-    return {"refused": kind, "errno": number, "why": why}
 
 
 def _require_unchanged(parent: int, name: str, expect: protocol.Content | None) -> None:

@@ -62,14 +62,10 @@ def _outcome(job: Job, spec: protocol.AnyJob, fds: list[int]) -> protocol.Finish
         return {"done": _accepted(spec, fds)(job, spec, fds), "stopped": ""}
     except Stop as stop:
         return {"done": {}, "stopped": stop.why}
-    except Refused as refusal:
-        return _refusal(refusal.number, refusal.kind, refusal.why)
-    except ReserveReached as full:
-        return _refusal(errno.ENOSPC, "no_space", full.strerror or "")
-    except OSError as fault:
-        return _refusal(fault.errno or errno.EIO)
+    except (Refused, OSError) as error:
+        return refusal_of(error)
     except (MemoryError, RecursionError, OverflowError):
-        return _refusal(errno.ENOMEM, "too_large", "it needs more memory than a search may take")
+        return refusal_of(Refused("too_large", errno.ENOMEM, "it needs more memory than a search may take"))
 
 
 def _accepted(spec: protocol.AnyJob, fds: list[int]) -> Operation:
@@ -78,5 +74,11 @@ def _accepted(spec: protocol.AnyJob, fds: list[int]) -> Operation:
     return TABLE[spec["op"]]
 
 
-def _refusal(number: int, kind: str = "", why: str = "") -> protocol.Refusal:
-    return {"refused": kind, "errno": number, "why": why}
+def refusal_of(error: Refused | OSError) -> protocol.Refusal:
+    """Return what the broker is told of an error."""
+    if isinstance(error, Refused):
+        return {"refused": error.kind, "errno": error.number, "why": error.why}
+    number = error.errno or errno.EIO
+    if isinstance(error, ReserveReached):
+        return {"refused": "no_space", "errno": number, "why": error.strerror or ""}
+    return {"refused": "", "errno": number, "why": ""}
