@@ -121,7 +121,7 @@ async def require_writable(scope: Scope, place: Place) -> None:
 
 
 async def require_no_blocked_link(scope: Scope, facts: FileFacts) -> None:
-    """Refuse a file that has, or may have, a blocked name as well (`sandbox/inside/worker/links.py` looks for them).
+    """Refuse a file that has, or may have, a blocked name as well (`sandbox/inside/worker/walk.py` looks for them).
 
     Raises:
         Denied: which name is blocked is not told, only that one is.

@@ -44,7 +44,13 @@ from policy.pattern import ANY_DEPTH, components, matched_depths
 from sandbox import wire
 from sandbox.files.errors import FileError
 from sandbox.files.opener_client import Answer, open_exchange
-from sandbox.inside.worker.gitconfig import _OF_A_NAME, _OF_A_SECTION, is_plain, is_plain_common, is_plain_pointer
+from sandbox.inside.worker.aftermath import (
+    _OF_A_NAME,
+    _OF_A_SECTION,
+    is_plain_common,
+    is_plain_configuration,
+    is_plain_pointer,
+)
 from sandbox.inside.worker.globs import compile_globs
 from sandbox.inside.worker.job import Job
 from sandbox.inside.worker.tar_members import Members
@@ -322,7 +328,7 @@ def _seconds(ns: int) -> int:
 
 def git_configuration(data: bytes) -> None:
     """In what counts as plain, git reads nothing but what is listed; a plain pointer leads to no other place."""
-    if is_plain(data):
+    if is_plain_configuration(data):
         for key, named in keys_that_git_reads(data):
             assert key in (_OF_A_NAME if named else _OF_A_SECTION)
     if is_plain_pointer(data):

@@ -56,7 +56,6 @@ CIRCLES = {
 CROWDED = {
     "broker/tools",
     "policy",
-    "sandbox/inside/worker",
     "transfers",
 }
 HOMONYMS = {

@@ -13,10 +13,11 @@ hook only if it may be executed, and leaves examples that end in `.sample`.
 
 What would have git start a program in a repository that was not there at the birth is set aside: the hook, or the
 configuration, gets another name in its folder. Usual clones have nothing of the kind: their configuration says where
-they came from (`gitconfig.py` has the list), their hooks are examples. Hooks that tools put there (pre-commit, git-lfs)
-are set aside too, and whoever wants them renames them. All else is told alone: it may be of somebody outside, who works
-in his own repositories meanwhile, or a file that a clone brought along and git would miss. A process of the session
-that puts one back has it set aside again after the next command, and is dead at the last look.
+they came from, their hooks are examples. Hooks that tools put there (pre-commit, git-lfs) are set aside too, and
+whoever wants them renames them. All else is told alone: it may be of somebody outside, who works in his own
+repositories meanwhile, or a file that a clone brought along and git would miss. A process of the session that puts one
+back has it set aside again after the next command, and is dead at the last look. Which files start nothing is told by
+closed lists of what usual repositories say; anything that is not on them counts as what could start a program.
 
 Who made a name is not known: another session or somebody outside may have. No link is followed. The walk goes by
 descriptors, tree after tree, nearest names first; it is bounded, and says when it did not come to its end. Changes
@@ -27,13 +28,13 @@ clock for.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import time
 from collections import deque
 
-from sandbox.inside.worker import gitconfig
 from sandbox.inside.worker.job import Stop
-from sandbox.inside.worker.links import open_beneath
+from sandbox.inside.worker.walk import open_beneath
 from sandbox.kernel.files import KERNEL_FILE_SYSTEMS, Held, Refused, file_system, real_path
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
@@ -148,10 +149,10 @@ class _Look:
             return
         pointer = entries.get(_REPOSITORY)
         if pointer and not pointer.is_dir(follow_symlinks=False) and self._changed(pointer):
-            plain = gitconfig.is_plain_pointer(_content(fd, _REPOSITORY))
+            plain = is_plain_pointer(_content(fd, _REPOSITORY))
             self._emit(f"{place}/{_REPOSITORY}", program=False, aside="" if plain else _set_aside(fd, _REPOSITORY))
         if entries.keys() >= _BARE and any(self._changed(entries[name]) for name in ("HEAD", _CONFIGURATION)):
-            plain = gitconfig.is_plain(_content(fd, _CONFIGURATION))
+            plain = is_plain_configuration(_content(fd, _CONFIGURATION))
             aside = "" if plain else _set_aside(fd, _CONFIGURATION)
             self._emit(f"{place}/{_CONFIGURATION}", program=False, aside=aside)
 
@@ -175,10 +176,10 @@ def _misleads(entry: os.DirEntry[str], fd: int, place: str) -> bool:
     if not _is_of_git(place):
         return False
     if entry.name in (_CONFIGURATION, _ELSEWHERE):
-        return not gitconfig.is_plain(_content(fd, entry.name))
+        return not is_plain_configuration(_content(fd, entry.name))
     if entry.name == _POINTER:  # of worktrees alone
         of_worktree = os.path.basename(os.path.dirname(place)) == "worktrees"
-        return not (of_worktree and gitconfig.is_plain_common(_content(fd, entry.name)))
+        return not (of_worktree and is_plain_common(_content(fd, entry.name)))
     return entry.name == _HOOKS and entry.is_symlink()
 
 
@@ -189,7 +190,7 @@ def _content(fd: int, name: str) -> bytes:
     except OSError:
         return b"\0"
     try:
-        return os.read(file, gitconfig.MAX_BYTES + 1) if stat.S_ISREG(os.fstat(file).st_mode) else b"\0"
+        return os.read(file, CONFIGURATION_BYTES + 1) if stat.S_ISREG(os.fstat(file).st_mode) else b"\0"
     except OSError:
         return b"\0"
     finally:
@@ -227,3 +228,86 @@ def _plain(field: bytes) -> bytes:
     for code, character in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
         field = field.replace(code, character)
     return field
+
+
+# --- which files that git obeys start nothing
+
+CONFIGURATION_BYTES = 64 * 1024  # of a configuration that is read; usual ones have some hundred
+
+# Compiled when a look needs them (and kept by `re`): every session has this module, and few make repositories.
+_HEADER = r'\[([A-Za-z0-9-]+)(?: "([^"\\]*)")?\]'
+_SETTING = r"([A-Za-z][A-Za-z0-9-]*)[ \t]*(?:=(.*))?"
+_TARGET = rb"gitdir: (?:[^\0\n]*/)?\.git/(?:modules|worktrees)/([^\0\n]+)\n?"
+_COMMON = b"../.."  # from a worktree's folder to its repository
+
+_OF_A_SECTION = frozenset(
+    f"{section}.{key}"
+    for section, keys in {
+        "core": "repositoryformatversion filemode bare logallrefupdates ignorecase precomposeunicode symlinks worktree "
+        "sparsecheckout sparsecheckoutcone autocrlf eol safecrlf quotepath abbrev compression hidedotfiles longpaths",
+        "extensions": "worktreeconfig partialclone objectformat refstorage compatobjectformat",
+        "index": "sparse version threads",
+        "init": "defaultbranch",
+        "user": "name email",
+        "pull": "rebase ff",
+        "push": "default autosetupremote followtags",
+        "fetch": "prune prunetags",
+        "rebase": "autostash autosquash",
+        "merge": "conflictstyle ff",
+        "commit": "verbose cleanup",
+        "gc": "auto",
+        "maintenance": "auto strategy",
+        "advice": "detachedhead",
+        "lfs": "repositoryformatversion",
+    }.items()
+    for key in keys.split()
+)
+_OF_A_NAME = frozenset(
+    f"{section}.{key}"
+    for section, keys in {
+        "remote": "url pushurl fetch push mirror prune prunetags tagopt promisor partialclonefilter skipfetchall "
+        "gh-resolved",
+        "branch": "remote merge rebase description pushremote autosetupmerge",
+        "submodule": "url active branch path update ignore",
+    }.items()
+    for key in keys.split()
+)
+
+
+def is_plain_configuration(data: bytes) -> bool:
+    """Tell whether a repository's configuration says nothing but what makes git start no program."""
+    if len(data) > CONFIGURATION_BYTES or b"\\" in data or b"\r" in data or b"\0" in data:
+        return False
+    section = None
+    for line in data.decode(errors="replace").split("\n"):
+        words = line.strip(" \t")
+        if not words or words[0] in "#;":
+            continue
+        header = re.fullmatch(_HEADER, words)
+        if header is not None:
+            section = header
+            continue
+        setting = re.fullmatch(_SETTING, words)
+        if section is None or setting is None or not _is_listed(section, setting):
+            return False
+    return True
+
+
+def _is_listed(section: re.Match[str], setting: re.Match[str]) -> bool:
+    key = f"{section[1]}.{setting[1]}".lower()
+    value = (setting[2] or "").strip()
+    # A transport of another program's ("ext::"), and a submodule that is updated by a command ("!").
+    if "::" in value or value.lstrip('"').startswith("!"):
+        return False
+    return key in (_OF_A_SECTION if section[2] is None else _OF_A_NAME)
+
+
+def is_plain_pointer(data: bytes) -> bool:
+    """Tell whether a file named `.git` leads into a repository, as those of submodules and worktrees do."""
+    target = re.fullmatch(_TARGET, data) if len(data) <= CONFIGURATION_BYTES else None
+    return target is not None and b".." not in target[1].split(b"/")
+
+
+def is_plain_common(data: bytes) -> bool:
+    """Tell whether a worktree's `commondir` leads to the repository that it lies in."""
+    return data.strip() == _COMMON

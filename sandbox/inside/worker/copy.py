@@ -7,8 +7,7 @@ import os
 import stat
 
 from sandbox.inside.unfinished.parts import PLAIN_MODE
-from sandbox.inside.worker.links import Links
-from sandbox.inside.worker.walk import Rules, open_directory
+from sandbox.inside.worker.walk import Links, Rules, open_directory
 from sandbox.kernel.files import STEP_BYTES, Held, Refused, open_path, real_path, reopen, require_room
 from sandbox.protocol import MAX_DEPTH
 

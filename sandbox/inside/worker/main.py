@@ -7,7 +7,7 @@ import os
 from types import MappingProxyType
 
 from sandbox import wire
-from sandbox.inside.worker import aftermath, change, links, look, move, pack, search, unpack
+from sandbox.inside.worker import aftermath, change, look, pack, search, unpack, walk
 from sandbox.inside.worker.hash import digest
 from sandbox.inside.worker.job import Job, Stop, limit_worker
 from sandbox.kernel.files import Refused, ReserveReached
@@ -33,9 +33,9 @@ TABLE: Mapping[str, Operation] = MappingProxyType(
         "remove": change.remove,
         "copy_file": change.copy_file,
         "copy_tree": change.copy_tree,
-        "move_tree": move.move_tree,
+        "move_tree": change.move_tree,
         "sweep": look.sweep,
-        "judge_names": links.judge,
+        "judge_names": walk.judge_names,
         "pack": pack.pack,
         "unpack": unpack.unpack,
         "aftermath": aftermath.look,

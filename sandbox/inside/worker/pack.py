@@ -13,10 +13,9 @@ import stat
 
 from sandbox.inside.unfinished import hidden as leftovers
 from sandbox.inside.unfinished.parts import PLAIN_MODE
-from sandbox.inside.worker.links import Links
+from sandbox.inside.worker.tar import BROKEN_OFF, END, member, padding
 from sandbox.inside.worker.tar_pipe import CHUNK_BYTES, Outlet
-from sandbox.inside.worker.tar_write import BROKEN_OFF, END, member, padding
-from sandbox.inside.worker.walk import Rules, Walk
+from sandbox.inside.worker.walk import Links, Rules, Walk
 from sandbox.kernel.files import Held, Refused, kind_of, open_path, real_path, reopen
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte

@@ -14,8 +14,7 @@ import stat
 from collections import deque
 
 from sandbox.inside.worker.globs import compile_globs
-from sandbox.inside.worker.links import Links
-from sandbox.inside.worker.walk import Rules, Walk
+from sandbox.inside.worker.walk import Links, Rules, Walk
 from sandbox.kernel.files import Held, Refused, open_path, real_path, reopen
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte

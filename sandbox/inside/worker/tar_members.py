@@ -6,9 +6,8 @@ import errno
 import os
 
 from sandbox.inside.unfinished import hidden as leftovers
-from sandbox.inside.worker import tar as tarread
-from sandbox.inside.worker.tar import bad
-from sandbox.inside.worker.tar_write import BLOCK, padding
+from sandbox.inside.worker import tar
+from sandbox.inside.worker.tar import BLOCK, bad, padding
 from sandbox.kernel.files import Refused
 from sandbox.protocol import MAX_DEPTH
 
@@ -28,10 +27,10 @@ class Member:
 
     __slots__ = ("is_directory", "mode", "mtime_ns", "parts", "relative", "size")
 
-    def __init__(self, name: bytes, header: tarread.Header, said: dict[bytes, bytes]) -> None:
-        self.is_directory = header.kind == tarread.DIRECTORY or (header.old_directory and name.endswith(b"/"))
-        self.size = tarread.size_of(said[b"size"]) if b"size" in said else header.size
-        self.mtime_ns = tarread.time_ns_of(said[b"mtime"]) if b"mtime" in said else header.mtime_ns
+    def __init__(self, name: bytes, header: tar.Header, said: dict[bytes, bytes]) -> None:
+        self.is_directory = header.kind == tar.DIRECTORY or (header.old_directory and name.endswith(b"/"))
+        self.size = tar.size_of(said[b"size"]) if b"size" in said else header.size
+        self.mtime_ns = tar.time_ns_of(said[b"mtime"]) if b"mtime" in said else header.mtime_ns
         self.mode = header.mode
         self.parts = _parts(name, is_directory=self.is_directory)
         self.relative = "/".join(self.parts)
@@ -78,39 +77,39 @@ class Members:
         self._count()
         said: dict[bytes, bytes] = {}
         name = b""
-        header = tarread.Header(block)
-        while header.kind in (tarread.EXTENDED, tarread.LONG_NAME):
+        header = tar.Header(block)
+        while header.kind in (tar.EXTENDED, tar.LONG_NAME):
             content = self._content(header)
-            if header.kind == tarread.EXTENDED and not said:
-                said = tarread.records(content)
-            elif header.kind == tarread.LONG_NAME and not name:
-                name = tarread.long_name(content)
+            if header.kind == tar.EXTENDED and not said:
+                said = tar.records(content)
+            elif header.kind == tar.LONG_NAME and not name:
+                name = tar.long_name(content)
             else:
                 raise bad("it has two extended headers for one entry")
-            header = tarread.Header(self._inlet.exactly(BLOCK))
-        if header.kind == tarread.GLOBAL:
+            header = tar.Header(self._inlet.exactly(BLOCK))
+        if header.kind == tar.GLOBAL:
             if said or name:
                 raise bad("it has an extended header without its entry")
             self._ignore(header)
             return None
         if name and b"path" in said:
             raise bad("it has an entry with two names")
-        name = name or tarread.path_of(said.get(b"path", header.name))
+        name = name or tar.path_of(said.get(b"path", header.name))
         if header.refused:
             kind = header.refused
             raise bad(f"{os.fsdecode(name[:200])!r} is {kind}; only plain files and directories are taken")
         return Member(name, header, said)
 
-    def _content(self, header: tarread.Header) -> bytes:
-        if not 0 < header.size <= tarread.METADATA_BYTES:
-            raise bad(f"it has an extended header of {header.size} bytes; 1 to {tarread.METADATA_BYTES} are taken")
+    def _content(self, header: tar.Header) -> bytes:
+        if not 0 < header.size <= tar.METADATA_BYTES:
+            raise bad(f"it has an extended header of {header.size} bytes; 1 to {tar.METADATA_BYTES} are taken")
         content = self._inlet.exactly(header.size)
         self._inlet.exactly(padding(header.size))
         return content
 
-    def _ignore(self, header: tarread.Header) -> None:
+    def _ignore(self, header: tar.Header) -> None:
         """A header for all entries may carry a comment; what it would change about them is refused."""
-        said = tarread.records(self._content(header))
+        said = tar.records(self._content(header))
         if said.keys() & {b"path", b"size"}:
             raise bad("it has a header that gives all entries one name or size")
 

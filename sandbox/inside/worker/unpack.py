@@ -2,7 +2,8 @@
 
 The tree grows in a hidden directory beside its place, and gets its name in one step when the archive was read to its
 end, all of it was permitted, and it is on the disk. Whatever stands against it, nothing is left. Nothing here follows
-a link: none is made, and each step opens one name in one open directory.
+a link: none is made, and each step opens one name in one open directory. A directory that is left gets back the time
+that it had, or was given: what was made in it meanwhile does not count as a change.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import time
 from sandbox.inside.unfinished.parts import PLAIN_MODE
 from sandbox.inside.unfinished.stage import Stage
 from sandbox.inside.worker.change import require_fit
-from sandbox.inside.worker.descent import Descent
 from sandbox.inside.worker.tar import bad
 from sandbox.inside.worker.tar_members import Members
 from sandbox.inside.worker.tar_pipe import Inlet
-from sandbox.inside.worker.walk import Rules
+from sandbox.inside.worker.walk import Rules, open_directory
 from sandbox.kernel.files import Held, Refused, real_path
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -123,3 +124,56 @@ class _Unpacker:
     def _permit_directory(self, relative: str) -> None:
         if not self._rules.permit_change(f"{self._new_path}/{relative}"):
             raise Refused("blocked", errno.EACCES, f"the policy keeps {relative!r} closed")
+
+
+class Level:
+    """An open directory; set `mtime_ns` for the time that it is to have when it is left."""
+
+    __slots__ = ("fd", "mtime_ns", "name")
+
+    def __init__(self, name: str, fd: int) -> None:
+        self.name, self.fd = name, fd
+        self.mtime_ns = os.fstat(fd).st_mtime_ns
+
+
+class Descent:
+    """The way from the top to the directory in hand. `permit` is asked about each directory before it is made."""
+
+    def __init__(self, top: int, permit: Callable[[str], None]) -> None:
+        self._top = Level("", top)
+        self._permit = permit
+        self._way: list[Level] = []
+
+    def enter(self, parts: Sequence[str]) -> Level:
+        """Go to a directory, making what is missing on the way. No parts: the top, and all others are left."""
+        common = 0
+        for level, name in zip(self._way, parts, strict=False):
+            if level.name != name:
+                break
+            common += 1
+        while len(self._way) > common:
+            self._leave()
+        for depth in range(common, len(parts)):
+            self._way.append(self._step(parts, depth))
+        return self._way[-1] if self._way else self._top
+
+    def close(self) -> None:
+        """Close all descriptors but the top's, and leave the times as they are."""
+        while self._way:
+            os.close(self._way.pop().fd)
+
+    def _step(self, parts: Sequence[str], depth: int) -> Level:
+        above, name = self._way[-1] if self._way else self._top, parts[depth]
+        try:
+            return Level(name, open_directory(name, above.fd))
+        except FileNotFoundError:
+            self._permit("/".join(parts[: depth + 1]))
+            os.mkdir(name, dir_fd=above.fd)
+            return Level(name, open_directory(name, above.fd))
+
+    def _leave(self) -> None:
+        level = self._way.pop()
+        try:
+            os.utime(level.fd, ns=(level.mtime_ns, level.mtime_ns))
+        finally:
+            os.close(level.fd)

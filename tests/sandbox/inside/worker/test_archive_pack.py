@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from sandbox.files.errors import Changed, FileError, TooLarge
+from sandbox.inside.worker.tar import BROKEN_OFF, member
 from sandbox.inside.worker.tar_pipe import CHUNK_BYTES
-from sandbox.inside.worker.tar_write import BROKEN_OFF, member
 from sandbox.kernel.files import Refused
 from tests.support.archiving import (
     CLOSED_SECRETS,

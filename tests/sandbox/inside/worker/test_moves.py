@@ -16,8 +16,8 @@ import attrs
 import pytest
 import trio
 
+from sandbox.inside.worker.change import Aside, Mirror, is_open_for_writing
 from sandbox.inside.worker.job import Job
-from sandbox.inside.worker.move import Aside, Mirror, is_open_for_writing
 from sandbox.inside.worker.walk import Rules
 from sandbox.kernel.files import Refused
 from tests.broker.tools.test_treetools import Desk, open_desk

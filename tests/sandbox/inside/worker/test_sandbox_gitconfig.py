@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.inside.worker.gitconfig import (
+from sandbox.inside.worker.aftermath import (
     _OF_A_NAME,
     _OF_A_SECTION,
-    MAX_BYTES,
-    is_plain,
+    CONFIGURATION_BYTES,
     is_plain_common,
+    is_plain_configuration,
     is_plain_pointer,
 )
 
@@ -86,7 +86,7 @@ def keys(data: bytes) -> set[tuple[str, bool]]:
 @given(st.lists(st.sampled_from(WORDS), max_size=12).map("".join) | st.text(max_size=40))
 def test_in_what_is_plain_git_reads_nothing_that_is_not_listed(text: str) -> None:
     data = text.encode(errors="replace")
-    if is_plain(data):
+    if is_plain_configuration(data):
         for key, named in keys(data):
             assert key in (_OF_A_NAME if named else _OF_A_SECTION)
 
@@ -94,7 +94,7 @@ def test_in_what_is_plain_git_reads_nothing_that_is_not_listed(text: str) -> Non
 def test_git_reads_what_the_property_is_about() -> None:
     """The control: the oracle sees a hostile key."""
     assert keys(b"[core]\n\tfsmonitor = x\n") == {("core.fsmonitor", False)}
-    assert not is_plain(b"[core]\n\tfsmonitor = x\n")
+    assert not is_plain_configuration(b"[core]\n\tfsmonitor = x\n")
 
 
 @pytest.mark.parametrize(
@@ -109,11 +109,11 @@ def test_git_reads_what_the_property_is_about() -> None:
         '[submodule "s"]\n\tupdate = !x\n',
         '[filter "lfs"]\n\tsmudge = x\n',
         "bare = true\n",
-        "[core]\n" + "# \n" * MAX_BYTES,
+        "[core]\n" + "# \n" * CONFIGURATION_BYTES,
     ],
 )
 def test_what_is_not_understood_is_not_plain(text: str) -> None:
-    assert not is_plain(text.encode())
+    assert not is_plain_configuration(text.encode())
 
 
 def test_what_git_itself_writes_is_plain(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_what_git_itself_writes_is_plain(tmp_path: Path) -> None:
     written = [path for path in tmp_path.rglob("config*") if path.is_file() and ".git" in str(path)]
     assert len(written) > 5
     for path in written:
-        assert is_plain(path.read_bytes()), path.read_text()
+        assert is_plain_configuration(path.read_bytes()), path.read_text()
     assert is_plain_pointer((tmp_path / "work/.git").read_bytes())
     assert is_plain_pointer((clone / "sub/.git").read_bytes())
     assert is_plain_common((clone / ".git/worktrees/work/commondir").read_bytes())
