@@ -7,28 +7,18 @@ the real path of the descriptor that was opened, which is the one that counts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TypeAlias
 
 import attrs
 
 from broker.contract.commands import ExecuteCommand
 from broker.contract.errors import BrokerError, ErrorCode
-from broker.contract.files import DownloadFile, ReadFile, UploadFile, WriteFile
 from broker.contract.names import real_name
 from broker.contract.sessions import CreateSession
 from broker.contract.table import Request
 from broker.contract.transfers import OpenTransfer
 from broker.contract.trees import (
-    CopyPath,
     DeletePath,
-    EditFile,
-    FindFiles,
-    ListDirectory,
-    MakeDirectory,
-    MovePath,
-    SearchFiles,
-    StatPath,
 )
 from broker.scope import Host
 from broker.session.resources import Belongings
@@ -53,24 +43,6 @@ Subject: TypeAlias = Run | str | TwoPaths | None
 """What was decided about: the command to run, the lexical absolute path or paths, or nothing."""
 
 
-PURPOSES: Mapping[type, Purpose] = MappingProxyType(
-    {
-        ReadFile: "read",
-        DownloadFile: "read",
-        WriteFile: "write",
-        UploadFile: "write",
-        EditFile: "write",
-        ListDirectory: "list",
-        SearchFiles: "read",
-        FindFiles: "list",
-        StatPath: "read",
-        MakeDirectory: "make",
-        DeletePath: "remove",
-    }
-)
-"""What each tool with one path wants of it."""
-
-
 class Denied(BrokerError):
     """The policy does not allow it; `rule` is the key in policy.yaml that says so."""
 
@@ -79,8 +51,13 @@ class Denied(BrokerError):
         self.rule = decision.rule
 
 
-def decide(host: Host, session: Session[Belongings] | None, request: Request) -> Allow[Subject]:
+def decide(
+    host: Host, session: Session[Belongings] | None, request: Request, paths: Mapping[str, Purpose]
+) -> Allow[Subject]:
     """Decide about *request*.
+
+    Args:
+        paths: its arguments that are paths, and what is wanted of each; see `broker.scope.Step`.
 
     Raises:
         Denied: it must not happen, or only when confirmed.
@@ -91,25 +68,24 @@ def decide(host: Host, session: Session[Belongings] | None, request: Request) ->
             return _of_command(host, argv, confirm=confirm)
         case CreateSession():
             return _of_session(host, request)
-        case MovePath(source=source, destination=destination):
-            return _of_two_paths(host, session, (source, "remove"), (destination, "write"))
-        case CopyPath(source=source, destination=destination):
-            return _of_two_paths(host, session, (source, "read"), (destination, "write"))
-        case DeletePath(recursive=True, confirm=False):
-            raise _unconfirmed(_of_path(host, session, request.path, "remove"))
-        case _ if purpose := _purpose_of(request):
-            path: str = getattr(request, "path")  # noqa: B009  every class with a purpose has one
-            return _of_path(host, session, path, purpose)
+        case OpenTransfer():
+            paths = {"path": _purpose_of(request)}
+    allowed = [require_path(host, _lexical(host, session, getattr(request, name)), paths[name]) for name in paths]
+    match request, allowed:
+        case DeletePath(recursive=True, confirm=False), [allow]:
+            raise _unconfirmed(allow)
+        case _, [allow]:
+            return Allow(rule=allow.rule, reason=allow.reason, subject=allow.subject)
+        case _, [first, second]:
+            return Allow(rule=second.rule, reason=second.reason, subject=TwoPaths(first.subject, second.subject))
         case _:
             return Allow(rule="tools", reason="The tool needs no further permission.", subject=None)
 
 
-def _purpose_of(request: Request) -> Purpose | None:
-    if isinstance(request, OpenTransfer):
-        if request.direction == "download":
-            return "read"
-        return "write" if request.archive is None else "make"
-    return PURPOSES.get(type(request))
+def _purpose_of(request: OpenTransfer) -> Purpose:
+    if request.direction == "download":
+        return "read"
+    return "write" if request.archive is None else "make"
 
 
 def require_path(host: Host, path: str, purpose: Purpose) -> Allow[str]:
@@ -172,29 +148,17 @@ def _of_session(host: Host, request: CreateSession) -> Allow[Subject]:
     return Allow(rule=allow.rule, reason=allow.reason, subject=allow.subject)
 
 
-def _of_path(host: Host, session: Session[Belongings] | None, path: str, purpose: Purpose) -> Allow[Subject]:
-    allow = require_path(host, _lexical(host, session, path), purpose)
-    return Allow(rule=allow.rule, reason=allow.reason, subject=allow.subject)
-
-
-def _of_two_paths(
-    host: Host, session: Session[Belongings] | None, source: tuple[str, Purpose], destination: tuple[str, Purpose]
-) -> Allow[Subject]:
-    first, second = (require_path(host, _lexical(host, session, path), why) for path, why in (source, destination))
-    return Allow(rule=second.rule, reason=second.reason, subject=TwoPaths(first.subject, second.subject))
-
-
 def _lexical(host: Host, session: Session[Belongings] | None, path: str) -> str:
     """The absolute path that a client means, in the bytes of its name."""
     cwd = session.own.working_dir if session is not None else host.user.home
     return lexical_path(cwd, real_name(path), host.user.home)
 
 
-def _unconfirmed(allow: Allow[Subject]) -> Denied:
+def _unconfirmed(allow: Allow[str]) -> Denied:
     asked = Confirm(
         rule="delete_path.recursive",
-        reason=f"Deleting {shown(str(allow.subject))} with all it holds cannot be undone: look at it with "
+        reason=f"Deleting {shown(allow.subject)} with all it holds cannot be undone: look at it with "
         "list_directory, then say confirm: true.",
-        subject=str(allow.subject),
+        subject=allow.subject,
     )
     return Denied(ErrorCode.POLICY_CONFIRMATION_REQUIRED, asked)

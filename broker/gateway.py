@@ -12,12 +12,12 @@ from typing import Any
 
 import attrs
 
-from broker.audit.audit import Audit, Event, events_of
+from broker.audit.audit import Audit, Event, EventType, ToolEvents
 from broker.audit.freeing import frees
 from broker.audit.redact import redact_arguments, redact_command
 from broker.calls import Answer, Call, OutputFace
 from broker.contract.encode import encode
-from broker.contract.table import Request, find_tool
+from broker.contract.table import TOOLS, Request, find_tool
 from broker.decisions import decide, require_end
 from broker.records import Record, RecordedFailure
 from broker.scope import Host, Scope, Step
@@ -26,26 +26,26 @@ from broker.session.outputs import OutputName, faces_of, parse_uri
 from broker.session.resources import Belongings
 from broker.session.session import Session, SessionClosed
 from broker.session.supervisor import SessionExpired, SessionNotFound
-from broker.tools import changes as changetools
-from broker.tools import commands as jobtools
-from broker.tools import files as filetools
-from broker.tools import output as outputtools
-from broker.tools import sessions as tools
-from broker.tools import transfers as transfertools
-from broker.tools import trees as treetools
+from broker.tools import changes, commands, files, output, sessions, transfers, trees
 from sandbox.files.errors import NotFound
 
-STEPS: Mapping[type, Step] = MappingProxyType(
+STEPS: Mapping[type[Request], Step] = MappingProxyType(
     {
-        **tools.STEPS,
-        **filetools.STEPS,
-        **treetools.STEPS,
-        **changetools.STEPS,
-        **jobtools.STEPS,
-        **outputtools.STEPS,
-        **transfertools.STEPS,
+        step.request: step
+        for family in (sessions, files, trees, changes, commands, output, transfers)
+        for step in family.STEPS
     }
 )
+"""How each request is performed; `broker/contract/table.py` has what its tool is for a client."""
+
+
+def events_of(tool_name: str) -> ToolEvents:
+    """Return the event types of a tool; also of one that does not exist, whose call is recorded as well."""
+    tool = TOOLS.get(tool_name)
+    if tool is None:
+        return ToolEvents()
+    step = STEPS[tool.request]
+    return ToolEvents(EventType[step.completed], EventType[step.failed], EventType[step.begun])
 
 
 @attrs.define(eq=False)
@@ -85,7 +85,7 @@ class Gateway:
         request: Any = find_tool(call.tool).decode(call.arguments)
         step = STEPS[type(request)]
         session = self._session_of(call.principal, request)
-        allow = decide(self._host, session, request)
+        allow = decide(self._host, session, request, step.paths)
         record.note(rule=allow.rule)
         await record.begin(owed=frees(request))
         scope = Scope(

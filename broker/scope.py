@@ -6,11 +6,13 @@ Values and owners that live as long as the broker. Anything that belongs to one 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import attrs
 
 from broker.calls import Report
+from broker.contract.table import Request, Result
 from broker.memory.answers import Reserve
 from broker.session.aftermath import Listeners
 from broker.session.name_locks import NameLocks
@@ -19,7 +21,7 @@ from broker.session.session import Session
 from broker.session.supervisor import Supervisor
 from broker.session.urls import TransferDesk
 from policy.environment import User
-from policy.path import PathRules
+from policy.path import PathRules, Purpose
 from policy.rules import Policy
 from sandbox.init.launcher import Launcher
 from sandbox.machine.facts import FactSource
@@ -142,7 +144,16 @@ class Scope:
 
 @attrs.frozen
 class Step:
-    """How a request is performed; `inside`: as a child of the session's nursery."""
+    """How a request is decided on, performed and recorded: what the contract's row of its tool does not say."""
 
-    perform: Callable[[Scope, Any, Any], Awaitable[attrs.AttrsInstance]]
-    inside: bool
+    request: type[Request]
+    perform: Callable[[Scope, Any, Any], Awaitable[Result]]
+    """With the scope of the call, the request and what was decided about."""
+    inside: bool = attrs.field(default=True, kw_only=True)
+    """It is a child of the session's nursery."""
+    paths: Mapping[str, Purpose] = attrs.field(default=MappingProxyType({}), kw_only=True)
+    """Its arguments that are paths, and what the policy is asked of each: of one, or of a source and a destination."""
+    completed: str = attrs.field(default="TOOL_COMPLETED", kw_only=True)
+    """The name of the audit's event for its end record; `failed` and `begun` likewise."""
+    failed: str = attrs.field(default="TOOL_FAILED", kw_only=True)
+    begun: str = attrs.field(default="TOOL_CALLED", kw_only=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import attrs
 
-from broker.audit.events import Event, EventType, ToolEvents, events_of
+from broker.audit.events import Event, EventType, ToolEvents
 from broker.audit.logfile import AuditUnavailable, Hooks, Keeping, LogFile
 from broker.audit.redact import hide_secrets, redact_arguments, redact_text
 from broker.audit.refusals import Refusals
@@ -41,7 +41,6 @@ __all__ = [
     "Event",
     "EventType",
     "ToolEvents",
-    "events_of",
     "open_audit",
     "redact_arguments",
 ]

@@ -1,4 +1,4 @@
-"""What can be recorded: a closed set of events, and which of them tell the journey of each tool's call.
+"""What can be recorded: a closed set of events. Which of them tell of a tool's call is said in the tool's row.
 
 Values only. The names COMMAND_COMPLETED and COMMAND_FAILED are the customer's.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from types import MappingProxyType
 
 import attrs
 
@@ -61,41 +60,9 @@ class EventType(Enum):
 class ToolEvents:
     """How the journey of one tool's call is recorded."""
 
-    completed: EventType
-    failed: EventType
+    completed: EventType = EventType.TOOL_COMPLETED
+    failed: EventType = EventType.TOOL_FAILED
     begun: EventType = EventType.TOOL_CALLED
-
-
-_ANY_TOOL = ToolEvents(EventType.TOOL_COMPLETED, EventType.TOOL_FAILED)
-_EVENTS: Mapping[str, ToolEvents] = MappingProxyType(
-    {
-        "create_session": ToolEvents(EventType.SESSION_CREATED, EventType.SESSION_FAILED),
-        "kill_session": ToolEvents(EventType.SESSION_KILLED, EventType.TOOL_FAILED),
-        "execute_command": ToolEvents(
-            EventType.COMMAND_COMPLETED, EventType.COMMAND_FAILED, begun=EventType.COMMAND_STARTED
-        ),
-        "read_file": ToolEvents(EventType.FILE_READ, EventType.FILE_FAILED),
-        "write_file": ToolEvents(EventType.FILE_WRITE, EventType.FILE_FAILED),
-        "list_directory": ToolEvents(EventType.FILE_LIST, EventType.FILE_FAILED),
-        "download_file": ToolEvents(EventType.FILE_DOWNLOAD, EventType.FILE_FAILED),
-        "upload_file": ToolEvents(EventType.FILE_UPLOAD, EventType.FILE_FAILED),
-        "edit_file": ToolEvents(EventType.FILE_EDIT, EventType.FILE_FAILED),
-        "search_files": ToolEvents(EventType.FILE_SEARCH, EventType.FILE_FAILED),
-        "find_files": ToolEvents(EventType.FILE_FIND, EventType.FILE_FAILED),
-        "stat_path": ToolEvents(EventType.FILE_STAT, EventType.FILE_FAILED),
-        "make_directory": ToolEvents(EventType.FILE_MAKE_DIRECTORY, EventType.FILE_FAILED),
-        "move_path": ToolEvents(EventType.FILE_MOVE, EventType.FILE_FAILED),
-        "copy_path": ToolEvents(EventType.FILE_COPY, EventType.FILE_FAILED),
-        "delete_path": ToolEvents(EventType.FILE_DELETE, EventType.FILE_FAILED),
-        "open_transfer": ToolEvents(EventType.TRANSFER_OPENED, EventType.FILE_FAILED),
-        "kill_process": ToolEvents(EventType.PROCESS_KILLED, EventType.TOOL_FAILED),
-    }
-)
-
-
-def events_of(tool_name: str) -> ToolEvents:
-    """The event types of a tool; also of one that does not exist, whose call is recorded as well."""
-    return _EVENTS.get(tool_name, _ANY_TOOL)
 
 
 @attrs.frozen(kw_only=True)

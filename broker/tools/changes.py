@@ -10,9 +10,8 @@ from __future__ import annotations
 import errno
 import posixpath
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
-from types import MappingProxyType
 from typing import Never
 
 import trio
@@ -335,11 +334,27 @@ def _copied(work: Work[protocol.Copied, Never], target: EntryPlace) -> CopyPathR
     )
 
 
-STEPS: Mapping[type, Step] = MappingProxyType(
-    {
-        MakeDirectory: Step(perform_make_directory, inside=True),
-        MovePath: Step(perform_move_path, inside=True),
-        CopyPath: Step(perform_copy_path, inside=True),
-        DeletePath: Step(perform_delete_path, inside=True),
-    }
+STEPS = (
+    Step(
+        MakeDirectory,
+        perform_make_directory,
+        paths={"path": "make"},
+        completed="FILE_MAKE_DIRECTORY",
+        failed="FILE_FAILED",
+    ),
+    Step(
+        MovePath,
+        perform_move_path,
+        paths={"source": "remove", "destination": "write"},
+        completed="FILE_MOVE",
+        failed="FILE_FAILED",
+    ),
+    Step(
+        CopyPath,
+        perform_copy_path,
+        paths={"source": "read", "destination": "write"},
+        completed="FILE_COPY",
+        failed="FILE_FAILED",
+    ),
+    Step(DeletePath, perform_delete_path, paths={"path": "remove"}, completed="FILE_DELETE", failed="FILE_FAILED"),
 )

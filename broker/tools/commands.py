@@ -9,9 +9,8 @@ whose end is not to take from him what the command has said. What is asked of a 
 from __future__ import annotations
 
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
-from types import MappingProxyType
 from typing import TypeVar
 
 import attrs
@@ -264,13 +263,18 @@ async def perform_resize_terminal(scope: Scope, request: ResizeTerminal, _: None
     return ResizeTerminalResult(command_id=request.command_id, **attrs.asdict(size))
 
 
-STEPS: Mapping[type, Step] = MappingProxyType(
-    {
-        ExecuteCommand: Step(perform_execute_command, inside=False),
-        ListCommands: Step(perform_list_commands, inside=True),
-        ResizeTerminal: Step(perform_resize_terminal, inside=True),
-        SignalCommand: Step(perform_signal_command, inside=True),
-        WaitCommand: Step(perform_wait_command, inside=False),
-        WriteStdin: Step(perform_write_stdin, inside=True),
-    }
+STEPS = (
+    Step(
+        ExecuteCommand,
+        perform_execute_command,
+        inside=False,
+        begun="COMMAND_STARTED",
+        completed="COMMAND_COMPLETED",
+        failed="COMMAND_FAILED",
+    ),
+    Step(ListCommands, perform_list_commands),
+    Step(ResizeTerminal, perform_resize_terminal),
+    Step(SignalCommand, perform_signal_command),
+    Step(WaitCommand, perform_wait_command, inside=False),
+    Step(WriteStdin, perform_write_stdin),
 )

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Mapping
 from contextlib import AsyncExitStack, nullcontext
-from types import MappingProxyType
 
 import trio
 
@@ -122,14 +120,12 @@ async def _begin_upload(scope: Scope, request: UploadFile, path: str) -> Progres
     )
 
 
-STEPS: Mapping[type, Step] = MappingProxyType(
-    {
-        ReadFile: Step(perform_read_file, inside=True),
-        WriteFile: Step(perform_write_file, inside=True),
-        EditFile: Step(perform_edit_file, inside=True),
-        DownloadFile: Step(perform_download_file, inside=True),
-        UploadFile: Step(perform_upload_file, inside=True),
-    }
+STEPS = (
+    Step(ReadFile, perform_read_file, paths={"path": "read"}, completed="FILE_READ", failed="FILE_FAILED"),
+    Step(WriteFile, perform_write_file, paths={"path": "write"}, completed="FILE_WRITE", failed="FILE_FAILED"),
+    Step(EditFile, perform_edit_file, paths={"path": "write"}, completed="FILE_EDIT", failed="FILE_FAILED"),
+    Step(DownloadFile, perform_download_file, paths={"path": "read"}, completed="FILE_DOWNLOAD", failed="FILE_FAILED"),
+    Step(UploadFile, perform_upload_file, paths={"path": "write"}, completed="FILE_UPLOAD", failed="FILE_FAILED"),
 )
 
 

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from types import MappingProxyType
 
 import trio
 
@@ -182,9 +181,7 @@ def _match(line: Mapping[str, object], *, numbered: bool) -> OutputMatch:
     return OutputMatch(**fields | ({} if numbered else {"line": None}))  # type: ignore[arg-type]  # of our own child, its keys are the fields
 
 
-STEPS: Mapping[type, Step] = MappingProxyType(
-    {
-        ReadOutput: Step(perform_read_output, inside=False),
-        SearchOutput: Step(perform_search_output, inside=True),
-    }
+STEPS = (
+    Step(ReadOutput, perform_read_output, inside=False),
+    Step(SearchOutput, perform_search_output),
 )

@@ -204,12 +204,10 @@ def _isolation(
     )
 
 
-STEPS: Mapping[type, Step] = MappingProxyType(
-    {
-        CreateSession: Step(perform_create_session, inside=False),
-        KillSession: Step(perform_kill_session, inside=False),
-        GetSystemInfo: Step(perform_get_system_info, inside=False),
-        GetProcessList: Step(perform_get_process_list, inside=True),
-        KillProcess: Step(perform_kill_process, inside=True),
-    }
+STEPS = (
+    Step(CreateSession, perform_create_session, inside=False, completed="SESSION_CREATED", failed="SESSION_FAILED"),
+    Step(KillSession, perform_kill_session, inside=False, completed="SESSION_KILLED"),
+    Step(GetSystemInfo, perform_get_system_info, inside=False),
+    Step(GetProcessList, perform_get_process_list),
+    Step(KillProcess, perform_kill_process, completed="PROCESS_KILLED"),
 )

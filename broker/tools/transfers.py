@@ -226,11 +226,9 @@ def _archive_facts(transfer: RawDownload | RawUpload) -> dict[str, Any]:
     }
 
 
-STEPS: Mapping[type, Step] = MappingProxyType(
-    {
-        OpenTransfer: Step(perform_open_transfer, inside=True),
-        StatTransfer: Step(perform_stat_transfer, inside=True),
-        FinishTransfer: Step(perform_finish_transfer, inside=True),
-        CancelTransfer: Step(perform_cancel_transfer, inside=True),
-    }
+STEPS = (
+    Step(OpenTransfer, perform_open_transfer, completed="TRANSFER_OPENED", failed="FILE_FAILED"),
+    Step(StatTransfer, perform_stat_transfer),
+    Step(FinishTransfer, perform_finish_transfer),
+    Step(CancelTransfer, perform_cancel_transfer),
 )

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import trio
@@ -263,11 +261,9 @@ async def _checksum(scope: Scope, found: Resolved) -> str:
     return sha256
 
 
-STEPS: Mapping[type, Step] = MappingProxyType(
-    {
-        ListDirectory: Step(perform_list_directory, inside=True),
-        SearchFiles: Step(perform_search_files, inside=True),
-        FindFiles: Step(perform_find_files, inside=True),
-        StatPath: Step(perform_stat_path, inside=True),
-    }
+STEPS = (
+    Step(ListDirectory, perform_list_directory, paths={"path": "list"}, completed="FILE_LIST", failed="FILE_FAILED"),
+    Step(SearchFiles, perform_search_files, paths={"path": "read"}, completed="FILE_SEARCH", failed="FILE_FAILED"),
+    Step(FindFiles, perform_find_files, paths={"path": "list"}, completed="FILE_FIND", failed="FILE_FAILED"),
+    Step(StatPath, perform_stat_path, paths={"path": "read"}, completed="FILE_STAT", failed="FILE_FAILED"),
 )

@@ -22,9 +22,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from broker.audit.audit import Audit, AuditSettings, AuditUnavailable, Clocks, Event, EventType, events_of, open_audit
+from broker.audit.audit import Audit, AuditSettings, AuditUnavailable, Clocks, Event, EventType, open_audit
 from broker.audit.redact import VALUE_CHARACTERS, redact_arguments
-from broker.contract.table import TOOLS
 
 # A busy machine is no failure.
 unhurried = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -166,16 +165,6 @@ def test_a_traceback_is_in_the_error_log_alone(settings: AuditSettings) -> None:
     assert private["traceback"].startswith("Traceback (most recent call last):")
     assert "in fail_with" in private["traceback"]
     assert private["traceback"].endswith("RuntimeError: no idea\n")
-
-
-def test_every_tool_has_its_events() -> None:
-    assert events_of("execute_command").begun is EventType.COMMAND_STARTED
-    assert events_of("execute_command").failed is EventType.COMMAND_FAILED
-    known = {name for name in TOOLS if events_of(name) is not events_of("no such tool")}
-    of_commands = {"read_output", "write_stdin", "list_commands", "wait_command", "signal_command", "search_output"}
-    of_transfers = {"stat_transfer", "finish_transfer", "cancel_transfer"}  # their effects have events of their own
-    others = {"get_system_info", "get_process_list", "resize_terminal"}
-    assert set(TOOLS) - known == others | of_commands | of_transfers
 
 
 ANYTHING = st.text(st.characters(exclude_categories=()), max_size=40)

@@ -17,14 +17,17 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from broker.audit.audit import EventType
 from broker.contract import commands, files, sessions, transfers, trees
 from broker.contract.commands import TerminalSize
 from broker.contract.encode import encode
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.contract.faults import SHOWN_FAULTS, Fault, InvalidArguments
+from broker.contract.fields import MAX_PATH_BYTES
 from broker.contract.long_text import Buffer, LongText, Text
 from broker.contract.schema import Hint, hints_of
 from broker.contract.table import FAILURE_PROPERTIES, TOOLS, Request, Tool, find_tool
+from broker.gateway import STEPS, events_of
 
 # A busy machine is no failure.
 unhurried = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -139,6 +142,24 @@ def test_every_tool_has_the_names_arguments_and_results_of_the_design() -> None:
     asked = {name.removesuffix("Result") for name in answered}
     assert {tool.result for tool in TOOLS.values()} == set(answered.values())
     assert {tool.request for tool in TOOLS.values()} == {family[n] for family in families for n in asked & set(family)}
+
+
+def test_every_tool_has_its_events() -> None:
+    assert events_of("execute_command").begun is EventType.COMMAND_STARTED
+    assert events_of("execute_command").failed is EventType.COMMAND_FAILED
+    known = {name for name in TOOLS if events_of(name) != events_of("no such tool")}
+    of_commands = {"read_output", "write_stdin", "list_commands", "wait_command", "signal_command", "search_output"}
+    of_transfers = {"stat_transfer", "finish_transfer", "cancel_transfer"}  # their effects have events of their own
+    others = {"get_system_info", "get_process_list", "resize_terminal"}
+    assert set(TOOLS) - known == others | of_commands | of_transfers
+
+
+def test_every_path_that_a_tool_takes_is_decided_on_before_it_is_performed() -> None:
+    """But for two, whose purpose is not that of the tool: see `decisions.decide`."""
+    for name in TOOLS.keys() - {"create_session", "open_transfer"}:
+        request = TOOLS[name].request
+        paths = {field for field, hint in hints_of(request).items() if hint.about.max_bytes == MAX_PATH_BYTES}
+        assert STEPS[request].paths.keys() == paths
 
 
 def test_system_facts_keep_their_nested_names() -> None:
