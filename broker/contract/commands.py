@@ -1,6 +1,7 @@
 """Commands and what they say: what a client may ask, and what is answered.
 
-Values only, one class each way for each tool, with exactly the names on the wire.
+Values only, one class each way for each tool, with exactly the names on the wire. The text of a request class is what
+the documents say of its tool.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class TerminalSize:
 
 @attrs.frozen(kw_only=True)
 class ExecuteCommand:
-    """execute_command."""
+    """Run one allowed program to its end, its deadline or the session's end, or have it run on in the session."""
 
     session_id: SessionId
     argv: Annotated[
@@ -156,7 +157,7 @@ class ExecuteCommandResult:
 
 @attrs.frozen(kw_only=True)
 class ReadOutput:
-    """read_output."""
+    """Read what a command said from a byte cursor on, while it runs or after; wait for more if asked to."""
 
     session_id: SessionId
     command_id: CommandId
@@ -209,7 +210,7 @@ class ReadOutputResult:
 
 @attrs.frozen(kw_only=True)
 class WriteStdin:
-    """write_stdin."""
+    """Give a running command input, or end its input."""
 
     session_id: SessionId
     command_id: CommandId
@@ -236,7 +237,7 @@ class WriteStdinResult:
 
 @attrs.frozen(kw_only=True)
 class ListCommands:
-    """list_commands."""
+    """List the commands that a session runs, and those that ended last."""
 
     session_id: SessionId
 
@@ -275,7 +276,7 @@ class ListCommandsResult:
 
 @attrs.frozen(kw_only=True)
 class WaitCommand:
-    """wait_command."""
+    """Wait for the end of a command, and answer what `execute_command` would have."""
 
     session_id: SessionId
     command_id: CommandId
@@ -292,7 +293,7 @@ class WaitCommandResult(ExecuteCommandResult):
 
 @attrs.frozen(kw_only=True)
 class SignalCommand:
-    """signal_command."""
+    """End a command and all it started, or signal its process group by name."""
 
     session_id: SessionId
     command_id: CommandId
@@ -317,7 +318,7 @@ class SignalCommandResult:
 
 @attrs.frozen(kw_only=True)
 class SearchOutput:
-    """search_output."""
+    """Find lines of a command's output that match a regular expression, with context and their cursors."""
 
     session_id: SessionId
     command_id: CommandId
@@ -366,7 +367,7 @@ class SearchOutputResult:
 
 @attrs.frozen(kw_only=True)
 class ResizeTerminal:
-    """resize_terminal."""
+    """Give a command's terminal another size."""
 
     session_id: SessionId
     command_id: CommandId

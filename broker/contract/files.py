@@ -1,7 +1,7 @@
 """One file, read or written whole, in part or in chunks: what a client may ask, and what is answered.
 
-Values only, one class each way for each tool, with exactly the names on the wire. Bytes are bytes here and base64 there
-(`broker/contract/encode.py`).
+Values only, one class each way for each tool, with exactly the names on the wire. The text of a request class is what
+the documents say of its tool. Bytes are bytes here and base64 there (`broker/contract/encode.py`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Encoding: TypeAlias = Literal[
 
 @attrs.frozen(kw_only=True)
 class ReadFile:
-    """read_file."""
+    """Read bytes from `offset`, or lines from `start_line` (`-20`: the last 20), in a declared `encoding`."""
 
     session_id: SessionId
     path: Path
@@ -97,7 +97,7 @@ class ReadFileResult:
 
 @attrs.frozen(kw_only=True)
 class WriteFile:
-    """write_file."""
+    """Replace a text file at once, or append to it."""
 
     session_id: SessionId
     path: Path
@@ -119,7 +119,7 @@ class WriteFileResult:
 
 @attrs.frozen(kw_only=True)
 class DownloadFile:
-    """download_file."""
+    """Read a file of any size in base64 chunks."""
 
     session_id: SessionId
     path: Path
@@ -160,7 +160,7 @@ class DownloadFileResult:
 
 @attrs.frozen(kw_only=True)
 class UploadFile:
-    """upload_file."""
+    """Write a file of any size in base64 chunks; it appears when it is complete."""
 
     session_id: SessionId
     path: Path

@@ -1,6 +1,7 @@
 """Sessions, processes and the machine: what a client may ask, and what is answered.
 
-Values only, one class each way for each tool, with exactly the names on the wire.
+Values only, one class each way for each tool, with exactly the names on the wire. The text of a request class is what
+the documents say of its tool.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Isolation: TypeAlias = Annotated[
 
 @attrs.frozen(kw_only=True)
 class CreateSession:
-    """create_session."""
+    """Open a session: a working directory, an environment and walls, which the other tools need."""
 
     id: Annotated[
         SessionId | None, About(description="Your own name for the session. Left out: a random one is made.")
@@ -65,7 +66,7 @@ class CreateSessionResult:
 
 @attrs.frozen(kw_only=True)
 class KillSession:
-    """kill_session."""
+    """End a session and everything that it started."""
 
     session_id: SessionId
     force: Annotated[bool, About(description="true: SIGKILL at once, without the grace after SIGTERM.")] = False
@@ -83,7 +84,7 @@ class KillSessionResult:
 
 @attrs.frozen(kw_only=True)
 class GetSystemInfo:
-    """get_system_info."""
+    """Describe the machine, and which walls hold."""
 
 
 @attrs.frozen(kw_only=True)
@@ -131,7 +132,7 @@ class GetSystemInfoResult:
 
 @attrs.frozen(kw_only=True)
 class GetProcessList:
-    """get_process_list."""
+    """List the processes of a session, or of the session user."""
 
     session_id: Annotated[
         SessionId | None,
@@ -163,7 +164,7 @@ class GetProcessListResult:
 
 @attrs.frozen(kw_only=True)
 class KillProcess:
-    """kill_process."""
+    """Signal a process of the session."""
 
     session_id: SessionId
     pid: Annotated[int, About(description="A process of this session.", minimum=1, maximum=MAX_PID)]

@@ -1,6 +1,7 @@
 """Transfers over a URL: what a client may ask, and what is answered.
 
-Values only, one class each way for each tool, with exactly the names on the wire.
+Values only, one class each way for each tool, with exactly the names on the wire. The text of a request class is what
+the documents say of its tool.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Expiry: TypeAlias = Annotated[
 
 @attrs.frozen(kw_only=True)
 class OpenTransfer:
-    """open_transfer."""
+    """Make a URL and a `curl` line for one download or upload of any size, of a directory with `archive`."""
 
     session_id: SessionId
     direction: Annotated[
@@ -71,7 +72,7 @@ class OpenTransferResult:
 
 @attrs.frozen(kw_only=True)
 class StatTransfer:
-    """stat_transfer."""
+    """Tell how far a transfer over a URL is, and its SHA-256 when it is complete."""
 
     session_id: SessionId
     transfer_id: RawTransferId
@@ -110,7 +111,7 @@ class StatTransferResult:
 
 @attrs.frozen(kw_only=True)
 class FinishTransfer:
-    """finish_transfer."""
+    """Put an upload over a URL in place with what was received."""
 
     session_id: SessionId
     transfer_id: RawTransferId
@@ -123,7 +124,7 @@ class FinishTransferResult(StatTransferResult):
 
 @attrs.frozen(kw_only=True)
 class CancelTransfer:
-    """cancel_transfer."""
+    """Close the URL of a transfer and throw away what was received."""
 
     session_id: SessionId
     transfer_id: RawTransferId

@@ -1,7 +1,7 @@
 """Looking through trees, editing and arranging files: what a client may ask, and what is answered.
 
-Values only, one class each way for each tool, with exactly the names on the wire. Paths in results can be passed to any
-other tool as they are.
+Values only, one class each way for each tool, with exactly the names on the wire. The text of a request class is what
+the documents say of its tool. Paths in results can be passed to any other tool as they are.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Unreadable: TypeAlias = Annotated[int, About(description="Passed over: not reada
 
 @attrs.frozen(kw_only=True)
 class ListDirectory:
-    """list_directory."""
+    """List a directory, or its tree to a `depth`, page by page with `cursor`."""
 
     session_id: SessionId
     path: Path = "."
@@ -106,7 +106,7 @@ class ListDirectoryResult:
 
 @attrs.frozen(kw_only=True)
 class FindFiles:
-    """find_files."""
+    """Find files and directories by a glob."""
 
     session_id: SessionId
     pattern: Annotated[
@@ -155,7 +155,7 @@ class FindFilesResult:
 
 @attrs.frozen(kw_only=True)
 class SearchFiles:
-    """search_files."""
+    """Find lines that match a regular expression or a plain text, in a tree or one file."""
 
     session_id: SessionId
     pattern: Annotated[
@@ -218,7 +218,7 @@ class SearchFilesResult:
 
 @attrs.frozen(kw_only=True)
 class StatPath:
-    """stat_path."""
+    """Tell type, size, time, mode, owner and links of one path; its SHA-256 where asked."""
 
     session_id: SessionId
     path: Path
@@ -246,7 +246,7 @@ class StatPathResult:
 
 @attrs.frozen(kw_only=True)
 class EditFile:
-    """edit_file."""
+    """Replace a text that occurs exactly `expected_count` times, at once; answer with a unified diff."""
 
     session_id: SessionId
     path: Path
@@ -279,7 +279,7 @@ class EditFileResult:
 
 @attrs.frozen(kw_only=True)
 class MakeDirectory:
-    """make_directory."""
+    """Make a directory, with `parents` all that are missing on the way."""
 
     session_id: SessionId
     path: Path
@@ -297,7 +297,7 @@ class MakeDirectoryResult:
 
 @attrs.frozen(kw_only=True)
 class MovePath:
-    """move_path."""
+    """Give a file, a link or a whole directory a new path, in one step."""
 
     session_id: SessionId
     source: Annotated[Path, About(description="What to move or rename; a link itself, not what it leads to.")]
@@ -317,7 +317,7 @@ class MovePathResult:
 
 @attrs.frozen(kw_only=True)
 class CopyPath:
-    """copy_path."""
+    """Copy a file or, with `recursive`, a directory, which appears when it is complete."""
 
     session_id: SessionId
     source: Annotated[Path, About(description="File or directory to copy; a link is followed.")]
@@ -349,7 +349,7 @@ class CopyPathResult:
 
 @attrs.frozen(kw_only=True)
 class DeletePath:
-    """delete_path."""
+    """Delete one name or, with `recursive` and `confirm`, a directory with all it holds."""
 
     session_id: SessionId
     path: Annotated[Path, About(description="What to delete; a link itself, not what it leads to.")]

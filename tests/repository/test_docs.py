@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import attrs
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.once  # it reads files only
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+TOOL_ROWS = (ROOT / "docs" / "tools.md").read_text()
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 ANY_NAME = "<name>"
 
@@ -28,9 +30,15 @@ def test_the_readme_can_be_read_in_one_go() -> None:
     assert README.count("\n") <= 200
 
 
+def test_what_is_made_from_the_tool_table_is_current() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_tools.py"))["documents"]()
+    assert made == {path: path.read_text() for path in (ROOT / "README.md", ROOT / "docs" / "tools.md")}
+
+
 @pytest.mark.parametrize("tool", TOOLS.values(), ids=TOOLS)
-def test_every_tool_stands_in_the_readme_with_its_arguments_and_results(tool: object) -> None:
-    row = next(line for line in README.splitlines() if line.startswith(f"| `{tool.name}` |"))  # type: ignore[attr-defined]
+def test_every_tool_stands_in_the_readme_and_in_the_table_with_its_arguments_and_results(tool: object) -> None:
+    assert f"| `{tool.name}` |" in README  # type: ignore[attr-defined]
+    row = next(line for line in TOOL_ROWS.splitlines() if line.startswith(f"| `{tool.name}` |"))  # type: ignore[attr-defined]
     _, _, arguments, results, _ = row.split("|")
     for field in attrs.fields(tool.request):  # type: ignore[attr-defined]
         assert f"`{field.name}" in arguments
