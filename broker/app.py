@@ -24,13 +24,13 @@ from broker.endpoint.http import serve_http
 from broker.endpoint.stdio import serve_stdio
 from broker.gateway import Gateway
 from broker.http.sockets import ListenFailed
-from broker.http.transfer_door import TransferDoor
+from broker.http.transfer_app import TransferApp
 from broker.pulse import open_pulse
 from broker.records import EndRecords
 from broker.session.aftermath import Listeners
-from broker.session.resources import Belongings, tend
+from broker.session.resources import SessionResources, tend
 from broker.session.supervisor import Supervisor, SupervisorSettings, open_supervisor
-from broker.session.urls import TransferDesk
+from broker.session.urls import TransferRegistry
 from broker.wiring import Foundation, audit_settings, build_host, http_settings
 from config.load import Config
 from sandbox.cgroup.layer import open_groups
@@ -73,14 +73,14 @@ async def run_http(config: Config, foundation: Foundation, announce: Callable[[s
         async def serve(*, task_status: trio.TaskStatus[tuple[str, ...]]) -> None:
             settings = http_settings(config.server)
             server = build_mcp(broker)
-            door = TransferDoor(broker.desk, broker.audit)
+            transfers = TransferApp(broker.transfer_registry, broker.audit)
             try:
                 await serve_http(
                     settings,
                     server,
                     stop=broker.stop,
                     end_work=broker.end_work,
-                    door=door,
+                    transfers=transfers,
                     watch=watch,
                     task_status=task_status,
                 )
@@ -116,9 +116,9 @@ class Broker:
 
     audit: Audit
     gateway: Gateway
-    supervisor: Supervisor[Belongings]
+    supervisor: Supervisor[SessionResources]
     launcher: Launcher
-    desk: TransferDesk
+    transfer_registry: TransferRegistry
     drain_s: float
     stop: trio.Event = attrs.field(factory=trio.Event, init=False)
 
@@ -129,7 +129,7 @@ class Broker:
             log.warning("%d sessions were still ending after %g s", left, self.drain_s)
 
     def watch(self, foundation: Foundation) -> PeerWatch:
-        """Who keeps the sessions' own processes from the port. Raises: Refused, if that cannot be had."""
+        """The watch that keeps the sessions' own processes from the port. Raises: Refused, if that cannot be had."""
         return open_watch(foundation.plan, foundation.user, self.launcher, self.session_of, self.refused)
 
     def refused(self, event: Event) -> None:
@@ -187,7 +187,7 @@ async def open_broker(config: Config, foundation: Foundation) -> AsyncIterator[B
                 gateway=Gateway(host, audit),
                 supervisor=supervisor,
                 launcher=launcher,
-                desk=host.desk,
+                transfer_registry=host.transfer_registry,
                 drain_s=server.drain_s,
             )
             try:

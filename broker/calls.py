@@ -60,7 +60,7 @@ class Handler(Protocol):
 class Outputs(Protocol):
     """Who knows what commands have said, beside the calls: the gateway."""
 
-    def outputs(self, principal: str) -> tuple[OutputFace, ...]:
+    def outputs(self, principal: str) -> tuple[OutputResource, ...]:
         """List the outputs that *principal* can read, of all its sessions."""
         ...
 
@@ -74,7 +74,7 @@ class Outputs(Protocol):
 
 
 @attrs.frozen(kw_only=True)
-class OutputFace:
+class OutputResource:
     """One output of one command as a resource; `uri` is what `output_uri` makes."""
 
     uri: str
@@ -83,7 +83,7 @@ class OutputFace:
     size_bytes: int
 
 
-class ToolFace(Protocol):
+class ToolInfo(Protocol):
     """What a client is told of one tool: a row of the tool table."""
 
     @property

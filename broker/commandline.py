@@ -191,7 +191,7 @@ def _raise_open_files() -> None:
 
 
 def _reasons(error: BaseException) -> Iterator[str]:
-    """What went wrong in a group, however nested."""
+    """Yield each thing that went wrong in a group, however nested."""
     if isinstance(error, BaseExceptionGroup):
         for part in error.exceptions:
             yield from _reasons(part)

@@ -21,7 +21,7 @@ from broker.contract.trees import (
     DeletePath,
 )
 from broker.scope import Host
-from broker.session.resources import Belongings
+from broker.session.resources import SessionResources
 from broker.session.session import Session
 from policy.command import decide_command
 from policy.decision import Allow, Confirm, Deny, Run, shown
@@ -33,7 +33,7 @@ from sandbox.paths import is_beneath_any
 
 @attrs.frozen
 class TwoPaths:
-    """What a move or a copy is about: two lexical absolute paths."""
+    """Subject of a move or a copy: two lexical absolute paths."""
 
     source: str
     destination: str
@@ -52,7 +52,7 @@ class Denied(BrokerError):
 
 
 def decide(
-    host: Host, session: Session[Belongings] | None, request: Request, paths: Mapping[str, Purpose]
+    host: Host, session: Session[SessionResources] | None, request: Request, paths: Mapping[str, Purpose]
 ) -> Allow[Subject]:
     """Decide about *request*.
 
@@ -148,7 +148,7 @@ def _of_session(host: Host, request: CreateSession) -> Allow[Subject]:
     return Allow(rule=allow.rule, reason=allow.reason, subject=allow.subject)
 
 
-def _lexical(host: Host, session: Session[Belongings] | None, path: str) -> str:
+def _lexical(host: Host, session: Session[SessionResources] | None, path: str) -> str:
     """The absolute path that a client means, in the bytes of its name."""
     cwd = session.own.working_dir if session is not None else host.user.home
     return lexical_path(cwd, real_name(path), host.user.home)

@@ -15,15 +15,15 @@ import attrs
 from broker.audit.audit import Audit, Event, EventType, ToolEvents
 from broker.audit.freeing import frees
 from broker.audit.redact import redact_arguments, redact_command
-from broker.calls import Answer, Call, OutputFace
+from broker.calls import Answer, Call, OutputResource
 from broker.contract.encode import encode
 from broker.contract.table import TOOLS, Request, find_tool
 from broker.decisions import decide, require_end
 from broker.records import Record, RecordedFailure
 from broker.scope import Host, Scope, Step
 from broker.session.commands import CommandNotFound, SessionCommand
-from broker.session.outputs import OutputName, faces_of, parse_uri
-from broker.session.resources import Belongings
+from broker.session.outputs import OutputName, outputs_of, parse_uri
+from broker.session.resources import SessionResources
 from broker.session.session import Session, SessionClosed
 from broker.session.supervisor import SessionExpired, SessionNotFound
 from broker.tools import changes, commands, files, output, sessions, transfers, trees
@@ -96,7 +96,7 @@ class Gateway:
             request_id=call.request_id,
             report=call.report,
             reserve=call.reserve,
-            base_url=call.base_url and (self._host.desk.public_url or call.base_url),
+            base_url=call.base_url and (self._host.transfer_registry.public_url or call.base_url),
         )
         try:
             if step.inside and session is not None:
@@ -106,10 +106,10 @@ class Gateway:
             require_end(self._host, missing)
             raise
 
-    def outputs(self, principal: str) -> tuple[OutputFace, ...]:
+    def outputs(self, principal: str) -> tuple[OutputResource, ...]:
         """Every output of every command that *principal* can read."""
         return tuple(
-            face for session in self._host.supervisor.of(principal) for face in faces_of(session, redact_command)
+            output for session in self._host.supervisor.of(principal) for output in outputs_of(session, redact_command)
         )
 
     async def follow(self, principal: str, uri: str, seen: int) -> int | None:
@@ -125,7 +125,7 @@ class Gateway:
         except (SessionNotFound, SessionExpired, SessionClosed, CommandNotFound) as error:
             raise LookupError(str(error)) from error
 
-    def _session_of(self, principal: str, request: Request) -> Session[Belongings] | None:
+    def _session_of(self, principal: str, request: Request) -> Session[SessionResources] | None:
         session_id = getattr(request, "session_id", None)
         return None if session_id is None else self._host.supervisor.get(principal, session_id)
 

@@ -26,7 +26,7 @@ from broker.session.aftermath import Appeared
 from broker.session.commands import SessionCommand
 from broker.session.session import EndReason
 from broker.session.supervisor import SessionEnd
-from broker.session.urls import Cut
+from broker.session.urls import EarlyEnd
 from sandbox.cgroup.usage import CommandUsage
 from sandbox.commands.run import Exited, Signalled, TimedOut
 from transfers.part import Cause, Discarded
@@ -35,7 +35,7 @@ USED = tuple(field.name for field in attrs.fields(CommandUsage))
 """What a cgroup says of a command, by the names of results and records."""
 SHOWN_NAMES = 50
 """Of one record; `count` has them all."""
-CANCELLED = Cut(why="cancelled: the client left, or the broker stops", code=ErrorCode.CALL_CANCELLED)
+CANCELLED = EarlyEnd(why="cancelled: the client left, or the broker stops", code=ErrorCode.CALL_CANCELLED)
 _RESULT_FIELDS = MappingProxyType(
     {
         "exit_code": "exit_code",
@@ -91,7 +91,7 @@ class Record:
     ) -> None:
         """Take the begin record as far as it is known; with *counts_bytes* the end record says `moved_bytes`."""
         self.moved_bytes = 0
-        self.cut: Cut | None = None
+        self.early_end: EarlyEnd | None = None
         """Why it ended early, where no exception says it."""
         self._audit = audit
         self._event = begun
@@ -134,8 +134,8 @@ class Record:
     ) -> None:
         if isinstance(error, Exception):
             raise RecordedFailure(self._end_failed(error)) from error
-        if error is not None or self.cut is not None:
-            cut = self.cut or CANCELLED
+        if error is not None or self.early_end is not None:
+            cut = self.early_end or CANCELLED
             self._end(self._failed, error=cut.why, error_code=cut.code.code)
         else:
             self._end(self._completed)
@@ -244,7 +244,7 @@ class EndRecords:
 
 
 def told_and_recorded(error: Exception) -> tuple[Failure, dict[str, Any]]:
-    """What the client is told of *error*, and what its record says of it: of what nobody expected the traceback."""
+    """Return what the client is told of *error*, and what its record says: of what nobody expected the traceback."""
     incident_id = secrets.token_hex(8)
     failure = failure_of(error, incident_id)
     facts: dict[str, Any] = {"error": failure.message, "error_code": failure.code.code}
@@ -259,7 +259,7 @@ def _discard_text(discarded: Discarded) -> str:
 
 
 def _why_failed(end: SessionEnd) -> dict[str, Any]:
-    """What the record of a session's end says of a failure; nothing where there was none."""
+    """Return what the record of a session's end says of a failure; nothing where there was none."""
     if _ENDS.get(end.reason) is not EventType.SESSION_FAILED:
         return {}
     facts: dict[str, Any] = {"error_code": ErrorCode.SESSION_CLOSED.code}
@@ -269,12 +269,12 @@ def _why_failed(end: SessionEnd) -> dict[str, Any]:
 
 
 def recorded(used: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record says of a command's use of the machine: what is known, and a kill only where there was one."""
+    """Return a command's use of the machine as recorded: what is known, and a kill only where there was one."""
     return {name: value for name in USED if (value := used.get(name)) is not None and value is not False}
 
 
 def _how(command: SessionCommand) -> dict[str, Any]:
-    """What an end record says of a command."""
+    """Return what an end record says of a command."""
     failed = {"event_type": EventType.COMMAND_FAILED}
     match command.ended.how if command.ended else None:
         case Exited(code=code):

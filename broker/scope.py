@@ -16,10 +16,10 @@ from broker.contract.table import Request, Result
 from broker.memory.answers import Reserve
 from broker.session.aftermath import Listeners
 from broker.session.name_locks import NameLocks
-from broker.session.resources import Belongings, BelongingsSettings
+from broker.session.resources import ResourceSettings, SessionResources
 from broker.session.session import Session
 from broker.session.supervisor import Supervisor
-from broker.session.urls import TransferDesk
+from broker.session.urls import TransferRegistry
 from policy.environment import User
 from policy.path import PathRules, Purpose
 from policy.rules import Policy
@@ -72,13 +72,13 @@ class Host:
     grants: Grants
     limits: Limits
     commands: CommandLimits
-    belongings: BelongingsSettings
+    resource_settings: ResourceSettings
     layers: tuple[LayerReport, ...]
     launcher: Launcher
-    supervisor: Supervisor[Belongings]
+    supervisor: Supervisor[SessionResources]
     facts: FactSource
     media: MediaTypes
-    desk: TransferDesk
+    transfer_registry: TransferRegistry
     locks: NameLocks
     on_discard: Callable[[str, str, Discarded], None]
     """Told of the principal, the session and the upload."""
@@ -116,7 +116,7 @@ class Scope:
 
     host: Host
     principal: str
-    session: Session[Belongings] | None
+    session: Session[SessionResources] | None
     client: str = ""
     request_id: str = ""
     report: Report | None = None
@@ -130,15 +130,15 @@ class Scope:
             await self.reserve(size_bytes)
 
     @property
-    def named_session(self) -> Session[Belongings]:
+    def named_session(self) -> Session[SessionResources]:
         """The session of a tool whose arguments name one. Raises: LookupError for any other tool."""
         if self.session is None:
             raise LookupError("this tool names no session")
         return self.session
 
     @property
-    def own(self) -> Belongings:
-        """The belongings of the session that the call names."""
+    def own(self) -> SessionResources:
+        """The resources of the session that the call names."""
         return self.named_session.own
 
 

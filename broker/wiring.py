@@ -16,9 +16,9 @@ from broker.grants import find_grants, limits_of, resolve_programs, without_own_
 from broker.scope import CommandLimits, Host
 from broker.session.aftermath import Listeners
 from broker.session.name_locks import NameLocks
-from broker.session.resources import Belongings, BelongingsSettings
+from broker.session.resources import ResourceSettings, SessionResources
 from broker.session.supervisor import Supervisor
-from broker.session.urls import TransferDesk
+from broker.session.urls import TransferRegistry
 from broker.trusted.ownership import NotOurs, check_owners
 from broker.trusted.places import TrustedPlaces, find_trusted, take_names
 from broker.trusted.untenable import Untenable, module_folder, refuse_untenable
@@ -95,7 +95,7 @@ def build_host(
     config: Config,
     foundation: Foundation,
     launcher: Launcher,
-    supervisor: Supervisor[Belongings],
+    supervisor: Supervisor[SessionResources],
     layers: tuple[LayerReport, ...],
     look: Look,
     on_discard: Callable[[str, str, Discarded], None],
@@ -125,20 +125,20 @@ def build_host(
             grace_s=server.timeouts.kill_grace,
             drain_s=server.timeouts.output_drain,
         ),
-        belongings=_belongings_settings(config),
+        resource_settings=_resource_settings(config),
         layers=layers,
         launcher=launcher,
         supervisor=supervisor,
         facts=FactSource(),
         media=MediaTypes(look=look, limiter=trio.CapacityLimiter(MEDIA_THREADS)),
-        desk=_transfer_desk(server),
+        transfer_registry=_transfer_registry(server),
         locks=NameLocks(),
         on_discard=on_discard,
         listeners=listeners,
     )
 
 
-def _belongings_settings(config: Config) -> BelongingsSettings:
+def _resource_settings(config: Config) -> ResourceSettings:
     server = config.server
     transfers = TransferSettings(
         max_open=server.transfers.max_open,
@@ -149,7 +149,7 @@ def _belongings_settings(config: Config) -> BelongingsSettings:
         upload_idle_s=server.timeouts.upload_idle,
         download_idle_s=DOWNLOAD_IDLE_S,
     )
-    return BelongingsSettings(
+    return ResourceSettings(
         transfers=transfers,
         max_commands=server.sessions.max_concurrent_commands,
         output=OutputRoom(
@@ -162,9 +162,9 @@ def _belongings_settings(config: Config) -> BelongingsSettings:
     )
 
 
-def _transfer_desk(server: ServerSettings) -> TransferDesk:
+def _transfer_registry(server: ServerSettings) -> TransferRegistry:
     transfers = server.transfers
-    return TransferDesk(
+    return TransferRegistry(
         ttl_s=transfers.url_ttl_s,
         idle_s=transfers.idle_s,
         max_open=transfers.max_open,

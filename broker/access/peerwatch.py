@@ -51,7 +51,7 @@ class Ends(Protocol):
 
 @attrs.frozen(kw_only=True)
 class Stranger:
-    """Who is refused: a sentence for it, and what is known of it."""
+    """A caller that is refused: a sentence for it, and what is known of it."""
 
     why: str
     peer: str

@@ -1,4 +1,4 @@
-"""What is written down, and what never is.
+"""The audit: which events are written down, and which values never are.
 
 Outside the walls. May import contract.
 """

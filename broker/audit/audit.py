@@ -162,7 +162,7 @@ def _make(run: RunFile, syncer: Syncer, complain: Callable[[str], None]) -> None
 
 @attrs.define(eq=False)
 class Audit:
-    """What everybody records through; its methods are for the trio thread alone."""
+    """The audit as the rest of the broker records through it; its methods are for the trio thread alone."""
 
     _writer: Writer
     _clocks: Clocks

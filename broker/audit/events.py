@@ -1,4 +1,4 @@
-"""What can be recorded: a closed set of events. Which of them tell of a tool's call is said in the tool's row.
+"""The closed set of events that can be recorded. Which of them tell of a tool's call is said in the tool's row.
 
 Values only. The names COMMAND_COMPLETED and COMMAND_FAILED are the customer's.
 """
@@ -67,7 +67,7 @@ class ToolEvents:
 
 @attrs.frozen(kw_only=True)
 class Event:
-    """What is recorded. `arguments` can only be redacted ones; fields that are None are left out of the line.
+    """One recorded event. `arguments` can only be redacted ones; fields that are None are left out of the line.
 
     `exception` is for what nobody expected: its traceback goes to the error log alone, under `incident_id`.
     `details` are the broker's own facts (addresses, layers, counts), never a client's values.

@@ -1,4 +1,4 @@
-"""What of a call may be written down: the arguments of a tool and texts about them, without their secrets.
+"""The part of a call that may be written down: arguments of a tool and texts about them, without their secrets.
 
 Pure. Shown are only arguments that a request class names and does not mark secret, in the shape it asks for;
 everything else (contents, stdin, chunks, unknown or misshapen arguments) shows its size. Secret-looking variables,
@@ -159,7 +159,7 @@ def _first(items: list[object], characters: int) -> Iterator[object]:
 
 
 def _whole(items: list[object]) -> str:
-    """What stands for a list: how many, how long, and the SHA-256 of its words, each with a NUL behind it.
+    """Return what stands for a list: how many, how long, and the SHA-256 of its words, each with a NUL behind it.
 
     A digest is there only where nothing is hidden: a digest of a short secret is as good as the secret.
     """

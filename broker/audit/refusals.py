@@ -61,7 +61,7 @@ class Refusals:
             return count.seen <= IN_FULL
 
     def due(self, *, all_of_them: bool = False) -> tuple[Event, ...]:
-        """What is to be recorded now; *all_of_them*: of intervals that are not over, too."""
+        """Return the refusals to be recorded now; *all_of_them*: of intervals that are not over, too."""
         now = self._clock()
         with self._lock:
             over = [key for key, count in self._counts.items() if all_of_them or count.ends_at <= now]

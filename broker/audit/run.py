@@ -37,7 +37,7 @@ READ_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 @attrs.frozen(kw_only=True)
 class Note:
-    """What a run says of itself: `owed` records wait to be written, for `lost` there was no room even to wait."""
+    """Note of a run about itself: `owed` records wait to be written, for `lost` there was no room even to wait."""
 
     run: str
     pid: int
@@ -144,7 +144,7 @@ def take_lost(log: Path) -> Iterator[Note]:
 
 
 def read_runs(log: Path) -> Iterator[tuple[Note, bool]]:
-    """What every run says, and whether it is alive. Changes nothing."""
+    """Return the note of every run, and whether it is alive. Changes nothing."""
     for _, fd in _files(log):
         if (note := _read(fd)) is not None:
             yield note, not _is_free(fd, fcntl.LOCK_SH)

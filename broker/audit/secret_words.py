@@ -98,7 +98,7 @@ _TOKEN = re.compile(r"""(?:"[^"]*"|'[^']*'|[^\s"'])+|["']|\s+""")
 
 
 class _Next(Enum):
-    """What the next word is."""
+    """Kind of the next word."""
 
     PLAIN = 0
     SECRET = 1
@@ -109,7 +109,7 @@ class _Next(Enum):
 
 @attrs.frozen
 class Hidden:
-    """What may be shown of a word, and the secret that follows in it."""
+    """Part of a word that may be shown, and the secret that follows in it."""
 
     shown: str
     secret: str
@@ -146,7 +146,7 @@ class _Reader:
     _next: _Next = _Next.PLAIN
 
     def read(self, word: str) -> Hidden | None:
-        """What must be hidden in the next word."""
+        """Return what must be hidden in the next word."""
         this, self._next = self._next, _Next.PLAIN
         is_option = word.startswith("-")
         match this:

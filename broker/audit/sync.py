@@ -1,4 +1,4 @@
-"""Who makes the audit durable: what was written is on the disk SYNC_S seconds later, plus what the disk takes.
+"""The thread that makes the audit durable: a line is on the disk after SYNC_S seconds, plus what the disk takes.
 
 A thread of its own, because a disk takes milliseconds for it and no record shall wait that long: many records share
 one. So the loss of power may take the records of the last moments although effects of theirs are on the disk; the end

@@ -89,7 +89,7 @@ def absent(path: str) -> list[str]:
 
 
 def _there(ground: Ground) -> dict[str, str]:
-    """What is there already, and names that are not there yet."""
+    """Return what is there already, and names that are not there yet."""
     code, config, mark = Path(own_folders()[0]), ground.config, ground.mark
     facts = {
         "workspace": ground.inside,
@@ -143,7 +143,7 @@ def _next_config(mark: str) -> str:
 
 
 def _allowed(host: Host, facts: Mapping[str, str]) -> dict[str, str]:
-    """What a session of this policy may do."""
+    """Return what a session of this policy may do."""
     decisions = {name: decide_path(host.paths, facts[name], "write") for name in OF_THE_POLICY if name in facts}
     return {
         name: f"the policy allows it: {decision.reason}"

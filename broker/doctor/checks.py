@@ -1,4 +1,4 @@
-"""What the doctor tries, which layers claim to stop it, and what an outcome means: values and pure functions.
+"""The attacks of the doctor: which layers claim to stop each, and what an outcome means. Values and pure functions.
 
 A fence claims an attack where its layer is enforced inside the session; `partial` says that the part of a layer that is
 meant holds although the layer as a whole is reported as partial. An attack that does not work without walls either
@@ -62,7 +62,7 @@ class Check:
 
 @attrs.frozen(kw_only=True)
 class Attempt:
-    """What was seen: `said` is the attack's own word, or why it was stopped."""
+    """Outcome of one attack: `said` is the attack's own word, or why it was stopped."""
 
     through: bool
     said: str

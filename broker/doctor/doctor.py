@@ -26,7 +26,7 @@ from broker.access.peerwatch import open_watch
 from broker.audit.run import read_runs
 from broker.doctor.approaches import absent, take_back
 from broker.doctor.checks import CHECKS, MEMORY_BYTES, NAMES, TASKS, Attempt, Check, Line, judge, skipped
-from broker.doctor.fixtures import Surroundings, control_command, open_surroundings
+from broker.doctor.fixtures import Fixtures, control_command, open_fixtures
 from broker.doctor.own_port import open_own_port
 from broker.http.sockets import ListenFailed
 from broker.scope import Host
@@ -56,7 +56,7 @@ SMALL = Limits(memory_max_bytes=MEMORY_BYTES * 4 // 3, pids_max=TASKS // 2)
 
 @attrs.frozen(kw_only=True)
 class Diagnosis:
-    """What a session here does: its layers, and what became of every attack on them."""
+    """Result of the doctor: the layers of a session here, and what became of every attack on them."""
 
     layers: tuple[LayerReport, ...]
     lines: tuple[Line, ...]
@@ -76,7 +76,7 @@ async def examine(config: Config, foundation: Foundation) -> Diagnosis:
         BirthFailed, ListenFailed, Refused, OSError: there can be no session, or no port.
     """
     async with _open_host(config, foundation) as host:
-        with open_surroundings(host, config) as around:
+        with open_fixtures(host, config) as around:
             async with (
                 host.launcher.open_init(host.walls(around.inside)) as init,
                 _open_port(host, foundation, around) as around_and_port,
@@ -98,7 +98,7 @@ def _owed(log: Path) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def _open_port(host: Host, foundation: Foundation, around: Surroundings) -> AsyncIterator[Surroundings]:
+async def _open_port(host: Host, foundation: Foundation, around: Fixtures) -> AsyncIterator[Fixtures]:
     """A port as a broker with this configuration would have, which minds who connects."""
     try:
         watch = open_watch(foundation.plan, foundation.user, host.launcher, _forget, _forget)
@@ -111,7 +111,7 @@ async def _open_port(host: Host, foundation: Foundation, around: Surroundings) -
 
 @asynccontextmanager
 async def _open_host(config: Config, foundation: Foundation) -> AsyncIterator[Host]:
-    """What the tools of a broker would work with, but for an audit."""
+    """Open what the tools of a broker would work with, but for an audit."""
     server = config.server
     settings = SupervisorSettings(idle_s=server.sessions.max_session_age, max_concurrent=1)
     async with (
@@ -128,7 +128,7 @@ def _forget(*_: object) -> None:
     """Take no note: the doctor's session has no transfers and no commands."""
 
 
-async def _check(host: Host, init: Init, around: Surroundings, check: Check) -> Line:
+async def _check(host: Host, init: Init, around: Fixtures, check: Check) -> Line:
     for need in check.needs:
         if need in around.missing:
             return skipped(check, around.missing[need])
@@ -157,7 +157,7 @@ def _taking_back(check: Check, spec: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _seen_outside(check: Check, spec: Mapping[str, Any], attempt: Attempt) -> Attempt:
-    """What an attempt inside comes to: a file that it made in the session's own /tmp is nobody else's."""
+    """Return what an attempt inside comes to: a file that it made in the session's own /tmp is nobody else's."""
     if check.attack in MAKING and attempt.through and not os.path.lexists(spec["path"]):
         return Attempt(through=False, said=f"{spec['path']} was made in a place of the session's own, not outside")
     return attempt
@@ -173,7 +173,7 @@ async def _outside(host: Host, check: Check, spec: Mapping[str, Any]) -> Attempt
     return Attempt(through=False, said=f"no end after {ATTACK_S:g} s")
 
 
-async def _inside(init: Init, around: Surroundings, check: Check, spec: Mapping[str, Any]) -> Attempt:
+async def _inside(init: Init, around: Fixtures, check: Check, spec: Mapping[str, Any]) -> Attempt:
     ended = await run_command(
         init,
         attrs.evolve(_plan(around, spec, SMALL if check.limited else None), network=check.network),
@@ -185,7 +185,7 @@ async def _inside(init: Init, around: Surroundings, check: Check, spec: Mapping[
     return _heard(ended.stdout.data, _end(ended))
 
 
-def _plan(around: Surroundings, spec: Mapping[str, Any], limits: Limits | None = None) -> ExecPlan:
+def _plan(around: Fixtures, spec: Mapping[str, Any], limits: Limits | None = None) -> ExecPlan:
     return ExecPlan(program="", argv=(), env={}, cwd=around.inside, limits=limits, attack=spec)
 
 
@@ -215,7 +215,7 @@ async def _outlive_outside(command: list[str], spec: Mapping[str, Any]) -> Attem
     return attempt
 
 
-async def _outlive(init: Init, around: Surroundings, spec: Mapping[str, Any]) -> Attempt:
+async def _outlive(init: Init, around: Fixtures, spec: Mapping[str, Any]) -> Attempt:
     """Kill the command once its daemon is up, and look for the daemon."""
     with _pipe() as (read, write):
         plan = attrs.evolve(_plan(around, spec), stdin_fd=write)

@@ -1,4 +1,4 @@
-"""What the doctor lays out around its throw-away session: folders, files, services and a victim to be attacked.
+"""Fixtures that the doctor lays out around its throw-away session: folders, files, services and a victim.
 
 Everything is temporary, and nothing of it is the operator's. A fact that cannot be had is simply not there: `missing`
 says why, and the checks that need it are skipped.
@@ -38,7 +38,7 @@ BOOTSTRAP = (
 
 
 @attrs.frozen(kw_only=True)
-class Surroundings:
+class Fixtures:
     """`facts`: what attacks are told; `missing`: why a fact is not there."""
 
     inside: str
@@ -55,7 +55,7 @@ def control_command(spec: Mapping[str, Any], user: SessionUser, *, as_broker: bo
 
 
 @contextlib.contextmanager
-def open_surroundings(host: Host, config: Config) -> Iterator[Surroundings]:
+def open_fixtures(host: Host, config: Config) -> Iterator[Fixtures]:
     """Lay everything out; it is gone afterwards.
 
     Raises:
@@ -77,7 +77,7 @@ def open_surroundings(host: Host, config: Config) -> Iterator[Surroundings]:
         if not audit_file.exists():
             missing["audit_file"] = f"there is no {audit_file} yet"
         found = {name: value for name, value in facts.items() if name not in missing}
-        yield Surroundings(inside=inside, facts=found, missing=missing)
+        yield Fixtures(inside=inside, facts=found, missing=missing)
 
 
 def _inside_place(host: Host) -> str:

@@ -22,8 +22,8 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
-from broker.calls import Answer, Call, Handler, Outputs, Report, ToolFace
-from broker.endpoint.outputs import SILENT_S, OutputDesk, declares_tasks
+from broker.calls import Answer, Call, Handler, Outputs, Report, ToolInfo
+from broker.endpoint.outputs import SILENT_S, OutputHandlers, declares_tasks
 from broker.endpoint.tool_result import tool_result
 from broker.failures import failure_of
 from broker.http.bulk import BULK_KEY, Bulk
@@ -33,7 +33,7 @@ from broker.memory.answers import ANSWER_ROOM_KEY, AnswerRoom
 log = logging.getLogger("broker.endpoint")
 
 PRINCIPAL = "local"
-"""Who calls, until the front door knows better (authentication is a room of its own)."""
+"""The caller, until broker/access knows better (authentication is a room of its own)."""
 TOOLS_FRESH_MS = 300_000
 """How long a client may keep the tool list. It changes only with the broker's version."""
 CLIENT_CHARS = 128
@@ -45,7 +45,7 @@ McpServer: TypeAlias = Server[Any]
 
 def build_server(
     handler: Handler,
-    tools: Mapping[str, ToolFace],
+    tools: Mapping[str, ToolInfo],
     *,
     version: str,
     instructions: str,
@@ -57,8 +57,8 @@ def build_server(
     With *outputs* it serves what commands say as resources, and commands as tasks, too; a stream of news of them that
     has been silent for *silent_s* seconds gives its place to a newcomer.
     """
-    desk = None if outputs is None else OutputDesk(handler, outputs, call_of, silent_s)
-    adapter = _Adapter(handler, tools, desk)
+    output_handlers = None if outputs is None else OutputHandlers(handler, outputs, call_of, silent_s)
+    adapter = _Adapter(handler, tools, output_handlers)
     server: Server[Any] = Server(
         "remote-broker",
         title="Remote Broker",
@@ -70,8 +70,8 @@ def build_server(
         on_list_tools=adapter.on_list_tools,
     )
     server.add_request_handler("tools/call", types.CallToolRequestParams, adapter.on_call_tool)
-    if desk is not None:
-        desk.open_at(server)
+    if output_handlers is not None:
+        output_handlers.register_at(server)
     return server
 
 
@@ -80,8 +80,8 @@ class _Adapter:
     """Answers the two questions that a client asks of our tools."""
 
     _handler: Handler
-    _tools: Mapping[str, ToolFace]
-    _desk: OutputDesk | None
+    _tools: Mapping[str, ToolInfo]
+    _outputs: OutputHandlers | None
     _listed: types.ListToolsResult = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -110,12 +110,16 @@ class _Adapter:
                 incident_id = secrets.token_hex(8)
                 log.exception("incident %s: the gateway raised on %.64r", incident_id, params.name)
                 answer = Answer(structured=failure_of(exc, incident_id).to_structured(), is_error=True)
-        if self._desk is not None and not answer.is_error:
-            self._desk.learn(context, call.arguments.get("session_id"), answer.structured.get("session_id"))
+        if self._outputs is not None and not answer.is_error:
+            self._outputs.learn(context, call.arguments.get("session_id"), answer.structured.get("session_id"))
         tool = self._tools.get(params.name)
         if tool is None and answer.is_error:
             raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:CLIENT_CHARS]!r}", answer.structured)
-        if self._desk is not None and declares_tasks(context) and (task := self._desk.tasks.instead_of(call, answer)):
+        if (
+            self._outputs is not None
+            and declares_tasks(context)
+            and (task := self._outputs.tasks.instead_of(call, answer))
+        ):
             return task
         fields = tool.bulk_fields if tool else ()
         if bulk is not None:
@@ -125,7 +129,7 @@ class _Adapter:
         return tool_result(answer, bulk=fields, version=context.protocol_version)
 
 
-def _announced(tool: ToolFace) -> types.Tool:
+def _announced(tool: ToolInfo) -> types.Tool:
     return types.Tool(
         name=tool.name,
         title=tool.title,
@@ -143,7 +147,7 @@ def _slot(request: Any) -> AbstractContextManager[None]:
 
 
 def call_of(context: Context) -> Call:
-    """Who asks; which tool and with what arguments the caller fills in."""
+    """Return a call that says who asks; which tool and with what arguments the caller fills in."""
     told = context.session.client_params
     room: AnswerRoom | None = None if context.request is None else context.request.scope.get(ANSWER_ROOM_KEY)
     client = f"{told.client_info.name} {told.client_info.version}" if told else ""

@@ -24,7 +24,7 @@ from broker.http.connections import serve_connections
 from broker.http.guard import MCP_PATH, Guard, GuardLimits, Rooms
 from broker.http.origins import HostRules, host_rules
 from broker.http.sockets import host_and_port, open_listeners
-from broker.http.transfer_door import TransferDoor
+from broker.http.transfer_app import TransferApp
 from broker.logs import quiet_libraries
 from broker.memory.heap import give_back_when_quiet
 
@@ -32,7 +32,7 @@ MIB = 1024 * 1024
 HEADER_BYTES = 32 * 1024
 KEEP_ALIVE_S = 30.0
 """Idle connections, and request headers on their way, have this long. Longer than clients keep an idle
-connection (4 to 15 s in common ones), so that they, not we, close first and no request meets a closed door."""
+connection (4 to 15 s in common ones), so that they, not we, close first and no request meets a closed connection."""
 KEEP_ALIVE_REQUESTS = 1_000_000
 GRACE_S = 2.0
 """What Hypercorn gives connections that are still busy after the drain."""
@@ -67,15 +67,15 @@ async def serve_http(
     *,
     stop: trio.Event,
     end_work: Callable[[], Awaitable[None]],
-    door: TransferDoor | None = None,
+    transfers: TransferApp | None = None,
     watch: PeerWatch | None = None,
     task_status: trio.TaskStatus[tuple[str, ...]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve MCP over HTTP until *stop* is set; `started` gives the URLs.
 
     After *stop* nothing new is taken; *end_work* is called once and ends the sessions, so that calls in flight
-    answer; these answers still go out. Without a *door* there is nothing beneath /transfers/, without a *watch* every
-    connection is served.
+    answer; these answers still go out. Without *transfers* there is nothing beneath /transfers/, without a *watch*
+    every connection is served.
 
     Raises:
         ListenFailed: the address cannot be had.
@@ -85,7 +85,7 @@ async def serve_http(
     rules = host_rules(settings.host, settings.allowed_hosts, settings.allowed_origins)
     manager = _session_manager(settings, server, rules)
     rooms = Rooms.of(bodies_bytes=settings.max_bodies_bytes, answers_bytes=settings.max_answers_bytes)
-    guard = _guard(settings, server, rules, manager, door, rooms)
+    guard = _guard(settings, server, rules, manager, transfers, rooms)
     sockets = await open_listeners(settings.host, settings.port, stall_s=settings.stall_s)
 
     async def drained() -> None:
@@ -136,7 +136,7 @@ def _guard(
     server: Server[Any],
     rules: HostRules,
     manager: StreamableHTTPSessionManager,
-    door: TransferDoor | None,
+    transfers: TransferApp | None,
     rooms: Rooms,
 ) -> Guard:
     limits = GuardLimits(
@@ -152,7 +152,7 @@ def _guard(
         version=server.version,
         handshake_versions=HANDSHAKE_PROTOCOL_VERSIONS,
         limits=limits,
-        door=door,
+        transfers=transfers,
     )
 
 

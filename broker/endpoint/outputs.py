@@ -1,4 +1,4 @@
-"""What MCP asks of commands beside the tools: `resources/*`, `subscriptions/listen`, `tasks/*`, in the SDK's words.
+"""Methods of MCP about commands, beside tools: `resources/*`, `subscriptions/listen`, `tasks/*`, as the SDK has them.
 
 Owns who is told of what: a subscription of the handshake era lives as long as its connection, one of 2026-07-28 as
 long as its request. What is told is decided in `resources.py` and `tasks.py`.
@@ -60,7 +60,7 @@ class _Stream:
 
 
 @attrs.define(eq=False)
-class OutputDesk:
+class OutputHandlers:
     """Answers those questions. `_call_of` says who asks."""
 
     _handler: Handler
@@ -78,7 +78,7 @@ class OutputDesk:
         self._resources = Resources(self._handler, self._outputs)
         self._streams = Places(MAX_STREAMS, self._choose)
 
-    def open_at(self, server: Server[Any]) -> None:
+    def register_at(self, server: Server[Any]) -> None:
         """Have *server* ask here."""
         server.lifespan = self._lifespan
         hint = CacheHint(ttl_ms=0, scope="private")
@@ -157,7 +157,7 @@ class OutputDesk:
         return {}
 
     def _followed_by(self, context: Context) -> dict[str, trio.CancelScope]:
-        """What the connection follows; forgotten when it ends."""
+        """Return what the connection follows; forgotten when it ends."""
         connection = context.session._connection  # noqa: SLF001  the SDK has no other way to its exit stack here
         key = id(connection)
         if key not in self._followed:

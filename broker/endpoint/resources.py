@@ -30,29 +30,29 @@ class ResourceNotFound(Exception):
 
 @attrs.frozen
 class Resources:
-    """What `resources/*` answer."""
+    """Answers to `resources/*`."""
 
     _handler: Handler
     _outputs: Outputs
 
     def listed(self, principal: str, session_ids: Collection[str] | None) -> dict[str, Any]:
         """Every output of these sessions; None: of all that *principal* has."""
-        faces = [
-            face
-            for face in self._outputs.outputs(principal)
-            if session_ids is None or parse_uri(face.uri).session_id in session_ids
+        outputs = [
+            output
+            for output in self._outputs.outputs(principal)
+            if session_ids is None or parse_uri(output.uri).session_id in session_ids
         ]
         return {
             **COMPLETE,
             "resources": [
                 {
-                    "uri": face.uri,
-                    "name": face.name,
-                    "description": face.description,
+                    "uri": output.uri,
+                    "name": output.name,
+                    "description": output.description,
                     "mimeType": TEXT,
-                    "size": face.size_bytes,
+                    "size": output.size_bytes,
                 }
-                for face in faces
+                for output in outputs
             ],
         }
 
@@ -98,5 +98,5 @@ class Resources:
 
     def known(self, principal: str, uris: list[str]) -> tuple[str, ...]:
         """Those of *uris* that are there for *principal*."""
-        there = {face.uri for face in self._outputs.outputs(principal)}
+        there = {output.uri for output in self._outputs.outputs(principal)}
         return tuple(uri for uri in dict.fromkeys(uris) if uri in there)

@@ -46,29 +46,29 @@ async def serve_stdio(
     After *stop* nothing more is read; *end_work* is called once and ends the sessions, so that calls in flight
     answer; these answers still go out. A client that stops reading ends the conversation as well.
     """
-    with quiet_libraries(), claim_stdio(max_line_bytes=max_line_bytes) as wire:
-        desk = _Desk(wire, max_calls_in_flight)
+    with quiet_libraries(), claim_stdio(max_line_bytes=max_line_bytes) as lines:
+        conversation = _Conversation(lines, max_calls_in_flight)
         to_server, server_in = trio.open_memory_channel[SessionMessage | Exception](0)
         server_out, from_server = trio.open_memory_channel[SessionMessage](0)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(desk.write_answers, from_server, nursery.cancel_scope)
-            nursery.start_soon(_end_at_stop, desk, stop, end_work)
-            nursery.start_soon(desk.read_requests, to_server)
+            nursery.start_soon(conversation.write_answers, from_server, nursery.cancel_scope)
+            nursery.start_soon(_end_at_stop, conversation, stop, end_work)
+            nursery.start_soon(conversation.read_requests, to_server)
             await server.run(server_in, server_out, server.create_initialization_options())
             nursery.cancel_scope.cancel(reason="the conversation is over")
 
 
-async def _end_at_stop(desk: _Desk, stop: trio.Event, end_work: Callable[[], Awaitable[None]]) -> None:
+async def _end_at_stop(conversation: _Conversation, stop: trio.Event, end_work: Callable[[], Awaitable[None]]) -> None:
     await stop.wait()
     await end_work()
-    desk.reading.cancel(reason="the broker is stopping")
+    conversation.reading.cancel(reason="the broker is stopping")
 
 
 @attrs.define(eq=False)
-class _Desk:
-    """What has been asked over the wire and not yet answered."""
+class _Conversation:
+    """One conversation: what has been asked and not yet answered."""
 
-    _wire: Wire
+    _lines: StdioLines
     _limit: int
     reading: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
     _open: set[str] = attrs.field(init=False, factory=set)
@@ -78,10 +78,10 @@ class _Desk:
         """Hand over what is read; at the end wait for the answers (bounded), then end the conversation."""
         async with to_server:
             with self.reading:
-                async for line in self._wire.lines():
+                async for line in self._lines.lines():
                     message = self._message(line)
                     if isinstance(message, bytes):
-                        await self._wire.write_line(message)
+                        await self._lines.write_line(message)
                     else:
                         await to_server.send(SessionMessage(message))
             with trio.move_on_after(EOF_LINGER_S):
@@ -96,7 +96,7 @@ class _Desk:
         try:
             async for item in from_server:
                 line = item.message.model_dump_json(by_alias=True, exclude_unset=True)
-                await self._wire.write_line(line.encode())
+                await self._lines.write_line(line.encode())
                 if isinstance(item.message, types.JSONRPCResponse | types.JSONRPCError):
                     self._close(item.message.id)
         except BrokenPipeError:
@@ -137,7 +137,7 @@ class LineTooLong(Exception):
 
 
 @attrs.define(eq=False)
-class Wire:
+class StdioLines:
     """The two descriptors. One task reads; any may write, a line at a time."""
 
     _in_fd: int
@@ -195,10 +195,10 @@ async def _wait(wait: Callable[[int], Awaitable[None]], fd: int) -> None:
 
 
 @contextmanager
-def claim_stdio(*, max_line_bytes: int) -> Iterator[Wire]:
+def claim_stdio(*, max_line_bytes: int) -> Iterator[StdioLines]:
     """Take standard input and output for the protocol; give them back on the way out."""
     with ExitStack() as restore:
-        yield Wire(_move_away(0, restore), _move_away(1, restore), max_line_bytes)
+        yield StdioLines(_move_away(0, restore), _move_away(1, restore), max_line_bytes)
 
 
 def _move_away(fd: int, restore: ExitStack) -> int:

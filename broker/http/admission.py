@@ -22,7 +22,7 @@ import trio
 
 
 class Occupant(Protocol):
-    """Who holds a place."""
+    """Holder of a place."""
 
     def leave(self) -> None:
         """Go, at once or soon: the place is another's already. Asked of who is idle."""

@@ -113,7 +113,7 @@ MakeRoom = Callable[[int], Awaitable[bool]]
 
 @attrs.define(eq=False)
 class _Pieces:
-    """What has come of a body. A large one is put where it stays: pieces to be joined would take its size again."""
+    """The part of a body that came. A large one is put where it stays: joining pieces would take its size again."""
 
     _large: Buffer
     """As long as is known that the body will be, or empty."""
@@ -172,7 +172,7 @@ async def read_body(
 
 @attrs.define(eq=False)
 class Exchange:
-    """What the SDK receives and sends through: the body in one piece, and no disconnect after the answer.
+    """The way in which the SDK receives and sends: the body in one piece, and no disconnect after the answer.
 
     Hypercorn reports a disconnect after *every* response, from inside the last `send`. The SDK answers that
     by cancelling its task, which then never gets back to Hypercorn to arm the keep-alive timer: the

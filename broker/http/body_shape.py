@@ -1,4 +1,4 @@
-"""What a JSON body costs to parse, known before anything parses it.
+"""The cost of parsing a JSON body, known before anything parses it.
 
 A string costs a parser about its length, however long it is. Everything else becomes objects: a million keys are
 hundreds of times their bytes, and seconds in which nobody else is served. So what is no string is counted first, by
@@ -45,7 +45,7 @@ async def shape_of(body: bytes | bytearray) -> BodyShape:
 
 @attrs.define(eq=False)
 class BodyShape:
-    """What has been seen of a body, fed slice by slice."""
+    """Shape of a body as far as it was seen, fed slice by slice."""
 
     elements: int = attrs.field(default=1, init=False)
     outside_bytes: int = attrs.field(default=0, init=False)

@@ -49,7 +49,7 @@ Body: TypeAlias = bytes | bytearray
 
 @attrs.define(eq=False)
 class Bulk:
-    """What goes past the SDK in one request and its answer."""
+    """Strings that go past the SDK in one request and its answer."""
 
     when_parsed: Callable[[], None] = attrs.field(default=lambda: None, init=False)
     """What is done when the SDK has made arguments of the request."""

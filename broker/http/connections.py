@@ -114,7 +114,7 @@ def _choose(idle: Iterable[_Guest]) -> _Guest | None:
 
 @attrs.define(eq=False)
 class _House:
-    """What all connections share."""
+    """State that all connections share."""
 
     _app: Any
     _config: Config

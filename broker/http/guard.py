@@ -1,10 +1,9 @@
 """The thin ASGI room between Hypercorn and the MCP SDK.
 
 It decides what reaches the SDK at all: HTTP/1.1, an allowed Host and Origin, `/mcp`, a whole body within its
-size and time, a free slot, not while draining. It answers `/healthz` itself and leads
-`/transfers/` to a door of its own. It knows no tool and no session;
-of MCP it knows the name of one header and the shape of a JSON-RPC message, because two requests with one id
-on one handshake-era connection would hang the first.
+size and time, a free slot, not while draining. It answers `/healthz` itself and hands `/transfers/` to the
+application for raw transfers. It knows no tool and no session; of MCP it knows the name of one header and the shape
+of a JSON-RPC message, because two requests with one id on one handshake-era connection would hang the first.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from broker.http.body_shape import shape_of
 from broker.http.bulk import BULK_KEY, Body, Bulk
 from broker.http.mcp_sessions import ASGIApp, McpSessions, session_id_of
 from broker.http.origins import HostRules
-from broker.http.transfer_door import TransferDoor
+from broker.http.transfer_app import TransferApp
 from broker.memory.answers import ANSWER_ROOM_KEY, AnswerRoom
 from broker.memory.budget import SMALL_BYTES, ByteBudget, Hold
 
@@ -52,7 +51,7 @@ ROOM_WAIT_S = 10.0
 ROOM_RETRY_S = 5
 """When to come back after that."""
 ANSWER_S = 2.0
-"""Seconds that answers have to get out of the door once the drain has ended the work."""
+"""Seconds that answers have to get out once the drain has ended the work."""
 PARSED_COST = 16
 """Bytes that the SDK takes for one that it parses: copies, a `str` of four bytes a character, what is made of it."""
 KEPT_COST = 6
@@ -63,7 +62,7 @@ NOTIFICATION_BYTES = 64 * 1024
 
 @attrs.frozen(kw_only=True)
 class GuardLimits:
-    """What one client may cost."""
+    """Limits of what one client may cost."""
 
     max_body_bytes: int = attrs.field(validator=attrs.validators.gt(0))
     body_timeout_s: float = attrs.field(validator=attrs.validators.gt(0))
@@ -73,7 +72,7 @@ class GuardLimits:
 
 @attrs.frozen(kw_only=True)
 class Rooms:
-    """What large bodies, and large answers, of all clients may hold together."""
+    """Budgets of memory: what large bodies, and large answers, of all clients may hold together."""
 
     bodies: ByteBudget
     answers: ByteBudget
@@ -120,7 +119,7 @@ class Guard:
     _version: str
     _handshake_versions: Collection[str]
     """A request that names another one, of the protocol, belongs to no MCP session."""
-    _door: TransferDoor | None = None
+    _transfers: TransferApp | None = None
     draining: bool = False
     calls: Slots = attrs.field(init=False)
     _bodies: dict[trio.CancelScope, None] = attrs.field(init=False, factory=dict)
@@ -135,8 +134,8 @@ class Guard:
         """Serve one request (HTTP: `connections.py` lets nothing else through)."""
         if reply := self._reply_at_once(scope):
             await reply.send(send, rest=receive)
-        elif self._door is not None and scope["path"].startswith(TRANSFERS_PATH):
-            await self._door(scope, receive, send)
+        elif self._transfers is not None and scope["path"].startswith(TRANSFERS_PATH):
+            await self._transfers(scope, receive, send)
         else:
             await self._serve(scope, receive, send)
 
@@ -148,8 +147,8 @@ class Guard:
             stream.cancel(reason="the broker is stopping")
         with trio.move_on_after(ANSWER_S):
             await self.calls.wait_empty()
-            if self._door is not None:
-                await self._door.streams.wait_empty()
+            if self._transfers is not None:
+                await self._transfers.streams.wait_empty()
 
     def _reply_at_once(self, scope: Scope) -> Reply | None:
         """Return the answer if it takes no more than the head of the request to know it."""
@@ -157,7 +156,7 @@ class Guard:
             return refused
         if scope["path"] == HEALTH_PATH:
             return self._health(scope["method"])
-        is_transfer = self._door is not None and scope["path"].startswith(TRANSFERS_PATH)
+        is_transfer = self._transfers is not None and scope["path"].startswith(TRANSFERS_PATH)
         if scope["path"] != MCP_PATH and not is_transfer:
             return refusal(404, f"there is nothing here; MCP is at {MCP_PATH}")
         if self.draining:

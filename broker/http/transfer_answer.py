@@ -1,4 +1,4 @@
-"""How the door of transfers answers: statuses of failures, and the headers of a file on its way out. Pure."""
+"""Answers about raw transfers: statuses of failures, and the headers of a file on its way out. Pure."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def json_reply(status: int, content: Mapping[str, object], headers: Headers = NO
 
 
 def file_headers(filename: str, size_bytes: int | None, tag: str) -> Headers:
-    """What is said of a file before its bytes, whatever part of it is sent.
+    """Return the headers of a file, whatever part of it is sent.
 
     Always an attachment of unknown type: the content is whatever a command wrote, and no page of the broker's.
     """

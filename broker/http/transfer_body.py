@@ -15,7 +15,7 @@ import trio
 
 from broker.http.asgi import ABORT_KEY, BODY_SOCKET_KEY, Message, Receive, Reply, Scope, Send
 from broker.http.bodysocket import BodySocket, ConnectionGone
-from broker.session.urls import CLIENT_LEFT, Cut, stalled
+from broker.session.urls import CLIENT_LEFT, EarlyEnd, stalled
 from transfers.disk import Stop
 from transfers.filestreams import FileSource
 from transfers.refusals import TransferError
@@ -29,7 +29,7 @@ Head = tuple[int, Iterable[tuple[bytes, bytes]]]
 
 
 @attrs.define(eq=False)
-class Wire:
+class TransferExchange:
     """One HTTP request and its answer."""
 
     scope: Scope
@@ -110,7 +110,9 @@ def _no_connection() -> None:
     """Under a server that has none to break, the end of the application breaks it."""
 
 
-async def receive_body(wire: Wire, write: Callable[[bytes], Awaitable[None]], idle_s: float) -> Cut | None:
+async def receive_body(
+    exchange: TransferExchange, write: Callable[[bytes], Awaitable[None]], idle_s: float
+) -> EarlyEnd | None:
     """Give the body of a request to *write* in pieces; return why it was cut, None when it is complete.
 
     What came before a cut was given, too.
@@ -124,10 +126,10 @@ async def receive_body(wire: Wire, write: Callable[[bytes], Awaitable[None]], id
     while more and cut is None:
         message: Any = {}
         with trio.move_on_after(idle_s) as patience:
-            message = await wire.receive()
+            message = await exchange.receive()
         if patience.cancelled_caught:
             cut = stalled(idle_s)
-        elif wire.left:
+        elif exchange.left:
             cut = CLIENT_LEFT
         more = message.get("more_body", False)
         fragments.append(message.get("body", b""))
@@ -138,21 +140,21 @@ async def receive_body(wire: Wire, write: Callable[[bytes], Awaitable[None]], id
     return cut
 
 
-def _body_socket(wire: Wire) -> BodySocket | None:
-    found: BodySocket | None = wire.scope["state"].get(BODY_SOCKET_KEY)
+def _body_socket(exchange: TransferExchange) -> BodySocket | None:
+    found: BodySocket | None = exchange.scope["state"].get(BODY_SOCKET_KEY)
     return found
 
 
 @attrs.frozen(kw_only=True)
 class Flow:
-    """How a download's body went: *error* of its source, or why it was *cut*, or neither."""
+    """How a download's body went: *error* of its source, or its *early_end*, or neither."""
 
     error: TransferError | None = None
-    cut: Cut | None = None
+    early_end: EarlyEnd | None = None
 
 
 async def send_pieces(
-    wire: Wire,
+    exchange: TransferExchange,
     source: Source,
     span: tuple[int, int | None],
     head: Head,
@@ -166,11 +168,11 @@ async def send_pieces(
     Cancellation: breaks the connection.
     """
     error: TransferError | None = None
-    socket = _body_socket(wire)
+    socket = _body_socket(exchange)
     with nullcontext() if socket is None else socket.patient(idle_s):
         async with trio.open_nursery() as nursery:
             flow = nursery.cancel_scope
-            nursery.start_soon(wire.mind_client, flow)
+            nursery.start_soon(exchange.mind_client, flow)
 
             def moved(length: int) -> None:
                 sent(length)
@@ -178,35 +180,35 @@ async def send_pieces(
 
             try:
                 if isinstance(source, FileSource) and socket is not None:
-                    await _send_file(wire, socket, source, span, head, moved)
+                    await _send_file(exchange, socket, source, span, head, moved)
                 else:
-                    await _send_read(wire, source, span, head, moved)
+                    await _send_read(exchange, source, span, head, moved)
             except TransferError as failed:  # told outside: in here it would become a group
                 error = failed
             except ConnectionGone:
-                wire.left = wire.left or not flow.cancel_called  # else it is gone because it was broken here
+                exchange.left = exchange.left or not flow.cancel_called  # else it is gone because it was broken here
             flow.cancel(reason="there is nothing more to mind")
-    if error is None and wire.is_whole:
-        await wire.end()
+    if error is None and exchange.is_whole:
+        await exchange.end()
         return Flow()
-    return Flow(error=error, cut=CLIENT_LEFT if wire.left else stalled(idle_s))
+    return Flow(error=error, early_end=CLIENT_LEFT if exchange.left else stalled(idle_s))
 
 
 async def _send_read(
-    wire: Wire, source: Source, span: tuple[int, int | None], head: Head, moved: Callable[[int], None]
+    exchange: TransferExchange, source: Source, span: tuple[int, int | None], head: Head, moved: Callable[[int], None]
 ) -> None:
     """Send what is read piece by piece, through the server as any body."""
     error: TransferError | None = None
     async with source.pieces(*span) as pieces:
         try:
             piece = await pieces.next()
-            await wire.start(*head)
+            await exchange.start(*head)
             while piece:
                 moved(0)
-                await wire.send(piece)
+                await exchange.send(piece)
                 moved(len(piece))
                 piece = await pieces.next()
-            wire.seal()
+            exchange.seal()
         except TransferError as failed:
             error = failed
     if error is not None:
@@ -214,7 +216,7 @@ async def _send_read(
 
 
 async def _send_file(
-    wire: Wire,
+    exchange: TransferExchange,
     socket: BodySocket,
     source: FileSource,
     span: tuple[int, int | None],
@@ -227,7 +229,7 @@ async def _send_file(
     """
     offset, stop = span[0], source.size_bytes if span[1] is None else span[1]
     await source.read(offset, min(1, stop - offset))  # a file that has changed can be told of in words yet
-    await wire.start(*head)
+    await exchange.start(*head)
     if offset < stop:
         socket.announce(stop - offset)
     moved(0)
@@ -240,7 +242,7 @@ async def _send_file(
             raise ConnectionGone
         if burst.stop is Stop.FULL:
             await _wait_writable(socket, source)
-    wire.seal()
+    exchange.seal()
 
 
 async def _wait_writable(socket: BodySocket, source: FileSource) -> None:

@@ -1,4 +1,4 @@
-"""What the head of a request on a transfer's URL asks for. Pure: headers in, values out.
+"""The head of a request on a transfer's URL: what it asks for. Pure: headers in, values out.
 
 Uploads may go on in two dialects: `Content-Range` (curl -C, most tools) and `Upload-Offset` with `Upload-Complete`
 (the IETF's resumable uploads, and near enough to tus). Downloads know one `Range` and `If-Range`; what this page does
@@ -59,7 +59,7 @@ def upload_head(method: str, raw_headers: Iterable[tuple[bytes, bytes]]) -> Uplo
 
 
 def wanted_range(raw_headers: Iterable[tuple[bytes, bytes]], size_bytes: int, tag: str) -> tuple[int, int] | None:
-    """What a GET wants: (start, stop) in bytes, *stop* not included, or None for the whole.
+    """Return the range that a GET wants: (start, stop) in bytes, *stop* not included, or None for the whole.
 
     Raises:
         UnsatisfiableRange: it begins behind the end.

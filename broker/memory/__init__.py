@@ -1,4 +1,4 @@
-"""What large things may take, over all clients.
+"""Memory of large bodies and answers, over all clients.
 
 Outside the walls. May import sandbox.threads.
 """

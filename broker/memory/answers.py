@@ -1,4 +1,4 @@
-"""What the answer to one request may hold of the memory of all answers, from before it is made until it is sent.
+"""The share of one answer in the memory of all answers, from before it is made until it is sent.
 
 Who makes a large answer reserves room for it first, or the answers that clients leave unread would be more than the
 machine has. What turns out large without having said so is counted when it is sent.

@@ -1,4 +1,4 @@
-"""What becomes of freed memory: enough of it stays for the buffers of the next chunk.
+"""Settings of the heap: of freed memory enough stays for the buffers of the next chunk.
 
 A call that carries a chunk makes and frees half a dozen buffers of its size. glibc gives freed memory back to the
 kernel soon, and the page faults of getting it again cost several times what filling the buffers does: they were a third

@@ -1,4 +1,4 @@
-"""What a session's commands left behind: names that the rules close and that were not there at its birth.
+"""Looks for what a session's commands left behind: names that the rules close and that were not there at its birth.
 
 After commands, never before an answer: the answer is out before a look begins. Looks take turns with rests that are
 much longer, so that a session of many commands spends a small part of one processor on them; what ends meanwhile is
@@ -37,7 +37,7 @@ MAX_TOLD = 10_000
 
 @attrs.frozen(kw_only=True)
 class Appeared:
-    """What one look found that was not told before, programs first. `stopped`: why it did not come to its end."""
+    """Finds of one look that were not told before, programs first. `stopped`: why it did not come to its end."""
 
     paths: tuple[str, ...]
     aside: tuple[str, ...]
@@ -47,7 +47,7 @@ class Appeared:
 
 @attrs.frozen(kw_only=True)
 class Listeners:
-    """Who is told of the end of each command, and of what was found after the one that ended last."""
+    """Callbacks: at the end of each command, and for what was found after the one that ended last."""
 
     on_end: Callable[[SessionCommand], None]
     on_appeared: Callable[[SessionCommand, Appeared], None]

@@ -38,7 +38,7 @@ class NotTaken(Exception):
 
 
 @attrs.frozen(kw_only=True)
-class Origin:
+class CommandOrigin:
     """The call that started a command, for the record. `session_over`: whether its session is ending."""
 
     session_id: str
@@ -67,7 +67,7 @@ class SessionCommand:
 
     id: str
     argv: tuple[str, ...]
-    origin: Origin
+    origin: CommandOrigin
     spill: Spill
     has_terminal: bool
     started_at: str = attrs.field(factory=utc_now)
@@ -139,7 +139,7 @@ class SessionCommand:
 
     @property
     def used(self) -> dict[str, Any]:
-        """What is known of its use of the machine, by the names on the wire; nothing before its end or ungrouped."""
+        """Its use of the machine as far as known, by the names on the wire; nothing before its end or ungrouped."""
         usage = self.ended.usage if self.ended else None
         return attrs.asdict(usage) if usage else {}
 
@@ -237,7 +237,7 @@ class SessionCommands:
         self._ended: dict[str, SessionCommand] = {}  # of those, in the order in which they ended
         self._count = 0
 
-    def admit(self, argv: tuple[str, ...], origin: Origin, *, has_terminal: bool, stays: bool) -> SessionCommand:
+    def admit(self, argv: tuple[str, ...], origin: CommandOrigin, *, has_terminal: bool, stays: bool) -> SessionCommand:
         """Take in one more command. *stays*: it may outlive its call, so a reader can make room for its output.
 
         Raises:

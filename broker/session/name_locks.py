@@ -1,4 +1,4 @@
-"""Who may change a name: callers of all sessions take turns, name by name.
+"""Locks on names: callers of all sessions who change one take turns, name by name.
 
 Sessions open files in processes of their own, so that what one of them looked at may be replaced by another before it
 is used. Whoever changes a name holds it from the look to the end of the change. Owns the locks, one for each name that

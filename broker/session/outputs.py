@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
-from broker.calls import OutputFace
-from broker.session.resources import Belongings
+from broker.calls import OutputResource
+from broker.session.resources import SessionResources
 from broker.session.session import Session
 from sandbox.commands.transcript import View
 
@@ -19,7 +19,7 @@ _URI = re.compile(r"command://(?P<session>[A-Za-z0-9._-]{1,64})/(?P<command>c[0-
 
 @attrs.frozen
 class OutputName:
-    """What a URI names."""
+    """The output that a URI names."""
 
     session_id: str
     command_id: str
@@ -32,20 +32,20 @@ class OutputName:
 
 
 def parse_uri(uri: str) -> OutputName:
-    """What *uri* names; raises LookupError if it names no output."""
+    """Return what *uri* names; raises LookupError if it names no output."""
     found = _URI.fullmatch(uri)
     if found is None:
         raise LookupError(f"a resource here is {TEMPLATE}, with stream stdout, stderr or both")
     return OutputName(found["session"], found["command"], found["view"])  # type: ignore[arg-type]  # the pattern names the views
 
 
-def faces_of(session: Session[Belongings], shown: Callable[[Sequence[str]], str]) -> Iterator[OutputFace]:
+def outputs_of(session: Session[SessionResources], shown: Callable[[Sequence[str]], str]) -> Iterator[OutputResource]:
     """Yield the outputs of every command that the session remembers; *shown* is a command line without its secrets."""
     for command in session.own.commands.all():
         views: tuple[View, ...] = ("stdout",) if command.has_terminal else ("stdout", "stderr", "both")
         line = shown(command.argv)[:SHOWN_CHARACTERS]
         for view in views:
-            yield OutputFace(
+            yield OutputResource(
                 uri=f"command://{session.id}/{command.id}/{view}",
                 name=f"{command.id}/{view}",
                 description=f"{view} of: {line}",

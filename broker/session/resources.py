@@ -1,6 +1,7 @@
-"""What one session owns: its init process, its files, its transfers, its commands and what they said.
+"""The resources of one session: its init process, its files, its transfers, its commands and what they said.
 
-`open_belongings` is what a session opens first and closes last. It knows sandbox and transfers, no tool and no rule.
+`open_session_resources` is what a session opens first and closes last. It knows sandbox and transfers, no tool
+and no rule.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import trio
 
 from broker.session.aftermath import LAST_LOOK_S, STOP_BOUND_S, Aftermath, Listeners
 from broker.session.commands import SessionCommands
-from broker.session.urls import SessionTransfers, TransferDesk
+from broker.session.urls import SessionTransfers, TransferRegistry
 from sandbox import protocol
 from sandbox.commands.spill import OutputRoom
 from sandbox.files.disk import Disk
@@ -37,7 +38,7 @@ DISK_THREADS = 4
 
 
 @attrs.define(eq=False, kw_only=True)
-class Belongings:
+class SessionResources:
     """A session's own; borrowed by the tools inside `Session.call`. `working_dir` becomes the real path when known."""
 
     init: Init
@@ -53,7 +54,7 @@ class Belongings:
 
 
 @attrs.frozen(kw_only=True)
-class BelongingsSettings:
+class ResourceSettings:
     """`sweep_s`: seconds between two looks for abandoned transfers."""
 
     transfers: TransferSettings
@@ -63,16 +64,16 @@ class BelongingsSettings:
 
 
 @asynccontextmanager
-async def open_belongings(
+async def open_session_resources(
     launcher: Launcher,
     walls: Walls,
-    settings: BelongingsSettings,
+    settings: ResourceSettings,
     *,
     environment: Mapping[str, str],
     on_discard: Callable[[Discarded], None],
     listeners: Listeners,
-    desk: TransferDesk,
-) -> AsyncIterator[Belongings]:
+    registry: TransferRegistry,
+) -> AsyncIterator[SessionResources]:
     """Bring the session's init to life and open its files and transfers.
 
     Raises:
@@ -93,8 +94,8 @@ async def open_belongings(
             ) as transfers,
         ):
             when_gone.callback(files.settle)
-            with closing(SessionTransfers(desk, limiter)) as raw:
-                own = Belongings(
+            with closing(SessionTransfers(registry, limiter)) as raw:
+                own = SessionResources(
                     init=init,
                     files=files,
                     transfers=transfers,
@@ -113,7 +114,7 @@ async def open_belongings(
                         await aftermath.look_at_the_end(files.trees, own.working_dir)
 
 
-async def tend(own: Belongings) -> None:
+async def tend(own: SessionResources) -> None:
     """Look for abandoned transfers now and then, and for what commands leave; return when the init has ended."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(own.init.rest)
@@ -123,7 +124,7 @@ async def tend(own: Belongings) -> None:
         nursery.cancel_scope.cancel(reason="the init ended")
 
 
-async def _sweep(own: Belongings) -> None:
+async def _sweep(own: SessionResources) -> None:
     while True:
         await trio.sleep(own.sweep_s)
         await own.raw.sweep()

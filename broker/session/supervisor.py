@@ -1,4 +1,4 @@
-"""Who may have a session, which sessions live, and the one wall a crash cannot pass.
+"""The supervisor: who may have a session, which sessions live, and the one wall a crash cannot pass.
 
 Owns the table of sessions and the nursery they run in. One broker has one supervisor, whatever MCP connections come
 and go. It must not know what a session's resources are, nor MCP or wire codes.
@@ -74,7 +74,7 @@ class SupervisorSettings:
 
 @attrs.frozen(kw_only=True)
 class SessionEnd:
-    """What the audit is told when a session is gone. `crash`: what hit the wall, else None."""
+    """The end of a session as the audit is told of it. `crash`: what hit the wall, else None."""
 
     principal: str
     session_id: str

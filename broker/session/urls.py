@@ -2,7 +2,7 @@
 
 Owns the tokens, or rather only their digests, and the records of transfers, by session. A token is 256 random bits,
 made once and told once; it is looked up by a keyed digest, so that neither a log, a dump of memory nor the time that a
-look-up takes tells one. What moves the bytes is `transfers/`; the door on HTTP is `http/transfer_door.py`.
+look-up takes tells one. What moves the bytes is `transfers/`; its side on HTTP is `http/transfer_app.py`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class RawTransfer(ABC):
 
     @property
     def id(self) -> str:
-        """What clients and logs call it."""
+        """Its name for clients and logs."""
         return self.ticket.transfer_id
 
     async def wait_turn(self) -> None:
@@ -204,7 +204,7 @@ class RawUpload(RawTransfer):
 
 
 @attrs.define(eq=False, kw_only=True)
-class TransferDesk:
+class TransferRegistry:
     """All transfers of the broker, by the digests of their tokens."""
 
     ttl_s: float
@@ -238,7 +238,7 @@ class TransferDesk:
 class SessionTransfers:
     """The transfers of one session."""
 
-    desk: TransferDesk
+    registry: TransferRegistry
     limiter: trio.CapacityLimiter
     """Of the threads that read its files."""
     _digests: dict[str, bytes] = attrs.field(factory=dict, init=False)
@@ -252,8 +252,8 @@ class SessionTransfers:
         if self._closed:
             raise TransfersClosed
         is_open = sum(not transfer.ticket.is_over for transfer in self._transfers.values())
-        if is_open + self._opening >= self.desk.max_open:
-            raise TooManyTransfers(self.desk.max_open)
+        if is_open + self._opening >= self.registry.max_open:
+            raise TooManyTransfers(self.registry.max_open)
         self._opening += 1
         try:
             yield
@@ -264,13 +264,13 @@ class SessionTransfers:
         """A ticket that runs from now; without an id it gets a random one."""
         return Ticket(
             transfer_id=transfer_id or secrets.token_urlsafe(16),
-            ttl_s=self.desk.ttl_s,
-            expires_at=trio.current_time() + self.desk.ttl_s,
+            ttl_s=self.registry.ttl_s,
+            expires_at=trio.current_time() + self.registry.ttl_s,
         )
 
     def add(self, transfer: RawDownload | RawUpload) -> str:
         """Keep a transfer that there is `room` for; return its token, which nobody knows afterwards."""
-        token, self._digests[transfer.id] = self.desk.register(transfer)
+        token, self._digests[transfer.id] = self.registry.register(transfer)
         self._transfers[transfer.id] = transfer
         ended = [known.id for known in self._transfers.values() if known.released]
         for transfer_id in ended[:-REMEMBERED_TRANSFERS]:
@@ -296,12 +296,12 @@ class SessionTransfers:
             self._forget(transfer.id)
 
     def _forget(self, transfer_id: str) -> None:
-        self.desk.forget(self._digests.pop(transfer_id))
+        self.registry.forget(self._digests.pop(transfer_id))
         self._transfers.pop(transfer_id).close()
 
 
 @attrs.frozen(kw_only=True)
-class Cut:
+class EarlyEnd:
     """The reason why a request on a transfer's URL ended before it was done, though nothing failed.
 
     `why` is for `stat_transfer` and the audit, which has *code* for it.
@@ -311,14 +311,14 @@ class Cut:
     code: ErrorCode
 
 
-CLIENT_LEFT = Cut(why="the client left before the end", code=ErrorCode.CALL_CANCELLED)
+CLIENT_LEFT = EarlyEnd(why="the client left before the end", code=ErrorCode.CALL_CANCELLED)
 
 
-def stalled(idle_s: float) -> Cut:
+def stalled(idle_s: float) -> EarlyEnd:
     """The client neither sent nor took anything for so many seconds."""
-    return Cut(why=f"nothing moved for {idle_s:g} s (transfers.idle_s)", code=ErrorCode.TRANSFER_STALLED)
+    return EarlyEnd(why=f"nothing moved for {idle_s:g} s (transfers.idle_s)", code=ErrorCode.TRANSFER_STALLED)
 
 
-def range_behind_the_end(size_bytes: int) -> Cut:
+def range_behind_the_end(size_bytes: int) -> EarlyEnd:
     """It asked for bytes that there are not."""
-    return Cut(why=f"the range begins behind the end, at {size_bytes} bytes", code=ErrorCode.INVALID_ARGUMENTS)
+    return EarlyEnd(why=f"the range begins behind the end, at {size_bytes} bytes", code=ErrorCode.INVALID_ARGUMENTS)

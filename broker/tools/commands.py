@@ -35,8 +35,8 @@ from broker.contract.encode import encode
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.grants import limits_of
 from broker.scope import Host, Scope, Step
-from broker.session.commands import SIGNALS, Origin, SessionCommand, Times
-from broker.session.resources import Belongings
+from broker.session.commands import SIGNALS, CommandOrigin, SessionCommand, Times
+from broker.session.resources import SessionResources
 from broker.session.session import Session, SessionClosed
 from broker.tools.ansi import strip_ansi
 from broker.tools.progress import narrated
@@ -89,9 +89,9 @@ async def _start(scope: Scope, command: SessionCommand, work: Callable[[], Await
         command.detached = command.running  # also when the client has left: its end is nobody's answer
 
 
-def _origin(scope: Scope, request: ExecuteCommand) -> Origin:
+def _origin(scope: Scope, request: ExecuteCommand) -> CommandOrigin:
     session = scope.named_session
-    return Origin(
+    return CommandOrigin(
         session_id=request.session_id,
         principal=scope.principal,
         client=scope.client,
@@ -126,7 +126,7 @@ def _times(host: Host, request: ExecuteCommand, *, stays: bool) -> Times:
     return Times(timeout_s=timeout_s, grace_s=limits.grace_s, drain_s=limits.drain_s)
 
 
-def _answer(kind: type[R], session: Session[Belongings], command: SessionCommand, *, plain: bool) -> R:
+def _answer(kind: type[R], session: Session[SessionResources], command: SessionCommand, *, plain: bool) -> R:
     """What is known of *command*; a command that was ended instead of ending is an error that carries it."""
     if command.failure is not None:
         raise command.failure

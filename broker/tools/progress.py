@@ -9,7 +9,7 @@ import trio
 
 from broker.calls import Report
 from broker.session.commands import SessionCommand
-from broker.session.resources import Belongings
+from broker.session.resources import SessionResources
 from broker.session.session import Session
 from broker.tools.ansi import strip_ansi
 
@@ -22,7 +22,9 @@ SHOWN_BYTES = 2000
 
 
 @asynccontextmanager
-async def narrated(session: Session[Belongings], command: SessionCommand, report: Report | None) -> AsyncIterator[None]:
+async def narrated(
+    session: Session[SessionResources], command: SessionCommand, report: Report | None
+) -> AsyncIterator[None]:
     """Tell *report* what *command* says while this block lasts; without one, or when the session ends, do nothing.
 
     The teller is a child of the session, not of a nursery here: this block's errors are its caller's as they are.

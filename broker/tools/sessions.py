@@ -35,7 +35,7 @@ from broker.contract.sessions import (
 )
 from broker.decisions import Subject, require_workplace
 from broker.scope import Host, Scope, Step
-from broker.session.resources import Belongings, open_belongings, sweep_leftovers
+from broker.session.resources import SessionResources, open_session_resources, sweep_leftovers
 from broker.session.session import EndReason, Session, SessionClosed
 from broker.session.supervisor import new_session_id
 from sandbox.errors import ProcessNotFound
@@ -50,14 +50,14 @@ async def perform_create_session(scope: Scope, request: CreateSession, working_d
     """Bring a session to life and enter its working directory, whose real path is decided as well."""
     host, session_id = scope.host, request.id or new_session_id()
     open_resources = partial(
-        open_belongings,
+        open_session_resources,
         host.launcher,
         host.walls(working_dir),
-        host.belongings,
+        host.resource_settings,
         environment=request.environment,
         on_discard=partial(host.on_discard, scope.principal, session_id),
         listeners=host.listeners,
-        desk=host.desk,
+        registry=host.transfer_registry,
     )
     try:
         session = await host.supervisor.create(scope.principal, session_id, open_resources, partial(_enter, host))
@@ -72,7 +72,7 @@ async def perform_create_session(scope: Scope, request: CreateSession, working_d
     )
 
 
-async def _enter(host: Host, session: Session[Belongings]) -> None:
+async def _enter(host: Host, session: Session[SessionResources]) -> None:
     """Make the working directory's real path the session's. Raises BrokerError: the policy does not allow it there."""
     own = session.own
     with await own.files.resolve(own.working_dir, read=True) as found:

@@ -1,4 +1,4 @@
-"""Transfers over a URL: perform_* opens one, tells of it and ends it. The bytes go through `http/transfer_door.py`.
+"""Transfers over a URL: perform_* opens one, tells of it and ends it. The bytes go through `http/transfer_app.py`.
 
 Everything is decided when it is opened, as the other file tools do: on the path as it is written and on the real path
 of what was pinned. The URL then stands for that descriptor, whatever is renamed or linked meanwhile.

@@ -15,7 +15,7 @@ import trio
 from broker.audit.audit import AuditSettings, open_audit
 from broker.records import SHOWN_NAMES, EndRecords, told_and_recorded
 from broker.session.aftermath import Appeared
-from broker.session.commands import Origin, SessionCommand, SessionCommands
+from broker.session.commands import CommandOrigin, SessionCommand, SessionCommands
 from broker.session.session import EndReason
 from broker.session.supervisor import SessionEnd
 from sandbox.cgroup.usage import CommandUsage
@@ -66,7 +66,9 @@ def a_command(
 ) -> Iterator[SessionCommand]:
     """A command of session "s" that is not started: its fields are what its end would have left there."""
     room = OutputRoom(inline_bytes=1024, spill_bytes=1 << 20, when_full="drop", folder=str(tmp_path))
-    origin = Origin(session_id="s", principal="me", client="test 1", request_id="1", session_over=lambda: session_over)
+    origin = CommandOrigin(
+        session_id="s", principal="me", client="test 1", request_id="1", session_over=lambda: session_over
+    )
     commands = SessionCommands(1, room, lambda _: None)
     command = commands.admit(("deploy", "--token", "hunter2"), origin, has_terminal=False, stays=True)
     command.detached, command.cancelled = detached, cancelled

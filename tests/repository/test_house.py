@@ -59,7 +59,7 @@ CROWDED = {
     "transfers",
 }
 HOMONYMS = {
-    *("broker.Origin", "broker.Wire", "transfers.Answer"),
+    *("transfers.Answer",),
     *("sandbox.Closed", "sandbox.Entry", "sandbox.Init", "sandbox.Outcome", "sandbox.Owner", "sandbox.Place"),
     "sandbox.Refused",
 }
@@ -141,7 +141,7 @@ def test_nobody_enters_a_room_that_is_closed_to_him_but_those_who_still_do() -> 
         ("broker.http.x", "from broker import decisions"),
         ("broker.http.x", "from policy.path import PathRules"),
         ("broker.http.x", "from sandbox.errors import SandboxError"),
-        ("broker.tools.x", "from broker.http.transfer_door import TRANSFERS_PATH"),
+        ("broker.tools.x", "from broker.http.transfer_app import TRANSFERS_PATH"),
         ("broker.tools.x", "from broker.endpoint.tasks import Tasks"),
         ("broker.tools.x", "from broker.audit.audit import Audit"),
         ("broker.contract.x", "from sandbox.errors import SandboxError"),

@@ -17,7 +17,7 @@ import trio
 
 from broker.app import build_mcp
 from broker.endpoint.http import serve_http
-from broker.http.transfer_door import TransferDoor
+from broker.http.transfer_app import TransferApp
 from broker.wiring import http_settings
 from tests.support.live_urls import dial, get_head
 from tests.support.whole import URL, Whole, open_whole
@@ -61,7 +61,7 @@ async def served(base: Path, idle_s: float) -> AsyncIterator[Served]:
             sparse.truncate(SIZE_BYTES)
         shutil.chown(whole.work / "d", user=whole.foundation.user.uid)
         settings = attrs.evolve(http_settings(whole.config.server), port=0, stall_s=KERNELS_S)
-        door = TransferDoor(whole.broker.desk, whole.broker.audit)
+        transfers = TransferApp(whole.broker.transfer_registry, whole.broker.audit)
         async with trio.open_nursery() as nursery:
 
             async def serve(*, task_status: trio.TaskStatus[tuple[str, ...]]) -> None:
@@ -70,7 +70,7 @@ async def served(base: Path, idle_s: float) -> AsyncIterator[Served]:
                     build_mcp(whole.broker),
                     stop=whole.broker.stop,
                     end_work=whole.broker.end_work,
-                    door=door,
+                    transfers=transfers,
                     task_status=task_status,
                 )
 

@@ -1,6 +1,6 @@
-"""The door on HTTP for the bytes of transfers: `/transfers/TOKEN`, beside /mcp and on the same server.
+"""The ASGI application for the bytes of transfers: `/transfers/TOKEN`, beside /mcp and on the same server.
 
-An ASGI room behind the guard, which has checked Host and Origin. Owns what one request on a token does: who may, from
+It stands behind the guard, which has checked Host and Origin. Owns what one request on a token does: who may, from
 where to where, what is said of it. The work runs inside the transfer's session, so that it counts as activity and ends
 when the session ends; the bytes are moved by `transfer_body.py`. Knows neither MCP nor the policy: what a token is
 good for was decided when it was opened.
@@ -25,10 +25,10 @@ from broker.http.transfer_answer import (
     part_headers,
     reply_of,
 )
-from broker.http.transfer_body import Wire, receive_body, send_pieces
+from broker.http.transfer_body import TransferExchange, receive_body, send_pieces
 from broker.http.transfer_head import UnsatisfiableRange, UploadHead, upload_head, wanted_range
 from broker.records import Record, RecordedFailure
-from broker.session.urls import RawDownload, RawUpload, TransferDesk, range_behind_the_end
+from broker.session.urls import RawDownload, RawUpload, TransferRegistry, range_behind_the_end
 from transfers.refusals import OffsetMismatch, SizeMismatch, TooLarge, TransferOver
 from transfers.ticket import TicketState
 
@@ -36,43 +36,43 @@ DOWNLOAD_METHODS, UPLOAD_METHODS = ("GET", "HEAD"), ("PUT", "PATCH", "HEAD")
 
 
 @attrs.define(eq=False)
-class TransferDoor:
+class TransferApp:
     """The ASGI application behind TRANSFERS_PATH."""
 
-    _desk: TransferDesk
+    _registry: TransferRegistry
     _audit: Audit
     streams: Slots = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.streams = Slots(self._desk.max_streams)
+        self.streams = Slots(self._registry.max_streams)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request beneath TRANSFERS_PATH."""
-        wire = Wire(scope, receive, send)
-        transfer = self._desk.find(scope["path"].removeprefix(TRANSFERS_PATH))
+        exchange = TransferExchange(scope, receive, send)
+        transfer = self._registry.find(scope["path"].removeprefix(TRANSFERS_PATH))
         if transfer is None:
-            await wire.reply(self._unknown(wire.method))
-        elif wire.method not in _methods(transfer):
-            await wire.reply(_wrong_method(transfer))
-        elif wire.method == "HEAD":
-            await self._tell(wire, transfer)
+            await exchange.reply(self._unknown(exchange.method))
+        elif exchange.method not in _methods(transfer):
+            await exchange.reply(_wrong_method(transfer))
+        elif exchange.method == "HEAD":
+            await self._tell(exchange, transfer)
         else:
             with self.streams.new().held():
-                await self._serve(wire, transfer)
+                await self._serve(exchange, transfer)
 
-    async def _serve(self, wire: Wire, transfer: RawDownload | RawUpload) -> None:
+    async def _serve(self, exchange: TransferExchange, transfer: RawDownload | RawUpload) -> None:
         await transfer.wait_turn()
         try:
-            with self._record_of(transfer, wire.method) as record:
+            with self._record_of(transfer, exchange.method) as record:
                 async with transfer.used():
                     self._require_room()
-                    reply: Reply | None = await transfer.in_session(self._move, wire, transfer, record)
-                if record.cut is None:
+                    reply: Reply | None = await transfer.in_session(self._move, exchange, transfer, record)
+                if record.early_end is None:
                     record.note(sha256=transfer.sha256)
         except RecordedFailure as failed:
             reply = reply_of(failed.failure)
         if reply is not None:
-            await wire.reply(reply)
+            await exchange.reply(reply)
 
     def _record_of(self, transfer: RawDownload | RawUpload, method: str) -> Record:
         """The audit of one request. The token is in none of it: a record names the transfer by its id."""
@@ -87,19 +87,21 @@ class TransferDoor:
         done = EventType.FILE_DOWNLOAD if isinstance(transfer, RawDownload) else EventType.FILE_UPLOAD
         return Record(self._audit, begun, completed=done, failed=EventType.FILE_FAILED, counts_bytes=True)
 
-    async def _move(self, wire: Wire, transfer: RawDownload | RawUpload, record: Record) -> Reply | None:
+    async def _move(
+        self, exchange: TransferExchange, transfer: RawDownload | RawUpload, record: Record
+    ) -> Reply | None:
         if isinstance(transfer, RawDownload):
-            return await self._download(wire, transfer, record)
-        return await self._upload(wire, transfer, record)
+            return await self._download(exchange, transfer, record)
+        return await self._upload(exchange, transfer, record)
 
-    async def _download(self, wire: Wire, transfer: RawDownload, record: Record) -> Reply | None:
+    async def _download(self, exchange: TransferExchange, transfer: RawDownload, record: Record) -> Reply | None:
         source, size_bytes = transfer.source, transfer.size_bytes
         part = None
         if size_bytes is not None and source.tag:
             try:
-                part = wanted_range(wire.headers, size_bytes, source.tag)
+                part = wanted_range(exchange.headers, size_bytes, source.tag)
             except UnsatisfiableRange:
-                record.cut = range_behind_the_end(size_bytes)
+                record.early_end = range_behind_the_end(size_bytes)
                 return _unsatisfiable(size_bytes)
         start, stop = part or (0, size_bytes)
         record.note(details={"offset": start, "stop": stop})
@@ -115,17 +117,17 @@ class TransferDoor:
             else part_headers(transfer.filename, part, size_bytes, source.tag)
         )
         status = 200 if part is None else 206
-        flow = await send_pieces(wire, source, (start, stop), (status, headers), sent, self._desk.idle_s)
+        flow = await send_pieces(exchange, source, (start, stop), (status, headers), sent, self._registry.idle_s)
         if flow.error is not None:
             raise flow.error
-        record.cut = flow.cut
-        transfer.trouble = flow.cut.why if flow.cut else ""
+        record.early_end = flow.early_end
+        transfer.trouble = flow.early_end.why if flow.early_end else ""
         if await source.settle():
             transfer.completed(source.sha256, source.why_no_sha256)
         return None
 
-    async def _upload(self, wire: Wire, transfer: RawUpload, record: Record) -> Reply | None:
-        head = upload_head(wire.method, wire.headers)
+    async def _upload(self, exchange: TransferExchange, transfer: RawUpload, record: Record) -> Reply | None:
+        head = upload_head(exchange.method, exchange.headers)
         _require_fit(head, transfer)
         stop = None if head.body_bytes is None else head.offset + head.body_bytes
         record.note(details={"offset": head.offset, "stop": stop})
@@ -135,10 +137,10 @@ class TransferDoor:
             await transfer.sink.write(data)
             record.moved_bytes += len(data)
 
-        cut = await receive_body(wire, write, self._desk.idle_s)
+        cut = await receive_body(exchange, write, self._registry.idle_s)
         transfer.trouble = cut.why if cut else ""
-        if wire.left:
-            record.cut = cut
+        if exchange.left:
+            record.early_end = cut
             return None
         if cut is not None:
             raise BrokerError(
@@ -158,21 +160,21 @@ class TransferDoor:
                 limit=self.streams.limit,
             )
 
-    async def _tell(self, wire: Wire, transfer: RawDownload | RawUpload) -> None:
+    async def _tell(self, exchange: TransferExchange, transfer: RawDownload | RawUpload) -> None:
         """Answer HEAD: how large the file is, or how far the upload. It uses nothing up."""
         await transfer.look()
         ticket = transfer.ticket
         complete = ticket.state is TicketState.COMPLETE
         if ticket.is_over and not (complete and isinstance(transfer, RawUpload)):
             over = TransferOver(transfer.id, ticket.state.value, ticket.why)
-            await wire.reply(reply_of(failure_of(over, "")))
+            await exchange.reply(reply_of(failure_of(over, "")))
             return
         if isinstance(transfer, RawDownload):
             headers = file_headers(transfer.filename, transfer.size_bytes, transfer.source.tag)
         else:
             headers = (*offset_headers(transfer.received_bytes, transfer.size_bytes, complete=complete), *NO_STORE)
-        await wire.start(200, headers)
-        await wire.end()
+        await exchange.start(200, headers)
+        await exchange.end()
 
     def _unknown(self, method: str) -> Reply:
         """The same answer for whatever is no token, or none any more."""
