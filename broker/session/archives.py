@@ -2,7 +2,7 @@
 
 The two classes are the ends of a stream as raw transfers know them (`Source`, `Sink`). An archive has no size before
 its end. Who is cut off while it is packed begins again; while it is unpacked, the worker waits for the next bytes.
-Knows no rule: `tools/archives.py` opens them for what was decided on.
+Knows no rule: `broker/tools/transfers.py` opens them for what was decided on.
 """
 
 from __future__ import annotations

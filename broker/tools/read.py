@@ -1,9 +1,17 @@
-"""read_file: a range of bytes or of lines, as text where it is text."""
+"""read_file: a range of bytes or of lines, as text where it is text.
+
+The beginnings of lines are found from the front or from the back, without ever holding the whole file. A line ends in a
+newline byte, which is what it is in every encoding but the 16-bit ones. Text is whole characters only, or the verdict
+that a range is no text.
+"""
 
 from __future__ import annotations
 
+import codecs
 import posixpath
+from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TypeAlias
 
 import attrs
 import trio
@@ -11,9 +19,7 @@ import trio
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.contract.files import ReadFile, ReadFileResult
 from broker.scope import Scope
-from broker.tools.lines import LineStart, ReadRange, count_lines, find_last_lines, find_line, first_lines
 from broker.tools.rules import require_file
-from broker.tools.text_part import MAX_CHARACTER_BYTES, NotInEncoding, TextPart, cut_text, decode_text, encoding_at
 from sandbox.files.errors import TookTooLong
 from transfers.media import HEAD_BYTES
 
@@ -21,6 +27,12 @@ FIND_LINE_S = 20.0
 """Seconds for which a line is looked for: several gigabytes."""
 WIDE = frozenset({"utf-16", "utf-16-le", "utf-16-be"})
 """Encodings in which a newline is more than one byte."""
+BLOCK_BYTES = 1024 * 1024
+NEWLINE = b"\n"
+MAX_CHARACTER_BYTES = 4
+
+ReadRange: TypeAlias = Callable[[int, int], Awaitable[bytes]]
+"""(offset, length) -> the bytes there, fewer only at the end of the file."""
 
 
 @attrs.frozen(kw_only=True)
@@ -112,3 +124,160 @@ def _text(request: ReadFile, data: bytes, limit: int, head: bytes, part: _Range,
             "read it as binary",
             offset=part.offset + wrong.at,
         ) from wrong
+
+
+# --- where lines begin
+
+
+@attrs.frozen
+class LineStart:
+    """Where a line begins, and its number where that is known."""
+
+    offset: int
+    number: int | None
+
+
+async def find_line(read: ReadRange, number: int) -> LineStart:
+    """Where line *number* begins, counted from 1; the end of the file when it has fewer."""
+    offset, missing = 0, number - 1
+    while missing:
+        block = await read(offset, BLOCK_BYTES)
+        if not block:
+            break
+        count = block.count(NEWLINE)
+        if count >= missing:
+            offset += after_newline(block, missing)
+            break
+        missing -= count
+        offset += len(block)
+    return LineStart(offset, number)
+
+
+async def find_last_lines(read: ReadRange, count: int, size_bytes: int) -> LineStart:
+    """Where the last *count* lines begin; a newline at the very end begins no line."""
+    end, missing = size_bytes, count + 1
+    if size_bytes and await read(size_bytes - 1, 1) != NEWLINE:
+        missing = count
+    while end > 0:
+        start = max(0, end - BLOCK_BYTES)
+        block = await read(start, end - start)
+        there = block.count(NEWLINE)
+        if there >= missing:
+            return LineStart(start + after_newline(block, there - missing + 1), None)
+        missing -= there
+        end = start
+    return LineStart(0, 1)
+
+
+def after_newline(data: bytes, count: int) -> int:
+    """The offset behind the *count*-th newline; there must be as many. Counting halves is cheap, however many."""
+    if not count:
+        return 0
+    begin, end = 0, len(data)  # what is looked for lies between the two
+    while end - begin > 1:
+        middle = (begin + end) // 2
+        there = data.count(NEWLINE, begin, middle)
+        if there >= count:
+            end = middle
+        else:
+            count -= there
+            begin = middle
+    return end
+
+
+def first_lines(data: bytes, count: int) -> bytes:
+    """The first *count* lines of *data*; all of it when there are not as many."""
+    return data[: after_newline(data, count)] if data.count(NEWLINE) >= count else data
+
+
+def count_lines(data: bytes) -> int:
+    """How many lines begin in *data*."""
+    return data.count(NEWLINE) + (not data.endswith(NEWLINE) and bool(data))
+
+
+# --- bytes as text
+
+
+@attrs.frozen
+class TextPart:
+    """Whole characters, and how many bytes of the range they and what precedes them take up."""
+
+    text: str
+    used_bytes: int
+
+
+def cut_text(data: bytes, limit: int, *, starts_file: bool, ends_file: bool) -> TextPart | None:
+    """The text that begins within the first *limit* bytes of *data*, or None when it is not UTF-8 text.
+
+    Args:
+        data: up to `limit + MAX_CHARACTER_BYTES - 1` bytes, so that the last character can be whole.
+        starts_file: *data* is the beginning of the file; otherwise its first bytes may be the rest of a character
+            that belongs to the range before, and are passed over.
+        ends_file: nothing follows *data*, so half a character at its end is not text.
+    """
+    if b"\0" in data:
+        return None
+    start = 0 if starts_file else _rest_of_character(data)
+    end = _whole_until(data, max(limit, start))
+    try:
+        text, used = codecs.utf_8_decode(data[start:end], "strict", ends_file or end < len(data))
+    except UnicodeDecodeError:
+        return None
+    return TextPart(text, start + used)
+
+
+def _rest_of_character(data: bytes) -> int:
+    """How many bytes at the beginning continue a character that began before; a character has at most three such."""
+    count = 0
+    while count < min(len(data), MAX_CHARACTER_BYTES - 1) and _continues(data[count]):
+        count += 1
+    return count
+
+
+def _whole_until(data: bytes, limit: int) -> int:
+    """The end of the last character that begins before *limit*."""
+    end = min(limit, len(data))
+    for _ in range(MAX_CHARACTER_BYTES - 1):
+        if end < len(data) and _continues(data[end]):
+            end += 1
+    return end
+
+
+def _continues(byte: int) -> bool:
+    return byte & 0b1100_0000 == 0b1000_0000
+
+
+class NotInEncoding(Exception):
+    """The bytes are no text in the encoding they were declared to be in; `at` is the first wrong byte."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(at)
+        self.at = at
+
+
+def decode_text(data: bytes, limit: int, encoding: str, *, ends_file: bool) -> TextPart:
+    """The characters in the first *limit* bytes of *data*, which begins with a whole one; at least one if any.
+
+    Raises:
+        NotInEncoding: see there.
+    """
+    for end in range(limit, limit + MAX_CHARACTER_BYTES):
+        last = end >= len(data)
+        decoder = codecs.getincrementaldecoder(encoding)("strict")
+        try:
+            text = decoder.decode(data[:end], final=last and ends_file)
+        except UnicodeDecodeError as error:
+            raise NotInEncoding(error.start) from error
+        used = min(end, len(data)) - len(decoder.getstate()[0])
+        if used or last:
+            return TextPart(text, used)
+    raise NotInEncoding(0)
+
+
+def encoding_at(encoding: str, head: bytes, offset: int) -> str:
+    """The encoding in the middle of a file, where no byte order mark is: that of the mark at its *head*."""
+    if offset == 0 or encoding not in ("utf-16", "utf-8-sig"):
+        return encoding
+    if encoding == "utf-8-sig":
+        return "utf-8"
+    return "utf-16-be" if head.startswith(codecs.BOM_UTF16_BE) else "utf-16-le"

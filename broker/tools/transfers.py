@@ -1,4 +1,4 @@
-"""Transfers over a URL: perform_* opens one, tells of it and ends it. The bytes go through `http/transfer_app.py`.
+"""Transfers over a URL: perform_* opens one, tells of it and ends it. The bytes go through `broker/http/`.
 
 Everything is decided when it is opened, as the other file tools do: on the path as it is written and on the real path
 of what was pinned. The URL then stands for that descriptor, whatever is renamed or linked meanwhile.
@@ -11,6 +11,7 @@ import os
 import posixpath
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -30,12 +31,15 @@ from broker.contract.transfers import (
     StatTransferResult,
 )
 from broker.contract.urls import TRANSFERS_PATH, curl_line
-from broker.decisions import Subject
-from broker.scope import Scope, Step
+from broker.decisions import Subject, require_path
+from broker.scope import Host, Scope, Step
+from broker.session.archives import ArchiveSink, ArchiveSource
 from broker.session.resources import PartDestination
 from broker.session.urls import RawDownload, RawUpload
-from broker.tools.archives import open_archive_sink, open_archive_source
-from broker.tools.rules import in_turn, require_file, require_place
+from broker.tools.rules import full_disk_told, in_turn, require_file, require_not_own, require_place, tree_spec
+from sandbox import protocol
+from sandbox.files.errors import Exists
+from sandbox.files.files import EntryPlace
 from transfers.declared import Declared
 from transfers.filestreams import FileSink, open_file_source
 from transfers.refusals import TooLarge
@@ -138,6 +142,73 @@ _OPENERS: Mapping[
     }
 )
 """By direction, and whether a directory goes through."""
+
+
+async def open_archive_source(scope: Scope, path: str, *, gzip: bool) -> ArchiveSource:
+    """Pin the directory *path* to pack it.
+
+    Raises: Denied; WrongKind when it is no directory. Ownership: the caller closes the source.
+    """
+    files = scope.own.files
+    found = await files.resolve(path, read=True)
+    try:
+        require_path(scope.host, found.path, "read")
+        found.directory()
+    except BaseException:
+        found.close()
+        raise
+    spec: protocol.Pack = {**tree_spec(scope.host, found.path), **_caps(scope.host, gzip=gzip)}
+    return ArchiveSource(found=found, archives=files.archives, spec=spec)
+
+
+async def open_archive_sink(scope: Scope, path: str, declared: Declared, *, gzip: bool) -> ArchiveSink:
+    """Pin the place *path*, a free name or an empty directory, to unpack there what was *declared*.
+
+    Raises: Denied; Exists when something else has the name. Ownership: the caller aborts or closes the sink.
+    """
+    host, own = scope.host, scope.own
+    quota = own.transfers.quota
+    target = await own.files.names.entry(path)
+    try:
+        require_path(host, target.path, "make")
+        _require_new_or_empty(scope, target)
+    except BaseException:
+        target.close()
+        raise
+    spec: protocol.UnpackAnywhere = {
+        **tree_spec(host, target.path),
+        **_caps(host, gzip=gzip),
+        "new_path": target.path,
+        "replace_empty": target.existing is not None,
+        "mode": None if target.existing is None else target.existing.mode,
+        "max_file_bytes": host.policy.file_limits.max_write_size,
+        "reserve_bytes": host.policy.file_limits.min_free_bytes,
+    }
+    return ArchiveSink(
+        target=target,
+        archives=own.files.archives,
+        quota=quota,
+        declared=declared,
+        spec=spec,
+        full_disk_told=partial(full_disk_told, host),
+        in_turn=in_turn(scope, target),
+    )
+
+
+def _require_new_or_empty(scope: Scope, target: EntryPlace) -> None:
+    """Whether a directory is empty shows when the archive takes its place; then it is not replaced unless it is."""
+    there = target.existing
+    if there is None:
+        return
+    if there.kind != "directory":
+        sentence = f"{target.asked}: a {there.kind} has this name; an archive becomes a new directory"
+        raise Exists(target.asked, sentence, "EEXIST")
+    require_not_own(scope, target.path)
+
+
+def _caps(host: Host, *, gzip: bool) -> protocol.ArchiveLimits:
+    limits = host.policy.file_limits
+    return {"max_entries": limits.archive_max_entries, "max_bytes": limits.archive_max_bytes, "gzip": gzip}
 
 
 async def perform_stat_transfer(scope: Scope, request: StatTransfer, _: Subject) -> StatTransferResult:

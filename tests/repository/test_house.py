@@ -54,7 +54,6 @@ CIRCLES = {
     frozenset({"sandbox.commands.run", "sandbox.commands.launching", "sandbox.init.init"}),
 }
 CROWDED = {
-    "broker/tools",
     "policy",
     "transfers",
 }

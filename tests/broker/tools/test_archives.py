@@ -17,7 +17,7 @@ from broker.decisions import Denied
 from broker.failures import failure_of
 from broker.scope import Scope
 from broker.session.archives import ArchiveSink, ArchiveSource
-from broker.tools.archives import open_archive_sink, open_archive_source
+from broker.tools.transfers import open_archive_sink, open_archive_source
 from sandbox.files.errors import BadArchive, Exists, HoldsClosedPaths, NotEmpty, NotFound, TooLarge, WrongKind
 from tests.broker.tools.test_treetools import Desk, open_desk
 from tests.broker.tools.test_treetools_disk import later

@@ -11,8 +11,7 @@ import trio
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broker.tools import lines
-from broker.tools.lines import LineStart, ReadRange, count_lines, find_last_lines, find_line, first_lines
+from broker.tools.read import LineStart, ReadRange, count_lines, find_last_lines, find_line, first_lines
 
 DATA = st.lists(st.sampled_from([b"a", b"\n", b"\r\n", b"xyz"]), max_size=12).map(b"".join)
 
@@ -26,7 +25,7 @@ def reader(data: bytes) -> ReadRange:
 
 @pytest.fixture(autouse=True, params=[1, 3, 1 << 20])
 def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "BLOCK_BYTES", request.param)
+    monkeypatch.setattr("broker.tools.read.BLOCK_BYTES", request.param)
 
 
 @given(data=DATA, number=st.integers(1, 14))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.tools.text_part import MAX_CHARACTER_BYTES, cut_text
+from broker.tools.read import MAX_CHARACTER_BYTES, cut_text
 from tests.support.whole import Whole, open_whole
 
 
