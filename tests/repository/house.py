@@ -7,10 +7,12 @@ it. Imports under TYPE_CHECKING count: they say who has to know whom.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 PACKAGES = ("broker", "config", "policy", "sandbox", "transfers")
 BESIDE_ROOMS = frozenset({"live", "hostile", "soak", "repository"})
@@ -18,6 +20,8 @@ BESIDE_ROOMS = frozenset({"live", "hostile", "soak", "repository"})
 
 Helpers that are no tests stand in `tests/support`, and what is run by its name beside the folders.
 """
+Documented: TypeAlias = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+QUESTION = re.compile(r"(?:Who|What)(?:ever)?\b")
 MAX_FILES = 15
 """Of one folder of modules, `__init__.py` not counted; those of tests may have more: `tests/live` has."""
 
@@ -218,6 +222,21 @@ def homonyms(sources: Mapping[str, str]) -> dict[str, frozenset[str]]:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found[f"{module.partition('.')[0]}.{node.name}"].add(module)
     return {name: frozenset(modules) for name, modules in found.items() if len(modules) > 1}
+
+
+def unnamed(source: str) -> set[str]:
+    """Return the public names in *source* (the module's is empty) whose docstring begins with a word of question.
+
+    Such a docstring gives the condition before the subject: it should begin with a noun or a verb.
+    """
+    return {name for name, text in _docstrings(ast.parse(source), "") if QUESTION.match(text)}
+
+
+def _docstrings(node: Documented, name: str) -> Iterator[tuple[str, str]]:
+    yield name, ast.get_docstring(node) or ""
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
+            yield from _docstrings(child, f"{name}.{child.name}".lstrip("."))
 
 
 def misplaced_tests(paths: Iterable[str]) -> set[str]:

@@ -20,6 +20,7 @@ from tests.repository.house import (
     module_name,
     rooms_without_tests,
     trespasses,
+    unnamed,
     without_init,
 )
 from tests.repository.moves import joined, moves
@@ -63,6 +64,89 @@ HOMONYMS = {
     "sandbox.Refused",
 }
 ROOMS_WITHOUT_TESTS = {"sandbox/inside/opener"}  # its tests speak with it as `sandbox/files` does
+
+UNNAMED = {
+    "broker.calls",
+    "broker.contract",
+    "broker.contract.command_requests",
+    "broker.contract.command_results",
+    "broker.contract.errors",
+    "broker.contract.faults",
+    "broker.contract.requests",
+    "broker.contract.results",
+    "broker.contract.row",
+    "broker.contract.schema",
+    "broker.contract.transfer_requests",
+    "broker.contract.transfer_results",
+    "broker.contract.tree_requests",
+    "broker.contract.tree_results",
+    "broker.grants",
+    "broker.scope",
+    "broker.tools.progress",
+    "broker.tools.rules",
+    "broker.tools.sessions",
+    "broker.tools.transfers",
+    "broker.trusted.ownership",
+    "broker.trusted.program",
+    "broker.wiring",
+    "config.faults",
+    "config.yamlnodes",
+    "policy",
+    "policy.decision",
+    "policy.environment",
+    "policy.grammar",
+    "policy.known",
+    "policy.packs.packs",
+    "policy.path",
+    "policy.rules",
+    "sandbox.cgroup.chores",
+    "sandbox.cgroup.usage",
+    "sandbox.commands.run",
+    "sandbox.commands.running",
+    "sandbox.commands.transcript",
+    "sandbox.errors",
+    "sandbox.files.archives",
+    "sandbox.files.errors",
+    "sandbox.files.hashes",
+    "sandbox.files.names",
+    "sandbox.files.opener_client",
+    "sandbox.files.pinned",
+    "sandbox.files.trees",
+    "sandbox.init.keepers",
+    "sandbox.inside.init.accounts",
+    "sandbox.inside.init.prepare",
+    "sandbox.inside.init.probes",
+    "sandbox.inside.opener.names",
+    "sandbox.inside.unfinished",
+    "sandbox.inside.worker.walk",
+    "sandbox.kernel.masks",
+    "sandbox.kernel.process",
+    "sandbox.kernel.room",
+    "sandbox.kernel.root",
+    "sandbox.kernel.seccomp",
+    "sandbox.machine.capabilities",
+    "sandbox.machine.claims",
+    "sandbox.machine.facts",
+    "sandbox.machine.netpeers",
+    "sandbox.machine.programs",
+    "sandbox.plan",
+    "sandbox.plan.limits",
+    "sandbox.plan.new_root",
+    "sandbox.plan.plan",
+    "sandbox.plan.system",
+    "sandbox.plan.system_search",
+    "sandbox.plan.users",
+    "sandbox.shortage",
+    "sandbox.sniffing",
+    "transfers.declared",
+    "transfers.download_state",
+    "transfers.media",
+    "transfers.part",
+    "transfers.refusals",
+    "transfers.settings",
+    "transfers.streams",
+}
+"""Modules in which a public docstring begins with Who or What."""
 
 
 def moved(name: str) -> str:
@@ -219,6 +303,22 @@ def test_a_class_of_the_same_name_is_found_in_another_room() -> None:
         "broker.c": "class Slot: pass",
     }
     assert homonyms(sources) == {"sandbox.Slot": frozenset({"sandbox.init.a", "sandbox.b"})}
+
+
+# --- docstrings
+
+
+def test_a_public_docstring_begins_with_a_noun_or_a_verb_but_where_it_does_not_yet() -> None:
+    assert {name for name, source in SOURCES.items() if unnamed(source)} == UNNAMED
+
+
+@pytest.mark.parametrize("word", ["Who", "What", "Whoever", "Whatever"])
+def test_a_docstring_that_begins_with_a_question_is_found_at_any_depth(word: str) -> None:
+    asked, told = f'"""{word} asks."""', f'"""Callers, {word} they are. Whose is no question."""'
+    assert unnamed(asked) == {""}
+    assert unnamed(f"class A:\n    async def b(self):\n        {asked}\n\n    def c(self):\n        {told}") == {"A.b"}
+    assert unnamed(f"def a():\n    {asked}\n\n    def _own():\n        {asked}") == {"a"}
+    assert unnamed(f"class _A:\n    {asked}") == unnamed(told) == set()
 
 
 # --- sub-folders are seen
