@@ -140,7 +140,7 @@ class Writer:
             self._dropped += 1
             self._missing += 1
             return
-        self._hand(lambda: self._owe(lines), len(lines), owed=True)
+        self._hand(lambda: self.owe_here(lines), len(lines), owed=True)
 
     async def require(self, lines: Lines) -> None:
         """Have *lines* written, and return when they are.
@@ -160,8 +160,10 @@ class Writer:
             raise
 
     def owe_here(self, lines: Lines) -> None:
-        """As `owe`, for `on_idle`, which the thread calls."""
-        self._owe(lines)
+        """As `owe`, for the thread itself: `on_idle`, and what was handed over."""
+        self._number += 1
+        self._keep(self._stamped(lines, self._number))
+        self._settle()
 
     def settle(self) -> None:
         """Have everything written that is owed, as far as it can be."""
@@ -245,11 +247,6 @@ class Writer:
                 self._settle()
             self.run.refill()
 
-    def _owe(self, lines: Lines) -> None:
-        self._number += 1
-        self._keep(self._stamped(lines, self._number))
-        self._settle()
-
     def _keep(self, lines: Lines) -> None:
         self.events.owe(lines.event)
         if lines.error is not None:
@@ -311,7 +308,7 @@ class Writer:
                 f"records lost since the start: {self.lost}"
             )
             if behind or self.lost:
-                self._owe(self.restored(why, behind, self.lost))
+                self.owe_here(self.restored(why, behind, self.lost))
 
     def _lament(self, why: str, trouble: AuditUnavailable | None = None) -> None:
         path = trouble.path if trouble else self.events.path

@@ -12,6 +12,7 @@ import logging
 import secrets
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import attrs
@@ -38,6 +39,8 @@ TOOLS_FRESH_MS = 300_000
 """How long a client may keep the tool list. It changes only with the broker's version."""
 CLIENT_CHARS = 128
 """What a client says of itself goes into every audit record, so it is cut."""
+
+NONE: Mapping[str, object] = MappingProxyType({})
 
 Context = ServerRequestContext[Any, Any]
 McpServer: TypeAlias = Server[Any]
@@ -102,7 +105,7 @@ class _Adapter:
         """
         bulk: Bulk | None = None if context.request is None else context.request.scope.get(BULK_KEY)
         arguments = params.arguments or {} if bulk is None else bulk.give_back(params.arguments or {})
-        call = attrs.evolve(call_of(context), tool=params.name, arguments=arguments, report=_report(context))
+        call = call_of(context, params.name, arguments, _report(context))
         with _slot(context.request):
             try:
                 answer = await self._handler.handle(call)
@@ -146,18 +149,21 @@ def _slot(request: Any) -> AbstractContextManager[None]:
     return nullcontext() if slot is None else slot.held()
 
 
-def call_of(context: Context) -> Call:
-    """Return a call that says who asks; which tool and with what arguments the caller fills in."""
+def call_of(
+    context: Context, tool: str = "", arguments: Mapping[str, object] = NONE, report: Report | None = None
+) -> Call:
+    """Return the call of a request; without *tool* it only says who asks."""
     told = context.session.client_params
     room: AnswerRoom | None = None if context.request is None else context.request.scope.get(ANSWER_ROOM_KEY)
     client = f"{told.client_info.name} {told.client_info.version}" if told else ""
     return Call(
-        tool="",
-        arguments={},
+        tool=tool,
+        arguments=arguments,
         principal=PRINCIPAL,
         client=client[:CLIENT_CHARS],
         request_id=str(context.request_id)[:CLIENT_CHARS],
         base_url=_base_url(context.request),
+        report=report,
         reserve=None if room is None else room.reserve,
     )
 

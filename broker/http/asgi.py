@@ -56,6 +56,12 @@ ANSWER_HEAD_BYTES = 512
 REPLACED_HEADERS = frozenset({b"content-type", b"content-length", b"cache-control", b"x-accel-buffering"})
 
 
+def abort_of(scope: Scope) -> Callable[[], None]:
+    """Return what breaks the connection of a request; under a server that has none to break, it does nothing."""
+    abort: Callable[[], None] = scope["state"].get(ABORT_KEY, lambda: None)
+    return abort
+
+
 def rpc_error(code: int, message: str, request_id: str | int | None = None) -> bytes:
     """Return a JSON-RPC error; without *request_id* it answers no particular request."""
     body = {"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": message}}

@@ -20,7 +20,6 @@ import trio
 from broker.contract.urls import TRANSFERS_PATH
 from broker.http.admission import Slot, Slots
 from broker.http.asgi import (
-    ABORT_KEY,
     INVALID_REQUEST,
     PARSE_ERROR,
     SERVER_BUSY,
@@ -30,6 +29,7 @@ from broker.http.asgi import (
     Scope,
     Send,
     Unread,
+    abort_of,
     read_body,
     refusal,
 )
@@ -286,7 +286,7 @@ class Guard:
         if isinstance(slot, Reply):
             return await slot.send(send)
         slot.when_free = held.pop_all().close  # what the body holds is also the work's, which may outlive this
-        room = AnswerRoom(self._rooms.answers, scope["state"].get(ABORT_KEY, _no_connection))
+        room = AnswerRoom(self._rooms.answers, abort_of(scope))
         scope[SLOT_KEY], scope[BULK_KEY], scope[ANSWER_ROOM_KEY] = slot, bulk, room
         greets = self._greets(scope, body)
         with closing(room), ExitStack() as placed:
@@ -329,7 +329,9 @@ class Guard:
         await exchange.finish()
 
     def _greets(self, scope: Scope, body: bytes) -> bool:
-        """Whether a POST wants an MCP session."""
+        """Whether a POST wants an MCP session; one that names a session has it already, and is not parsed for that."""
+        if session_id_of(scope["headers"]) is not None:
+            return False
         version = next((value.decode("latin-1") for name, value in scope["headers"] if name == VERSION_HEADER), None)
         if version is not None and version not in self._handshake_versions:
             return False
@@ -357,10 +359,6 @@ class Guard:
         if self.calls.full and not _is_notification(body):
             return self._busy("calls")
         return self.calls.new(key)
-
-
-def _no_connection() -> None:
-    """Under a server that has none to break, the answer goes on."""
 
 
 def _declared_bytes(scope: Scope) -> int:

@@ -54,12 +54,12 @@ class McpSessions:
         self._places = Places(self._limit, self._choose)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, *, greets: bool = False) -> None:
-        """Serve one request; *greets*: it wants a session."""
+        """Serve one request; *greets*: it names no session and wants one."""
         session_id = session_id_of(scope["headers"])
         session = None if session_id is None else self._known.get(session_id)
         if session is not None:
             await self._serve_in(session, scope, receive, send)
-        elif greets and session_id is None:
+        elif greets:
             await self._greet(scope, receive, send)
         else:
             await self._app(scope, receive, send)

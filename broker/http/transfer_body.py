@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import trio
 
-from broker.http.asgi import ABORT_KEY, BODY_SOCKET_KEY, Message, Receive, Reply, Scope, Send
+from broker.http.asgi import BODY_SOCKET_KEY, Message, Receive, Reply, Scope, Send, abort_of
 from broker.http.bodysocket import BodySocket, ConnectionGone
 from broker.session.urls import CLIENT_LEFT, EarlyEnd, stalled
 from transfers.disk import Stop
@@ -37,13 +37,9 @@ class TransferExchange:
     _send: Send
     started: bool = attrs.field(default=False, init=False)
     left: bool = attrs.field(default=False, init=False)
+    complete: bool = attrs.field(default=False, init=False)
+    """Whether no byte of the answer is missing."""
     _body_read: bool = attrs.field(default=False, init=False)
-    _complete: bool = attrs.field(default=False, init=False)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether no byte of the answer is missing."""
-        return self._complete
 
     @property
     def method(self) -> str:
@@ -73,19 +69,15 @@ class TransferExchange:
         """Send some of its body; returns when the kernel has it all."""
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})
 
-    def seal(self) -> None:
-        """Say that no byte of the answer is missing."""
-        self._complete = True
-
     async def end(self) -> None:
         """End the answer. Not where `mind_client` runs: Hypercorn says that the client left from inside this send."""
-        self._complete = True
+        self.complete = True
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def reply(self, reply: Reply) -> None:
         """Give a short answer, unless one has begun or nobody would hear it."""
         if not (self.started or self.left):
-            self.started = self._complete = True
+            self.started = self.complete = True
             await reply.send(self._send, rest=None if self._body_read else self._receive)
 
     def abort(self) -> None:
@@ -93,8 +85,8 @@ class TransferExchange:
 
         It also frees who waits in `send` for a client that does not read.
         """
-        if self.started and not self._complete:
-            self.scope["state"].get(ABORT_KEY, _no_connection)()
+        if self.started and not self.complete:
+            abort_of(self.scope)()
 
     async def mind_client(self, flow: trio.CancelScope) -> None:
         """Cancel *flow* when the client leaves; whatever ends this first breaks an answer that is not complete."""
@@ -104,10 +96,6 @@ class TransferExchange:
             flow.cancel(reason=CLIENT_LEFT.why)
         finally:
             self.abort()
-
-
-def _no_connection() -> None:
-    """Under a server that has none to break, the end of the application breaks it."""
 
 
 async def receive_body(
@@ -188,7 +176,7 @@ async def send_pieces(
             except ConnectionGone:
                 exchange.left = exchange.left or not flow.cancel_called  # else it is gone because it was broken here
             flow.cancel(reason="there is nothing more to mind")
-    if error is None and exchange.is_whole:
+    if error is None and exchange.complete:
         await exchange.end()
         return Flow()
     return Flow(error=error, early_end=CLIENT_LEFT if exchange.left else stalled(idle_s))
@@ -208,7 +196,7 @@ async def _send_read(
                 await exchange.send(piece)
                 moved(len(piece))
                 piece = await pieces.next()
-            exchange.seal()
+            exchange.complete = True
         except TransferError as failed:
             error = failed
     if error is not None:
@@ -242,7 +230,7 @@ async def _send_file(
             raise ConnectionGone
         if burst.stop is Stop.FULL:
             await _wait_writable(socket, source)
-    exchange.seal()
+    exchange.complete = True
 
 
 async def _wait_writable(socket: BodySocket, source: FileSource) -> None:

@@ -90,7 +90,10 @@ async def open_session_resources(
             launcher.open_init(walls) as init,
             open_files(init.files_socket, disk=Disk(reserve_bytes=settings.transfers.reserve_bytes)) as files,
             open_transfers(
-                settings.transfers, limiter=limiter, on_discard=on_discard, hashes=HashesInside(files.hashes)
+                settings.transfers,
+                limiter=limiter,
+                on_discard=on_discard,
+                hashes=(hashes := HashesInside(files.hashes)),
             ) as transfers,
         ):
             when_gone.callback(files.settle)
@@ -99,7 +102,7 @@ async def open_session_resources(
                     init=init,
                     files=files,
                     transfers=transfers,
-                    hashes=HashesInside(files.hashes),
+                    hashes=hashes,
                     raw=raw,
                     commands=commands,
                     aftermath=aftermath,
