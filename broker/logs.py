@@ -47,7 +47,7 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-class Teller(logging.Handler):
+class StderrHandler(logging.Handler):
     """Writes lines to a descriptor that may block, from a thread of its own, which ends with the program."""
 
     def __init__(self, fd: int, *, waiting_bytes: int = WAITING_BYTES, last_words_s: float = LAST_WORDS_S) -> None:
@@ -96,13 +96,13 @@ class Teller(logging.Handler):
                 lines, dropped = b"".join(self._lines), self._dropped
                 self._lines.clear()
                 self._dropped, self._writing = 0, True
-            self._write_all(lines + (self._confession(dropped) if dropped else b""))
+            self._write_all(lines + (self._line_of_dropped(dropped) if dropped else b""))
             with self._changed:
                 self._bytes -= len(lines)
                 self._writing = False
                 self._changed.notify_all()
 
-    def _confession(self, dropped: int) -> bytes:
+    def _line_of_dropped(self, dropped: int) -> bytes:
         message = f"{dropped} lines were dropped here: whatever reads this log did not read it"
         record = logging.LogRecord("broker", logging.WARNING, __file__, 0, message, None, None)
         return self.format(record).encode() + b"\n"
@@ -119,7 +119,7 @@ class Teller(logging.Handler):
 
 def configure_logging(level: str, form: str) -> None:
     """Send everything at *level* or worse to stderr. *form*: "json" or "text"."""
-    handler = Teller(sys.stderr.fileno())
+    handler = StderrHandler(sys.stderr.fileno())
     plain = logging.Formatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s")
     handler.setFormatter(_JsonLines() if form == "json" else plain)
     logging.basicConfig(level=level, handlers=[handler], force=True)

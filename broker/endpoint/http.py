@@ -21,7 +21,7 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from broker.access.peerwatch import PeerWatch
 from broker.http.connections import serve_connections
-from broker.http.guard import MCP_PATH, Guard, GuardLimits, Rooms
+from broker.http.guard import MCP_PATH, Guard, GuardLimits, MemoryBudgets
 from broker.http.origins import HostRules, host_rules
 from broker.http.sockets import host_and_port, open_listeners
 from broker.http.transfer_app import TransferApp
@@ -84,8 +84,8 @@ async def serve_http(
     """
     rules = host_rules(settings.host, settings.allowed_hosts, settings.allowed_origins)
     manager = _session_manager(settings, server, rules)
-    rooms = Rooms.of(bodies_bytes=settings.max_bodies_bytes, answers_bytes=settings.max_answers_bytes)
-    guard = _guard(settings, server, rules, manager, transfers, rooms)
+    budgets = MemoryBudgets.of(bodies_bytes=settings.max_bodies_bytes, answers_bytes=settings.max_answers_bytes)
+    guard = _guard(settings, server, rules, manager, transfers, budgets)
     sockets = await open_listeners(settings.host, settings.port, stall_s=settings.stall_s)
 
     async def drained() -> None:
@@ -95,7 +95,7 @@ async def serve_http(
     with quiet_libraries(), ExitStack() as open_sockets:
         for sock in sockets:
             open_sockets.enter_context(sock)
-        async with _heap_tended(rooms), manager.run():
+        async with _heap_tended(budgets), manager.run():
             task_status.started(tuple(f"http://{host_and_port(sock)}{MCP_PATH}" for sock in sockets))
             await serve_connections(
                 guard,
@@ -108,10 +108,10 @@ async def serve_http(
 
 
 @asynccontextmanager
-async def _heap_tended(rooms: Rooms) -> AsyncIterator[None]:
+async def _heap_tended(budgets: MemoryBudgets) -> AsyncIterator[None]:
     """Give memory back after large bodies and answers, as long as the block runs."""
     async with trio.open_nursery() as nursery:
-        for budget in (rooms.bodies, rooms.answers):
+        for budget in (budgets.bodies, budgets.answers):
             nursery.start_soon(give_back_when_quiet, budget)
         yield
         nursery.cancel_scope.cancel(reason="the server has stopped")
@@ -137,7 +137,7 @@ def _guard(
     rules: HostRules,
     manager: StreamableHTTPSessionManager,
     transfers: TransferApp | None,
-    rooms: Rooms,
+    budgets: MemoryBudgets,
 ) -> Guard:
     limits = GuardLimits(
         max_body_bytes=settings.max_body_bytes,
@@ -148,7 +148,7 @@ def _guard(
     return Guard(
         app=manager.handle_request,
         rules=rules,
-        rooms=rooms,
+        budgets=budgets,
         version=server.version,
         handshake_versions=HANDSHAKE_PROTOCOL_VERSIONS,
         limits=limits,

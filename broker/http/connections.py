@@ -70,20 +70,20 @@ async def serve_connections(
 
     Ownership: the sockets are closed on the way out.
     """
-    house = _House(app, config, Places(max_connections, _choose), watch)
+    server = _ConnectionServer(app, config, Places(max_connections, _choose), watch)
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
-            accepting.start_soon(partial(trio.serve_listeners, house.serve, listeners, handler_nursery=connections))
+            accepting.start_soon(partial(trio.serve_listeners, server.serve, listeners, handler_nursery=connections))
             await until()
             accepting.cancel_scope.cancel(reason="the broker is stopping")
-        await house.context.terminated.set()  # idle connections close, busy ones after their answer
+        await server.context.terminated.set()  # idle connections close, busy ones after their answer
         connections.cancel_scope.deadline = trio.current_time() + config.graceful_timeout
 
 
 @attrs.define(eq=False)
-class _Guest:
-    """One connection as the house sees it."""
+class _Client:
+    """One connection as the server sees it."""
 
     stream: trio.SocketStream
     _wait: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
@@ -106,29 +106,29 @@ class _Guest:
         return bool(readable.poll(0))
 
 
-def _choose(idle: Iterable[_Guest]) -> _Guest | None:
+def _choose(idle: Iterable[_Client]) -> _Client | None:
     """The longest idle; one whose request is just coming in only where those of all others are, too."""
-    guests = tuple(idle)
-    return next((guest for guest in guests if not guest.has_spoken), longest_idle(guests))
+    clients = tuple(idle)
+    return next((client for client in clients if not client.has_spoken), longest_idle(clients))
 
 
 @attrs.define(eq=False)
-class _House:
+class _ConnectionServer:
     """State that all connections share."""
 
     _app: Any
     _config: Config
-    places: Places[_Guest]
+    places: Places[_Client]
     _watch: PeerWatch | None
     context: WorkerContext = attrs.field(init=False, factory=lambda: WorkerContext(None))
     _lingering: int = attrs.field(init=False, default=0)
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """Speak HTTP on *stream* until it ends; whatever goes wrong in there ends this connection alone."""
-        guest = _Guest(stream)
+        client = _Client(stream)
         try:
-            if self.places.admit(guest):
-                await self._welcome(guest)
+            if self.places.admit(client):
+                await self._serve_allowed(client)
             else:
                 log.warning("refused a connection: %d are busy, which is the limit", self.places.limit)
                 why = f"{self.places.limit} connections are busy, which is server.max_connections; try again"
@@ -136,20 +136,20 @@ class _House:
         except Exception as exc:  # noqa: BLE001 - the wall: one client must not end the others
             log.warning("a connection ended by an error: %s", describe_without_text(exc))
         finally:
-            self.places.remove(guest)
+            self.places.remove(client)
             await trio.aclose_forcefully(stream)
 
-    async def _welcome(self, guest: _Guest) -> None:
+    async def _serve_allowed(self, client: _Client) -> None:
         refused = ""
-        with guest.waiting() as looked_at:
-            refused = await self._watch.refuses(guest.stream.socket) if self._watch else ""
+        with client.waiting() as looked_at:
+            refused = await self._watch.refuses(client.stream.socket) if self._watch else ""
         if looked_at.cancelled_caught:
             return
         if refused:
-            self.places.remove(guest)  # else a session could cost others their places by trying again and again
-            await self._turn_away(guest.stream, refusal(403, refused))
+            self.places.remove(client)  # else a session could cost others their places by trying again and again
+            await self._turn_away(client.stream, refusal(403, refused))
         else:
-            await _Connection(self._app, self._config, self, guest).run()
+            await _Connection(self._app, self._config, self, client).run()
 
     async def _turn_away(self, stream: trio.SocketStream, reply: Reply) -> None:
         """Answer whatever would be asked; linger until it is taken, for a socket closed with unread data is reset."""
@@ -176,12 +176,12 @@ def _whole(reply: Reply) -> bytes:
 class _Connection(TCPServer):
     """Hypercorn's connection, which starts with HTTP/1.1 and stays there."""
 
-    def __init__(self, app: Any, config: Config, house: _House, guest: _Guest) -> None:
+    def __init__(self, app: Any, config: Config, server: _ConnectionServer, client: _Client) -> None:
         # Hypercorn's annotations name TLS streams only; it serves plain ones as well.
-        super().__init__(ASGIWrapper(app), config, house.context, cast("Any", {}), cast("Any", guest.stream))
-        self._socket = guest.stream.socket
-        self._places = house.places
-        self._guest = guest
+        super().__init__(ASGIWrapper(app), config, server.context, cast("Any", {}), cast("Any", client.stream))
+        self._socket = client.stream.socket
+        self._places = server.places
+        self._client = client
         self._client_left = False
 
     async def run(self) -> None:
@@ -230,15 +230,15 @@ class _Connection(TCPServer):
         while data := await self._receive(size):
             await self.protocol.handle(RawData(data))
             size = READ_BYTES if len(data) < READ_BYTES else min(2 * len(data), BULK_READ_BYTES)
-            if not self._places.holds(self._guest):
+            if not self._places.holds(self._client):
                 break  # it has to go, and no request has come
-        if self._places.holds(self._guest):  # else half a request may be there, of which nobody has to hear
+        if self._places.holds(self._client):  # else half a request may be there, of which nobody has to hear
             await self.protocol.handle(RawData(b""))
         await self.protocol.handle(Closed())
 
     async def _receive(self, size: int) -> bytes:
         try:
-            with self._guest.waiting():
+            with self._client.waiting():
                 return bytes(await self.stream.receive_some(size))
         except (trio.ClosedResourceError, trio.BrokenResourceError):
             pass
@@ -247,7 +247,7 @@ class _Connection(TCPServer):
     async def protocol_send(self, event: Event) -> None:
         """Do what the protocol says; but a client that has left gets no time to ask again."""
         if isinstance(event, Updated):
-            (self._places.idle if event.idle else self._places.busy)(self._guest)
+            (self._places.idle if event.idle else self._places.busy)(self._client)
         await super().protocol_send(Closed() if self._client_left and isinstance(event, Updated) else event)
 
 

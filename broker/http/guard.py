@@ -1,4 +1,4 @@
-"""The thin ASGI room between Hypercorn and the MCP SDK.
+"""The thin ASGI layer between Hypercorn and the MCP SDK.
 
 It decides what reaches the SDK at all: HTTP/1.1, an allowed Host and Origin, `/mcp`, a whole body within its
 size and time, a free slot, not while draining. It answers `/healthz` itself and hands `/transfers/` to the
@@ -71,7 +71,7 @@ class GuardLimits:
 
 
 @attrs.frozen(kw_only=True)
-class Rooms:
+class MemoryBudgets:
     """Budgets of memory: what large bodies, and large answers, of all clients may hold together."""
 
     bodies: ByteBudget
@@ -80,7 +80,7 @@ class Rooms:
     """For what the SDK makes of them. Who waits here holds room for its body; who is here waits for none."""
 
     @classmethod
-    def of(cls, *, bodies_bytes: int, answers_bytes: int) -> Rooms:
+    def of(cls, *, bodies_bytes: int, answers_bytes: int) -> MemoryBudgets:
         """So large that bodies, and what is made of them, stay below twice *bodies_bytes*."""
         return cls(
             bodies=ByteBudget(bodies_bytes),
@@ -115,7 +115,7 @@ class Guard:
     _app: ASGIApp
     _rules: HostRules
     _limits: GuardLimits
-    _rooms: Rooms
+    _budgets: MemoryBudgets
     _version: str
     _handshake_versions: Collection[str]
     """A request that names another one, of the protocol, belongs to no MCP session."""
@@ -196,7 +196,7 @@ class Guard:
 
             async def make_room(size: int) -> bool:
                 nonlocal hold
-                hold = await self._rooms.bodies.reserve(size, wait_s=ROOM_WAIT_S)
+                hold = await self._budgets.bodies.reserve(size, wait_s=ROOM_WAIT_S)
                 if hold is None:
                     return False
                 held.callback(hold.release)
@@ -225,11 +225,12 @@ class Guard:
     def _too_much_beside(self, size: int) -> str:
         return (
             f"the body has {size} bytes beside long strings that are arguments of a tool and Unicode text; at most "
-            f"{self._rooms.max_rest_bytes} are taken (3/64 of server.max_bodies_bytes); send long content as one string"
+            f"{self._budgets.max_rest_bytes} are taken (3/64 of server.max_bodies_bytes); send long content as one "
+            "string"
         )
 
     def _no_room(self) -> Reply:
-        limit = self._rooms.bodies.limit_bytes
+        limit = self._budgets.bodies.limit_bytes
         why = (
             f"large bodies of all clients together may have {limit} bytes (server.max_bodies_bytes), and for this one "
             f"there was no room in {ROOM_WAIT_S:g} s; try again"
@@ -286,7 +287,7 @@ class Guard:
         if isinstance(slot, Reply):
             return await slot.send(send)
         slot.when_free = held.pop_all().close  # what the body holds is also the work's, which may outlive this
-        room = AnswerRoom(self._rooms.answers, abort_of(scope))
+        room = AnswerRoom(self._budgets.answers, abort_of(scope))
         scope[SLOT_KEY], scope[BULK_KEY], scope[ANSWER_ROOM_KEY] = slot, bulk, room
         greets = self._greets(scope, body)
         with closing(room), ExitStack() as placed:
@@ -305,14 +306,14 @@ class Guard:
             if shape.fault:
                 return refusal(400, shape.fault)
             rest = bulk.take_all(body, shape.long_strings)
-        if len(rest) > self._rooms.max_rest_bytes:
+        if len(rest) > self._budgets.max_rest_bytes:
             return refusal(400, self._too_much_beside(len(rest)))
         rest = bytes(rest)
         if whole.hold is not None:
             whole.hold.resize(len(rest))
-            self._rooms.bodies.take_while_alive(bulk.buffers())
+            self._budgets.bodies.take_while_alive(bulk.buffers())
         if len(rest) > SMALL_BYTES:
-            parsing = await self._rooms.parsing.reserve(PARSED_COST * len(rest), wait_s=ROOM_WAIT_S)
+            parsing = await self._budgets.parsing.reserve(PARSED_COST * len(rest), wait_s=ROOM_WAIT_S)
             if parsing is None:
                 return self._no_room()
             held.callback(parsing.release)

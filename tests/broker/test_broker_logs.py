@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from broker.logs import LAST_WORDS_S, WAITING_BYTES, Teller
+from broker.logs import LAST_WORDS_S, WAITING_BYTES, StderrHandler
 from tests.support.live import (
     ROOT,
     START_BOUND_S,
@@ -54,9 +54,9 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 def teller(
     fd: int, *, waiting_bytes: int = WAITING_BYTES, last_words_s: float = LAST_WORDS_S
-) -> tuple[logging.Logger, Teller]:
+) -> tuple[logging.Logger, StderrHandler]:
     """A logger of its own that tells it all."""
-    handler = Teller(fd, waiting_bytes=waiting_bytes, last_words_s=last_words_s)
+    handler = StderrHandler(fd, waiting_bytes=waiting_bytes, last_words_s=last_words_s)
     logger = logging.Logger("of the test")  # noqa: LOG001  nobody else's, and gone with the test
     logger.addHandler(handler)
     return logger, handler
