@@ -20,7 +20,7 @@ import attrs
 import trio
 
 from broker.contract.errors import BrokerError, ErrorCode
-from sandbox.files.files import EntryPlace, Place
+from sandbox.files.files import EntryPlace, FilePlace
 
 LOCK_WAIT_S = 20.0
 """Seconds that a caller waits for its turn; what holds a name longer has a file system or a process that hangs."""
@@ -29,7 +29,7 @@ Name: TypeAlias = tuple[int, int, str]
 """Device and inode of the directory, and the entry in it, folded."""
 
 
-def name_of(place: Place | EntryPlace) -> Name:
+def name_of(place: FilePlace | EntryPlace) -> Name:
     """The name that is changed at *place*, which must stay open while it is held: inodes are used again."""
     folded = unicodedata.normalize("NFD", unicodedata.normalize("NFD", place.name).casefold())
     return (*place.parent.identity, folded)

@@ -27,12 +27,12 @@ from policy.decision import Deny, shown
 from policy.path import Purpose
 from sandbox import protocol
 from sandbox.files.errors import Changed, NoSpace, NotFound, OutcomeUnknown, TookTooLong
-from sandbox.files.files import EntryPlace, FileFacts, Place, Resolved, Work
+from sandbox.files.files import EntryPlace, FileFacts, FilePlace, Resolved, Work
 from sandbox.files.trees import JUDGE_NAMES
 from sandbox.paths import is_beneath_any
 from sandbox.threads import run_in_thread
 
-P = TypeVar("P", Place, EntryPlace)
+P = TypeVar("P", FilePlace, EntryPlace)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LINKS_S = 10.0
@@ -81,7 +81,7 @@ async def _pinned(
     return tuple(places)
 
 
-def in_turn(scope: Scope, place: Place | EntryPlace) -> Callable[[], AbstractAsyncContextManager[None]]:
+def in_turn(scope: Scope, place: FilePlace | EntryPlace) -> Callable[[], AbstractAsyncContextManager[None]]:
     """What makes its user the only one of this broker who changes a place, which must be pinned then."""
     name, asked = name_of(place), shown_path(place.path)
     return lambda: scope.host.locks.hold([name], asked, scope.own.files.when_settled)
@@ -107,13 +107,13 @@ async def require_file(scope: Scope, found: Resolved, purpose: Purpose) -> None:
     await require_no_blocked_link(scope, found.facts)
 
 
-async def require_place(scope: Scope, place: Place) -> None:
+async def require_place(scope: Scope, place: FilePlace) -> None:
     """Decide on where a file is to be written."""
     require_path(scope.host, place.path, "write")
     await require_writable(scope, place)
 
 
-async def require_writable(scope: Scope, place: Place) -> None:
+async def require_writable(scope: Scope, place: FilePlace) -> None:
     """Decide on what is at a place whose path was decided on: its kind, its other names."""
     place.check()
     if place.existing is not None:

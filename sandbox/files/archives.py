@@ -42,9 +42,10 @@ TIDY_S = 10.0  # for a worker to remove a half-unpacked tree when its caller has
 
 @attrs.frozen(kw_only=True)
 class Summary:
-    """What an archive holds. `content_bytes` are those of its files, or of its whole stream when it was packed.
+    """The content of an archive, counted.
 
-    `left_out` are (relative path, why) of the first few of `left_out_count` names.
+    `content_bytes` are those of its files, or of its whole stream when it was packed. `left_out` are (relative path,
+    why) of the first few of `left_out_count` names.
     """
 
     files: int
@@ -108,7 +109,7 @@ class Packing(_AtWork):
 
     @property
     def summary(self) -> Summary:
-        """What was packed. Raises: LookupError before the end."""
+        """The content that was packed. Raises: LookupError before the end."""
         if self._summary is None:
             raise LookupError("the archive was not read to its end")
         return self._summary
@@ -237,6 +238,6 @@ def _end(at_work: _AtWork, fds: Sequence[int]) -> None:
 def _pipe() -> tuple[int, int]:
     """Return its ends for reading and writing."""
     read, write = os.pipe2(os.O_CLOEXEC)
-    with contextlib.suppress(OSError):  # who has many pipes may not have large ones: it is only slower
+    with contextlib.suppress(OSError):  # a user with many pipes may not have large ones: it is only slower
         fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     return read, write

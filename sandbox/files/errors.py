@@ -1,4 +1,4 @@
-"""What can go wrong with a file: the vocabulary of the file rooms (broker side).
+"""Errors of work on files: the vocabulary of the file rooms (broker side).
 
 Owns the exception types and the one table from errno to type. Knows no rule and no wire code. A sentence
 names the path as the caller gave it, never the real one: that may be a place the caller is not told about.
@@ -68,7 +68,7 @@ class BadPath(FileError):
 class NoSpace(FileError):
     """The disk, the quota or the table of inodes is full. The destination is as it was.
 
-    `needed_bytes` is what was to be written, where whoever tried knows it.
+    `needed_bytes`: as many were to be written; None where that is not known.
     """
 
     needed_bytes: int | None = None

@@ -34,7 +34,7 @@ from sandbox.files.opener_client import (
     open_exchange,
 )
 from sandbox.files.part import Part
-from sandbox.files.pinned import FileFacts, Place, Resolved
+from sandbox.files.pinned import FileFacts, FilePlace, Resolved
 from sandbox.files.trees import TreeWork, Work
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
     from sandbox import protocol
 
 __all__ = [
-    "Entry",
     "EntryPlace",
     "FileFacts",
+    "FilePlace",
     "Files",
+    "ListedName",
     "Listing",
     "Part",
-    "Place",
     "Resolved",
     "TreeWork",
     "Work",
@@ -61,7 +61,7 @@ ANSWER_S = 30.0
 
 
 @attrs.frozen(kw_only=True)
-class Entry:
+class ListedName:
     """One name of a directory. `kind` as in FileFacts, never followed; unknown where it may not be asked."""
 
     name: str
@@ -74,7 +74,7 @@ class Entry:
 class Listing:
     """Names of a directory in order, whether there are more, how many in all (at least, if not `counted_all`)."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[ListedName, ...]
     total_count: int
     counted_all: bool
     more: bool
@@ -132,10 +132,12 @@ class Files:
         """
         request: protocol.ListNames = {"limit": limit, "hidden": include_hidden, "after": after}
         answer = await self._exchange.ask(LIST, resolved.asked, request, (resolved.directory(),))
-        entries = tuple(Entry(name=n, kind=kind, size_bytes=size, mtime_ns=at) for n, kind, size, at in answer.pieces)
+        entries = tuple(
+            ListedName(name=n, kind=kind, size_bytes=size, mtime_ns=at) for n, kind, size, at in answer.pieces
+        )
         return Listing(entries=entries, **answer.body)
 
-    async def place(self, path: str) -> Place:
+    async def place(self, path: str) -> FilePlace:
         """Find where *path* really leads for writing: links are followed, the last name may not exist yet.
 
         Raises: NotFound (a directory on the way), AccessDenied, BadPath, WrongKind (it ends in a slash).
@@ -144,7 +146,7 @@ class Files:
         request: protocol.FindPlace = {"path": checked_path(path)}
         answer = await self._exchange.ask(PLACE, path, request)
         body, existing = answer.body, answer.body["existing"]
-        return Place(
+        return FilePlace(
             path,
             answer.fds.pop(),
             parent=FileFacts.of(body["parent"]),
@@ -152,7 +154,7 @@ class Files:
             existing=FileFacts.of(existing) if existing else None,
         )
 
-    async def part(self, place: Place) -> Part:
+    async def part(self, place: FilePlace) -> Part:
         """Start new content for *place*, which may be closed at once.
 
         Raises: WrongKind, AccessDenied (the file there may not be written), NoSpace.
@@ -167,7 +169,7 @@ class Files:
             undo.pop_all()
         return part
 
-    async def overwrite(self, place: Place, data: bytes | bytearray | memoryview, *, replace: bool = True) -> None:
+    async def overwrite(self, place: FilePlace, data: bytes | bytearray | memoryview, *, replace: bool = True) -> None:
         """Make *data* the whole content of *place*, durably: any reader sees the old file or the new one.
 
         Raises: as `part` and `Part.commit`; the destination is then as it was.
@@ -176,7 +178,7 @@ class Files:
             await part.fill(data)
             await part.commit(replace=replace)
 
-    async def append(self, place: Place, data: bytes | bytearray | memoryview) -> None:
+    async def append(self, place: FilePlace, data: bytes | bytearray | memoryview) -> None:
         """Append *data* to the file at *place*, durably, or leave it as it was; a new file is made whole.
 
         Raises: WrongKind, AccessDenied, NoSpace, TooLarge; Changed when it is no longer the file that was
@@ -212,8 +214,8 @@ async def open_files(
         sock: the broker's end of the pair whose other end `opener.serve` got.
         disk: where blocking calls run; by default a few threads of this session's own.
         answer_s: seconds after which a silent opener makes a request fail as Unanswered.
-    Ownership: *sock* is closed at the end, which ends the opener, after what it was asked for. Who knows that it is
-        gone says so (`Files.settle`); names of changes that may still come are kept until then.
+    Ownership: *sock* is closed at the end, which ends the opener, after what it was asked for. Names of changes that
+        may still come are kept until `Files.settle`, which is called when it is known to be gone.
     """
     async with open_exchange(sock, answer_s=answer_s) as exchange, trio.open_nursery() as nursery:
         files = Files(exchange, disk or Disk(), nursery)

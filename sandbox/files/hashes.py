@@ -4,7 +4,8 @@ A file may be of any size, and hashing it takes seconds of a processor for each 
 to have used, not the broker. So a worker does it, inside the walls, in the session's control group, behind everything
 else that wants the processor. It is asked for one bounded piece after the other, and does nothing when nobody asks.
 
-The hash so far cannot leave the worker. Who was cut off and asks again goes on with the same one, if it is there yet.
+The hash so far cannot leave the worker. A caller that was cut off and asks again goes on with the same one, if it is
+still there.
 
     with closing(files.hashes.of(path)) as hashing:
         length, sha256 = await hashing.upto(fd, size_bytes)
@@ -47,7 +48,7 @@ class Hashes:
         return FileHash(asked, self)
 
     async def whole(self, asked: str, fd: int, length: int) -> tuple[int, str]:
-        """As `FileHash.upto`, once. Cancellation: the worker is ended."""
+        """Do as `FileHash.upto`, once. Cancellation: the worker is ended."""
         with closing(self.of(asked)) as hashing:
             return await hashing.upto(fd, length)
 
@@ -68,7 +69,7 @@ class Hashes:
         return worker
 
     def turn(self) -> trio.CapacityLimiter:
-        """What is held while a worker works."""
+        """Return the limit that is held while a worker works."""
         return self._at_work
 
     def make_room(self) -> None:
@@ -130,7 +131,7 @@ class FileHash:
                 self.close()
 
     def close(self) -> None:
-        """End the worker, at once, whatever it does. Safe to repeat."""
+        """End the worker at once, also in the middle of its work. Safe to repeat."""
         self._hashes.waits_no_more(self)
         worker, self._worker = self._worker, None
         if worker is not None:
@@ -172,7 +173,7 @@ class _Worker(WorkerProcess):
         self.at, self.sha256, self._wish = at, sha256, 0
 
     def ask(self, message: protocol.AnyJob | protocol.Wish, *fds: int) -> None:
-        """As `send`. Raises: FileError."""
+        """Send *message*, or say that the worker ended. Raises: FileError."""
         try:
             self.send(message, *fds)
         except ConnectionError as fault:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sandbox.files.errors import FileError, unflushed
 from sandbox.files.opener_client import ENTRY, MAKE, REMOVE, RENAME, SWEEP, Exchange, checked_path
-from sandbox.files.pinned import FileFacts, Owner, Resolved
+from sandbox.files.pinned import FileFacts, OwnedDescriptor, Resolved
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sandbox.files.opener_client import Answer
 
 
-class EntryPlace(Owner):
+class EntryPlace(OwnedDescriptor):
     """A pinned directory and a name in it, which may be a link and is not followed; `target` is a link's text."""
 
     def __init__(
@@ -125,7 +125,7 @@ class NameWork:
 
 
 def identity_of(entry: EntryPlace) -> list[int]:
-    """What tells the file that was decided on from another that takes its name."""
+    """Return device and inode, which tell the file that was decided on from another that takes its name."""
     return [*entry.existing.identity] if entry.existing else []
 
 

@@ -70,7 +70,7 @@ WORKER: Op[protocol.Nothing, protocol.Nothing] = Op("worker")
 
 @attrs.define(eq=False)
 class Answer(Generic[Said]):
-    """What the opener answered. Ownership: the descriptors belong to whoever called `Exchange.ask`."""
+    """An answer of the opener. Ownership: the descriptors belong to the caller of `Exchange.ask`."""
 
     body: Said
     fds: list[int]
@@ -284,7 +284,7 @@ class Exchange:
 
 
 def _is_answer(body: Any) -> TypeGuard[protocol.AnyAnswer]:
-    """Whether *body* has the shape that all here rely on: a fault of who sent it must be no exception of ours."""
+    """Tell whether *body* has the shape that all here rely on: a fault of the sender must be no exception of ours."""
     is_numbered = type(body.get("n")) is int and isinstance(body.get("piece", []), list)
     return is_numbered and ("refused" not in body or is_refusal(body))
 
@@ -311,7 +311,7 @@ async def open_exchange(sock: socket.socket, *, answer_s: float) -> AsyncIterato
     """Own *sock* and the task that reads it.
 
     Ownership: the socket is closed at the end.
-    Cancellation: answers are read until the end, for whoever still has something to tidy up, or to look at.
+    Cancellation: answers are read until the end, for callers that still have something to tidy up, or to look at.
     """
     if not (math.isfinite(answer_s) and answer_s > 0):
         raise ValueError(f"answer_s must be a positive number of seconds, not {answer_s}")

@@ -14,7 +14,7 @@ import trio
 
 from sandbox.files.errors import FileError, NoSpace, OpenerGone, Unanswered, unflushed
 from sandbox.files.opener_client import COMMIT, DISCARD
-from sandbox.files.pinned import Owner
+from sandbox.files.pinned import OwnedDescriptor
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from sandbox import protocol
     from sandbox.files.disk import Disk
     from sandbox.files.opener_client import Exchange
-    from sandbox.files.pinned import FileFacts, Place
+    from sandbox.files.pinned import FileFacts, FilePlace
 
 
-class Part(Owner):
+class Part(OwnedDescriptor):
     """New content that has no name yet. Leaving the context without `commit` leaves nothing behind."""
 
-    def __init__(self, place: Place, fd: int, hidden: str, exchange: Exchange, disk: Disk) -> None:
+    def __init__(self, place: FilePlace, fd: int, hidden: str, exchange: Exchange, disk: Disk) -> None:
         super().__init__(place.asked, fd)
         self.path = place.path
-        self._parent = Owner(place.asked, os.dup(place.fd))  # lives as long as the upload, not as the request
+        self._parent = OwnedDescriptor(place.asked, os.dup(place.fd))  # lives as long as the upload, not as the request
         self._name = place.name
         self._hidden = hidden
         self._flushed = False

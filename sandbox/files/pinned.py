@@ -1,7 +1,7 @@
-"""What the opener pinned: a file that is there, or a place where one may be (broker side).
+"""Descriptors that the opener pinned: of a file that is there, or of a place where one may be (broker side).
 
 Owns the received descriptors, one by one, and says what may be done with each. `Resolved.path` and
-`Place.path` are what a policy decides on before anything else is asked of them.
+`FilePlace.path` are what a policy decides on before anything else is asked of them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from sandbox import protocol
 
 
-# What a person calls it.
+# As a person calls it.
 _WORDS = MappingProxyType({"fifo": "FIFO", "kernel": "part of the kernel's own tree (/proc, /sys and the like)"})
 
 
 @attrs.frozen(kw_only=True)
 class FileFacts:
-    """What the kernel says of a file. `path` is real: no link is left in it, names as surrogateescape.
+    """Facts of a file, from the kernel. `path` is real: no link is left in it, names as surrogateescape.
 
     `kind` is file, directory, symlink, fifo, socket, device, or kernel (of /proc, /sys and the like).
     """
@@ -44,7 +44,7 @@ class FileFacts:
 
     @classmethod
     def of(cls, facts: protocol.Facts) -> Self:
-        """Return what the opener said of a file."""
+        """Return the facts that the opener told."""
         return cls(**facts)
 
     @property
@@ -53,7 +53,7 @@ class FileFacts:
         return self.dev, self.ino
 
 
-class Owner:
+class OwnedDescriptor:
     """Owns one descriptor until `close`."""
 
     def __init__(self, asked: str, fd: int) -> None:
@@ -82,7 +82,7 @@ class Owner:
         self.close()
 
 
-class Resolved(Owner):
+class Resolved(OwnedDescriptor):
     """A path that was followed to its end, and pinned.
 
     The policy decides on `path` first; `file()` and `directory()` say afterwards what else is in the way.
@@ -117,7 +117,7 @@ class Resolved(Owner):
         return self.fd
 
 
-class Place(Owner):
+class FilePlace(OwnedDescriptor):
     """A pinned directory and a name in it that is no link: where a file is or will be.
 
     The policy decides on `path`. `existing` are the facts of what has the name already.

@@ -1,7 +1,7 @@
 """Slow work on trees, each piece of it in a worker process of its own (broker side).
 
-Owns a worker from its fork to its end: the job goes out, findings come back in pieces, and whatever happens to the
-caller the process is gone soon after. What was found before a deadline is not lost with it.
+Owns a worker from its fork to its end: the job goes out, findings come back in pieces, and the process is gone soon
+after its caller, also when that is cancelled. Findings from before a deadline are not lost with it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ AFTERMATH: TreeJob[protocol.FindClosedNames, protocol.Nothing, protocol.Appeared
 
 @attrs.frozen(kw_only=True)
 class Work(Generic[Done, Item]):
-    """What came of a job. `stopped` is "" for all of it, else time, count or size: the limit that ended it.
+    """The outcome of a job. `stopped` is "" for all of it, else time, count or size: the limit that ended it.
 
     `done` holds nothing when it was stopped.
     """

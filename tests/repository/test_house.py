@@ -60,8 +60,7 @@ CROWDED = {
 }
 HOMONYMS = {
     *("transfers.Answer",),
-    *("sandbox.Closed", "sandbox.Entry", "sandbox.Init", "sandbox.Outcome", "sandbox.Owner", "sandbox.Place"),
-    "sandbox.Refused",
+    *("sandbox.Closed", "sandbox.Init", "sandbox.Outcome", "sandbox.Refused"),
 }
 ROOMS_WITHOUT_TESTS = {"sandbox/inside/opener"}  # its tests speak with it as `sandbox/files` does
 

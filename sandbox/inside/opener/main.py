@@ -158,8 +158,8 @@ class Opener(NameOps):
 
     def part(self, request: protocol.StartPart, fds: Fds) -> Reply:
         """Start a part file for a name of the directory."""
-        fd, hidden = self._parts.start(fds[0], request["name"])
-        reply: protocol.PartStarted = {"hidden": hidden}
+        fd, hidden_name = self._parts.start(fds[0], request["name"])
+        reply: protocol.PartStarted = {"hidden": hidden_name}
         return reply, [fd]
 
     def commit(self, request: protocol.CommitPart, fds: Fds) -> Reply:

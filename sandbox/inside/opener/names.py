@@ -1,4 +1,4 @@
-"""What the opener does with names: look, make, rename, remove; and fork a worker for what takes its time.
+"""Work on names: look, make, rename, remove; and fork a worker for what takes its time.
 
 Child side, stdlib only. Each operation gets a pinned directory and a name in it, so that nothing is followed here.
 """
@@ -14,7 +14,7 @@ import stat
 from sandbox import wire
 from sandbox.inside.unfinished import hidden
 from sandbox.inside.unfinished.parts import pin_existing, replaceable
-from sandbox.inside.worker import main as worker
+from sandbox.inside.worker import main
 from sandbox.kernel import process
 from sandbox.kernel.files import (
     Held,
@@ -117,7 +117,7 @@ class NameOps:
 def _be_worker(fd: int, opener_pid: int, search: Search | None) -> None:
     try:
         process.die_with(opener_pid, signal.SIGKILL)
-        worker.serve(socket.socket(fileno=process.keep_only(fd)), search)
+        main.serve(socket.socket(fileno=process.keep_only(fd)), search)
     finally:
         os._exit(0)
 

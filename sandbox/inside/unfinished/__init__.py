@@ -1,4 +1,4 @@
-"""What is half made, and how it gets its name or goes.
+"""Files and trees that are half made, and how they get their names or go.
 
 Inside the walls. May import what inside and outside share.
 """

@@ -1,6 +1,6 @@
 """Part files and half-made copies whose owner died: found by their names, known by their locks (child side).
 
-Whoever makes a part holds an exclusive flock(2) on it from its first moment until it has its name or is discarded.
+The owner of a part holds an exclusive flock(2) on it from its first moment until it has its name or is discarded.
 The lock belongs to the open file, which the broker shares, and the kernel lets go of it when the last of them dies,
 however they die. So a part that can be locked has no owner any more, and what cannot be locked is left alone. That
 is true across sessions, and across brokers that share a directory.
@@ -14,6 +14,8 @@ import os
 import re
 import stat
 
+from sandbox.kernel.files import OPEN_DIRECTORY
+
 MAX_DEPTH = 200  # deeper than any copy that is made here
 HIDDEN_PREFIX = ".remote-broker-part-"
 _IS_PART = re.compile(re.escape(HIDDEN_PREFIX) + "[0-9a-f]{24}").fullmatch
@@ -26,7 +28,7 @@ def hidden_name() -> str:
 
 
 def is_part(name: str) -> bool:
-    """Whether this is the name of a part."""
+    """Tell whether this is the name of a part."""
     return name.startswith(HIDDEN_PREFIX) and _IS_PART(name) is not None
 
 
@@ -105,7 +107,7 @@ def empty(fd: int, depth: int = 0) -> None:
         if not stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
             os.unlink(name, dir_fd=fd)
             continue
-        below = os.open(name, _LOOK | os.O_DIRECTORY, dir_fd=fd)
+        below = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
         try:
             os.fchmod(below, 0o700)  # a copy has the modes of what it copies, which may be read-only
             empty(below, depth + 1)

@@ -1,7 +1,7 @@
 """Part files: what is written before it has its name (child side, stdlib only).
 
 Owns the making, naming and removing of part files. An `O_TMPFILE` has no name until it is committed, so
-nothing is left of it whoever dies (but for the microseconds in which an existing file is replaced). Where
+nothing is left of it when any process dies (but for the microseconds in which an existing file is replaced). Where
 the file system has none, the part is a hidden file of a random name, remembered here and removed when the
 opener ends; only SIGKILL of the opener leaves such a one behind. A part is locked as long as somebody owns it,
 which is how `hidden.py` knows those from the others.
@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 
-from sandbox.inside.unfinished import hidden as leftovers
+from sandbox.inside.unfinished.hidden import hidden_name, own
 from sandbox.kernel.files import Held, Refused, kind_of, open_path, real_path
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
@@ -70,14 +70,14 @@ class Parts:
             if fault.errno not in NO_TMPFILE:
                 raise
             return self._open_named(parent, flags)
-        leftovers.own(fd, named=False)  # for the moment in which it replaces a file it has a name
+        own(fd, named=False)  # for the moment in which it replaces a file it has a name
         return fd, ""
 
     def _open_named(self, parent: int, flags: int) -> tuple[int, str]:
         while True:
-            hidden = leftovers.hidden_name()
+            hidden = hidden_name()
             fd = os.open(hidden, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=parent)
-            if leftovers.own(fd, named=True):
+            if own(fd, named=True):
                 self._named[hidden] = os.dup(parent)
                 return fd, hidden
             os.close(fd)
@@ -133,7 +133,7 @@ def _link(part: int, parent: int, name: str) -> None:
 
 def _link_over(part: int, parent: int, name: str) -> None:
     """Replace *name*: link(2) cannot, so the part has a hidden name for the microseconds until the rename."""
-    staged = leftovers.hidden_name()
+    staged = hidden_name()
     _link(part, parent, staged)
     try:
         os.replace(staged, name, src_dir_fd=parent, dst_dir_fd=parent)
@@ -176,7 +176,7 @@ def replaceable(existing: int) -> tuple[int, int]:
     kind = kind_of(existing, status)
     if kind != "file":
         raise Refused("wrong_kind", errno.EISDIR, f"it is a {kind}; a file is meant")
-    # A rename asks the directory only. Who may not write the file may not replace it either.
+    # A rename asks the directory only. A user who may not write the file may not replace it either.
     if not os.access(f"/proc/self/fd/{existing}", os.W_OK, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return stat.S_IMODE(status.st_mode) & PLAIN_MODE, status.st_gid

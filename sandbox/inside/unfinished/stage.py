@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from sandbox.inside.unfinished import hidden as leftovers
+from sandbox.inside.unfinished.hidden import empty, hidden_name, own
 from sandbox.kernel.files import OPEN_DIRECTORY, flush_file_system, flush_names, rename_to_free_name
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
@@ -50,7 +50,7 @@ class Stage:
     ) -> None:
         try:
             if not self._named:
-                leftovers.empty(self.fd)
+                empty(self.fd)
                 os.rmdir(self._hidden, dir_fd=self._parent)
         finally:
             os.close(self.fd)
@@ -58,9 +58,9 @@ class Stage:
 
 def _make(parent: int) -> tuple[str, int]:
     while True:
-        hidden = leftovers.hidden_name()
+        hidden = hidden_name()
         os.mkdir(hidden, 0o700, dir_fd=parent)
         fd = os.open(hidden, OPEN_DIRECTORY, dir_fd=parent)
-        if leftovers.own(fd, named=True):
+        if own(fd, named=True):
             return hidden, fd
         os.close(fd)

@@ -14,12 +14,12 @@ hook only if it may be executed, and leaves examples that end in `.sample`.
 What would have git start a program in a repository that was not there at the birth is set aside: the hook, or the
 configuration, gets another name in its folder. Usual clones have nothing of the kind: their configuration says where
 they came from, their hooks are examples. Hooks that tools put there (pre-commit, git-lfs) are set aside too, and
-whoever wants them renames them. All else is told alone: it may be of somebody outside, who works in his own
+their owner may rename them back. All else is told alone: it may be of somebody outside, who works in his own
 repositories meanwhile, or a file that a clone brought along and git would miss. A process of the session that puts one
 back has it set aside again after the next command, and is dead at the last look. Which files start nothing is told by
 closed lists of what usual repositories say; anything that is not on them counts as what could start a program.
 
-Who made a name is not known: another session or somebody outside may have. No link is followed. The walk goes by
+It is not known who made a name: another session or somebody outside may have. No link is followed. The walk goes by
 descriptors, tree after tree, nearest names first; it is bounded, and says when it did not come to its end. Changes
 are told by the stamp of the last change (ctime), which no session sets, but a foreign file system may have its own
 clock for.
@@ -167,12 +167,12 @@ class _Look:
 
 
 def _is_of_git(place: str) -> bool:
-    """Whether git keeps the folder, and nothing that a repository has versions of lies in it."""
+    """Tell whether git keeps the folder, and nothing that a repository has versions of lies in it."""
     return any(step.endswith(_REPOSITORY) for step in place.split("/"))
 
 
 def _misleads(entry: os.DirEntry[str], fd: int, place: str) -> bool:
-    """Whether a closed name that is new has git start a program or obey another folder."""
+    """Tell whether a closed name that is new has git start a program or obey another folder."""
     if not _is_of_git(place):
         return False
     if entry.name in (_CONFIGURATION, _ELSEWHERE):

@@ -1,7 +1,7 @@
 """Copy, move and remove, one file or whole trees (child side, stdlib only).
 
-A copy comes into being under a hidden name and gets its own in one step, flushed to the disk: whoever looks sees
-nothing or all of it. A removal looks at the whole tree first and begins only when nothing in it is in the way; it
+A copy comes into being under a hidden name and gets its own in one step, flushed to the disk: a reader sees nothing
+or all of it. A removal looks at the whole tree first and begins only when nothing in it is in the way; it
 cannot be undone, so what it has removed is counted as it goes.
 
 A move to another file system is both, and loses nothing that is changed meanwhile. The copy is made again, file by
@@ -11,7 +11,7 @@ its name, and the source is removed: each file is taken out of reach first and c
 settled is put back.
 
 A change is seen by device, inode, mode, size and times. The clock of those steps every 10 ms at most: what was changed
-just before it was copied is copied again. Who writes is told by leases, where the file system has them.
+just before it was copied is copied again. Writers are found by leases, where the file system has them.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def move_tree(job: Job, spec: protocol.MoveTree, fds: list[int]) -> protocol.Tre
     Raises: Refused and others, and then nothing was moved.
     """
     parent, new_parent = fds
-    signal.signal(signal.SIGIO, signal.SIG_IGN)  # who opens a file that has our lease has this sent
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # sent to us when somebody opens a file that has our lease
     rules = Rules(spec["rules"])
     with Held(open_directory(spec["name"], parent)) as source:
         require_same(source.fd, spec["identity"])
@@ -408,7 +408,7 @@ def _take(fd: int, name: str, state: bytes, entry: str) -> None:
 
 
 def _require_as_copied(fd: int, taken: str, state: bytes, entry: str) -> None:
-    """Refuse a file that is written, or was; who writes is asked first, so that what was written by then shows."""
+    """Refuse a file that is written, or was. Writers are looked for first, so that what they wrote by then shows."""
     if stat.S_ISREG(os.lstat(taken, dir_fd=fd).st_mode) and is_open_for_writing(taken, fd):
         raise _late(entry)
     if _state(os.lstat(taken, dir_fd=fd))[:-_CTIME_BYTES] != state[:-_CTIME_BYTES]:
@@ -420,7 +420,7 @@ def _late(entry: str) -> Refused:
 
 
 def _state(status: os.stat_result) -> bytes:
-    """What tells whether an entry is as it was. What is in a directory is told by that itself."""
+    """Return what shows whether an entry is as it was. The content of a directory is shown by its own entries."""
     if stat.S_ISDIR(status.st_mode):
         return _STATE.pack(status.st_dev, status.st_ino, 0, 0, 0, 0)
     times = status.st_mtime_ns, status.st_ctime_ns

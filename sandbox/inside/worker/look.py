@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from sandbox.inside.unfinished import hidden as leftovers
+from sandbox.inside.unfinished import hidden
 from sandbox.inside.worker.globs import compile_globs
 from sandbox.inside.worker.walk import Rules, Walk
 
@@ -65,7 +65,7 @@ def survey(job: Job, spec: protocol.SurveyTree, fds: list[int]) -> protocol.Surv
 
 
 def survey_tree(job: Job, rules: Rules, root_fd: int, new_path: str, *, leaves: bool) -> protocol.Surveyed:
-    """As `survey`, for whoever goes on with the tree.
+    """Do as `survey`, for a caller that goes on with the tree.
 
     `new_path` is empty where nothing gets a new path. `leaves`: nothing stays where it is, so that all must be open
     to changes; what is only copied must be open to reading.
@@ -95,6 +95,6 @@ def _remember(paths: list[str], path: str) -> None:
 
 def sweep(job: Job, spec: protocol.SweepTrees, fds: list[int]) -> protocol.Nothing:
     """Remove what crashed brokers left in a directory, half-made copies of trees included."""
-    leftovers.reclaim(fds[0], spec["limit"], trees=True)
+    hidden.reclaim(fds[0], spec["limit"], trees=True)
     job.tick()
     return {}

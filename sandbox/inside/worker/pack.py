@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 
-from sandbox.inside.unfinished import hidden as leftovers
+from sandbox.inside.unfinished import hidden
 from sandbox.inside.unfinished.parts import PLAIN_MODE
 from sandbox.inside.worker.tar import BROKEN_OFF, END, member, padding
 from sandbox.inside.worker.tar_pipe import CHUNK_BYTES, Outlet
@@ -67,7 +67,7 @@ class _Packer:
         self._last = found
         if not found.permitted:
             self._leave_out(found, "the policy keeps it closed")
-        elif leftovers.is_part(found.name):
+        elif hidden.is_part(found.name):
             found.descend = False
             self._leave_out(found, "it is half of a write that is under way")
         elif found.kind == "directory":

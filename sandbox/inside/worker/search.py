@@ -59,7 +59,7 @@ def _expression(spec: protocol.Search) -> Callable[[str], re.Match[str] | None]:
 
 
 class _Searcher:
-    """What stays the same from file to file."""
+    """A search, and all that stays the same from file to file."""
 
     def __init__(self, job: Job, spec: protocol.Search, match: Callable[[str], re.Match[str] | None]) -> None:
         self._job = job
@@ -137,7 +137,7 @@ class _Lines:
 
     @property
     def wanting(self) -> bool:
-        """Whether a block must be looked at although nothing in it matches."""
+        """Tell whether a block must be looked at although nothing in it matches."""
         return bool(self._open) or self._around > 0
 
     def skip(self, block: bytes) -> None:

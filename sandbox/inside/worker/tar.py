@@ -159,7 +159,7 @@ def time_ns_of(value: bytes) -> int:
 
 
 def padding(size: int) -> int:
-    """How many bytes follow so many, up to the end of their last block."""
+    """Return how many bytes follow so many, up to the end of their last block."""
     return -size % BLOCK
 
 

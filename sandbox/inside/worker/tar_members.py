@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from sandbox.inside.unfinished import hidden as leftovers
+from sandbox.inside.unfinished import hidden
 from sandbox.inside.worker import tar
 from sandbox.inside.worker.tar import BLOCK, bad, padding
 from sandbox.kernel.files import Refused
@@ -50,13 +50,13 @@ def _parts(name: bytes, *, is_directory: bool) -> list[str]:
         raise bad(f"{shown!r} leads out of the directory")
     if len(parts) > MAX_DEPTH or len(name) > PATH_BYTES or any(len(part) > NAME_BYTES for part in parts):
         raise bad(f"{shown!r} is too long: a name has at most {NAME_BYTES} bytes, a path {MAX_DEPTH} names")
-    if any(leftovers.is_part(part) for part in map(os.fsdecode, parts)):
+    if any(hidden.is_part(part) for part in map(os.fsdecode, parts)):
         raise bad(f"{shown!r} is a name that is kept for writes that are under way")
     return [os.fsdecode(part) for part in parts]
 
 
 class Members:
-    """Reads headers. Whoever iterates takes all of an entry's content from the inlet before it asks for the next."""
+    """Reads headers. The caller takes all of an entry's content from the inlet before it asks for the next."""
 
     def __init__(self, inlet: Inlet, *, max_entries: int) -> None:
         self._inlet = inlet

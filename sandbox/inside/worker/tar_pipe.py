@@ -1,7 +1,7 @@
 """A tar stream between a worker and a pipe: counted, bounded, compressed where asked (child side, stdlib only).
 
-Neither side waits longer for the other than the job may take, and both end when the broker leaves. Memory is one
-buffer, whatever goes through.
+Neither side waits longer for the other than the job may take, and both end when the broker leaves. However much goes
+through, memory is one buffer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GZIP_LEVEL = 6
 
 
 class Outlet:
-    """Where an archive goes. `put` bounds the bytes of the stream itself, `inside` is that a file is half written."""
+    """The way out of an archive. `put` bounds the bytes of the stream itself; `inside`: a file is half written."""
 
     def __init__(self, job: Job, fd: int, *, max_bytes: int, gzip: bool) -> None:
         os.set_blocking(fd, False)
@@ -93,7 +93,7 @@ class Outlet:
 
 
 class Inlet:
-    """Where an archive comes from. More than `max_bytes` of it, as it comes or uncompressed, are refused."""
+    """The way in of an archive. More than `max_bytes` of it, as it comes or uncompressed, are refused."""
 
     def __init__(self, job: Job, fd: int, *, max_bytes: int, gzip: bool) -> None:
         os.set_blocking(fd, False)

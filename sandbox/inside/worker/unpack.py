@@ -1,7 +1,7 @@
 """Unpack a tar stream into a directory that nobody sees before it is complete (child side, stdlib only).
 
 The tree grows in a hidden directory beside its place, and gets its name in one step when the archive was read to its
-end, all of it was permitted, and it is on the disk. Whatever stands against it, nothing is left. Nothing here follows
+end, all of it was permitted, and it is on the disk. If anything is against it, nothing is left. Nothing here follows
 a link: none is made, and each step opens one name in one open directory. A directory that is left gets back the time
 that it had, or was given: what was made in it meanwhile does not count as a change.
 """
@@ -45,7 +45,7 @@ def unpack(job: Job, spec: protocol.Unpack, fds: list[int]) -> protocol.Packed:
             job.tick()
             unpacker.take(member, inlet)
         unpacker.finish(spec["mode"])
-        job.look(time.monotonic())  # whoever gives up closes the job before the pipe: then this is no end
+        job.look(time.monotonic())  # a broker that gives up closes the job before the pipe: then this is no end
         if f"{real_path(parent).rstrip('/')}/{spec['name']}" != spec["new_path"]:
             raise Refused("changed", errno.ESTALE, "the directory that it is in was moved meanwhile; try again")
         stage.commit(spec["name"], replace_empty=spec["replace_empty"])

@@ -19,7 +19,7 @@ import stat
 import time
 from collections import deque
 
-from sandbox.inside.unfinished import hidden as leftovers
+from sandbox.inside.unfinished import hidden
 from sandbox.kernel.files import (
     KERNEL_FILE_SYSTEMS,
     KINDS,
@@ -61,7 +61,7 @@ class Rules:
         self._extensions = frozenset(spec["blocked_extensions"])
 
     def permit(self, path: str) -> bool:
-        """Whether an absolute real path may be touched at all."""
+        """Tell whether an absolute real path may be touched at all."""
         text = "" if path == "/" else path
         inside = self._opened(text)
         if inside is not None:
@@ -69,10 +69,10 @@ class Rules:
         return not (self._blocked_anywhere(text) or self._blocked_from_root(text) or self._allowed(text) is None)
 
     def permit_change(self, path: str) -> bool:
-        """Whether something may be made, written, moved away or removed at this path."""
+        """Tell whether something may be made, written, moved away or removed at this path."""
         if not self.permit(path):
             return False
-        from_root, anywhere = map(re.compile, self._guards)  # most walks never ask; whoever does finds them in a cache
+        from_root, anywhere = map(re.compile, self._guards)  # most walks never ask; the others find them in a cache
         text = "" if path == "/" else path
         inside = self._opened(text)
         if inside is not None:
@@ -80,7 +80,7 @@ class Rules:
         return not (anywhere.search(text) or from_root.match(text))
 
     def permit_file(self, path: str) -> bool:
-        """Whether a file may be written at this path."""
+        """Tell whether a file may be written at this path."""
         return self.permit_change(path) and self._extensions.isdisjoint(path.rpartition("/")[2].lower().split(".")[1:])
 
 
@@ -97,7 +97,7 @@ class Found:
         self.descend = kind == "directory"
 
     def status(self) -> os.stat_result | None:
-        """What the kernel says of the name itself; None when it went away."""
+        """Return the facts of the name itself; None when it went away."""
         try:
             return os.lstat(self.name, dir_fd=self.parent_fd)
         except OSError:
@@ -215,7 +215,7 @@ class Walk:
 
     def _filled(self, level: _Level) -> _Level:
         names = names_of(level.fd, None if self._hidden else _is_plain)
-        level.names = (entry for entry in names if not leftovers.was_reclaimed(level.fd, entry[0]))
+        level.names = (entry for entry in names if not hidden.was_reclaimed(level.fd, entry[0]))
         return level
 
 
@@ -236,7 +236,7 @@ class Links:
         self._names: dict[Identity, set[str]] | None = None
 
     def are_innocent(self, fd: int) -> bool:
-        """Whether every name of the file is known and permitted."""
+        """Tell whether every name of the file is known and permitted."""
         return not self.fault(fd)
 
     def fault(self, fd: int) -> str:

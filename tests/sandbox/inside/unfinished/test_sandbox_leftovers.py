@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from sandbox.files.files import Files
-from sandbox.inside.unfinished import hidden as leftovers
+from sandbox.inside.unfinished import hidden
 from tests.support.door import OTHER_UID, ROOT, needs_root, open_door, reachable
 
-OLD, TREE, LINK, FIFO = (f"{leftovers.HIDDEN_PREFIX}{digit * 24}" for digit in "abcd")
+OLD, TREE, LINK, FIFO = (f"{hidden.HIDDEN_PREFIX}{digit * 24}" for digit in "abcd")
 
 # A broker that dies in the middle of a write where files without a name cannot be had.
 CRASHING = """
@@ -47,7 +47,7 @@ async def test_the_part_of_a_killed_broker_is_removed_when_its_directory_is_list
         opener = int(crashing.stdout.readline())
         async with open_door() as door:
             (part,) = await listing(door.files, tmp_path)
-            assert leftovers.is_part(part)  # it has an owner, and stays
+            assert hidden.is_part(part)  # it has an owner, and stays
             assert await listing(door.files, tmp_path) == [part]
             os.kill(opener, signal.SIGKILL)
             crashing.kill()
@@ -72,7 +72,7 @@ async def test_a_session_begins_with_a_sweep_of_files_and_tells_of_trees(tmp_pat
 
 
 async def test_what_is_owned_or_only_looks_alike_stays(tmp_path: Path) -> None:
-    names = {OLD, OLD + "a", OLD[:-1], f"{leftovers.HIDDEN_PREFIX}{'g' * 24}", f"x{OLD}"}
+    names = {OLD, OLD + "a", OLD[:-1], f"{hidden.HIDDEN_PREFIX}{'g' * 24}", f"x{OLD}"}
     for name in names:
         (tmp_path / name).write_text("x")
     (tmp_path / LINK).symlink_to("x")

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandbox.inside.unfinished import hidden as leftovers
+from sandbox.inside.unfinished import hidden
 from sandbox.inside.worker.tar import METADATA_BYTES
 from sandbox.inside.worker.walk import MAX_DEPTH
 from sandbox.kernel.files import Refused
@@ -47,7 +47,7 @@ HOSTILE = {
     "component too long": (long_name(b"n" * 256 + b"\0") + FILE, "too long"),
     "path too long": (long_name(b"n/" * 2100 + b"f\0") + FILE, "too long"),
     "too deep": (long_name(b"n/" * MAX_DEPTH + b"f\0") + FILE, "too long"),
-    "a part's name": (header(leftovers.hidden_name().encode()), "kept for writes"),
+    "a part's name": (header(hidden.hidden_name().encode()), "kept for writes"),
     "hard link": (header(b"l", b"1", linkname=b"/etc/passwd"), "'l' is a hard link"),
     "symbolic link": (header(b"l", b"2", linkname=b"/etc"), "'l' is a symbolic link"),
     "symbolic link within": (header(b"l", b"2", linkname=b"f"), "'l' is a symbolic link"),

@@ -27,7 +27,7 @@ from sandbox.files.errors import (
     TookTooLong,
     TooLarge,
 )
-from sandbox.inside.unfinished import hidden as leftovers
+from sandbox.inside.unfinished import hidden
 from tests.sandbox.files.test_sandbox_files_write import small_disk
 from tests.sandbox.inside.worker.test_archive_pack import NAMES, plant_names
 from tests.support.archiving import (
@@ -312,7 +312,7 @@ async def test_what_a_killed_worker_leaves_has_no_name_and_is_swept(tmp_path: Pa
                 with pytest.raises(FileError, match="was ended"):
                     await unpacking.finish()
         (left,) = os.listdir(tmp_path)
-        assert leftovers.is_part(left)
+        assert hidden.is_part(left)
         await unpack_to(door, tmp_path / "other", data)
         with await door.files.resolve(str(tmp_path), read=True) as found:
             await door.files.trees.run("sweep", "", {"limit": 100}, (found.directory(),), timeout_s=20)
