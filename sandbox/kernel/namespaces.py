@@ -22,7 +22,6 @@ from sandbox.kernel.mounting import explained
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import NoReturn
 
 CGROUP = 0x02000000  # rooted in the group that the process is in at this moment
 IPC = 0x08000000
@@ -47,7 +46,7 @@ _IFF_UP = 0x1
 
 
 def unshare(flags: int) -> None:
-    """Move into new namespaces; a pid namespace takes effect with the next fork, `become_first`.
+    """Move into new namespaces; a pid namespace takes effect with the next process, `clone_first`.
 
     With USER among the flags the user stays who it is, under the same number, and gains every capability over
     the namespaces made here and over nothing else. The process must have one thread.
@@ -70,27 +69,6 @@ def _write(path: str, text: str) -> None:
             os.write(fd, text.encode("ascii"))
         finally:
             os.close(fd)
-
-
-def become_first() -> int:
-    """Fork; come back only in the child, which is process 1 of the pid namespace unshared before.
-
-    The parent stays outside as its reaper: it holds no descriptor, ends when process 1 does, which is when the
-    namespace is empty, and turns SIGTERM into the SIGKILL that empties it. Should it die first, process 1 and
-    with it the namespace die too.
-
-    Returns:
-        A descriptor of the parent, for `die_with`: a change of the user makes the kernel forget that bond.
-    """
-    watched = {signal.SIGCHLD, signal.SIGTERM}
-    parent = os.pidfd_open(os.getpid())
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
-    pid = os.fork()
-    if pid:
-        _stand_by(pid, watched)
-    die_with(parent)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return parent
 
 
 def clone_first(hand_over: Callable[[int], None]) -> int:
@@ -119,17 +97,6 @@ def die_with(parent_pidfd: int) -> None:
     process.prctl(process.SET_PDEATHSIG, signal.SIGKILL)
     if select.select([parent_pidfd], [], [], 0)[0]:
         os._exit(1)
-
-
-def _stand_by(pid: int, watched: set[signal.Signals]) -> NoReturn:
-    """Wait for the child's end and die as it did. Blocked signals, taken one by one, cannot be missed."""
-    os.closerange(0, os.sysconf("SC_OPEN_MAX"))  # the socket above all: its end is the news of an end
-    while True:
-        if signal.sigwait(watched) == signal.SIGTERM:
-            os.kill(pid, signal.SIGKILL)
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
 def raise_loopback() -> None:

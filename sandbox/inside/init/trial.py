@@ -7,6 +7,7 @@ interpreter of its own, it prints one line of JSON: the stage that failed and wh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -26,10 +27,29 @@ PRIVATE = (("/private", NO_SUID | NO_DEV),)
 
 
 def main(flags: int, uid: int, gid: int) -> NoReturn:
-    """Try *flags*, as somebody else if they hold a user namespace and we are root; say how far it went."""
+    """Try *flags*, as somebody else if they hold a user namespace and we are root; say how far it went.
+
+    As at a birth, who moves into the namespaces leaves process 1 of them to its own parent: here that is us.
+    """
+    if os.fork() == 0:
+        _try(flags, uid, gid)
+    os._exit(reap_all())
+
+
+def reap_all() -> int:
+    """Wait until this process has no child any more; return the first exit code that is not 0, as a shell would."""
+    code = 0
+    with contextlib.suppress(ChildProcessError):  # none is left
+        while True:
+            _, status = os.wait()
+            code = code or os.waitstatus_to_exitcode(status) & 0xFF
+    return code
+
+
+def _try(flags: int, uid: int, gid: int) -> NoReturn:
     stages: list[tuple[str, Callable[[], object]]] = [
         ("namespaces", lambda: _unshare(flags, uid, gid)),
-        ("pid_namespace", namespaces.become_first),
+        ("pid_namespace", lambda: namespaces.clone_first(lambda _pidfd: None)),
         ("mount_namespace", lambda: root.build(root.RootPlan(binds=ENOUGH, private=PRIVATE))),
     ]
     if flags & namespaces.NET:
@@ -43,9 +63,10 @@ def main(flags: int, uid: int, gid: int) -> NoReturn:
 
 
 def _counts_by_itself() -> bool:
-    """Tell whether RLIMIT_NPROC counts the tasks of our user namespace alone: our parent, ourselves, our child.
+    """Tell whether RLIMIT_NPROC counts the tasks of our user namespace alone: ourselves and our child.
 
-    The user has one more on the machine, the broker. Root would not be refused either way.
+    And, until it is reaped, the process that started us. The user has two more on the machine, the broker and who
+    reaps. Root would not be refused either way.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
     resource.setrlimit(resource.RLIMIT_NPROC, (_IN_HERE, hard))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sandbox.kernel import namespaces, root
 from sandbox.kernel.mounting import NO_DEV, NO_EXEC, NO_SUID, READ_ONLY
 from sandbox.kernel.root import needed, trace
-from tests.sandbox.kernel.test_walls_namespaces import SYSTEM, WORKSPACE, Walls, as_each, behind, workspace
+from tests.sandbox.kernel.test_walls_namespaces import SYSTEM, WORKSPACE, Walls, as_each, behind, enter, workspace
 from tests.sandbox.kernel.test_walls_seccomp import in_child, needs_root, outcome
 
 __all__ = ["workspace"]
@@ -112,8 +112,7 @@ def test_rights_follow_the_nearest_name(who: str, workspace: Path) -> None:
 @needs_root
 def test_root_of_the_session_cannot_change_the_system() -> None:
     def attack() -> list[str]:
-        namespaces.unshare(namespaces.MOUNT | namespaces.PID)
-        namespaces.become_first()
+        enter(namespaces.MOUNT | namespaces.PID)
         root.build(Walls(who="root").plan())
         places = ("/usr/walls", "/etc/walls", "/walls", "/dev/walls", "/sys/walls")
         return [can_write(Path(place)) for place in places]
