@@ -1,6 +1,6 @@
-"""What passes between the MCP adapter and the gateway: one call in, one answer out.
+"""The seam between the MCP adapter and the gateway: one call in, one answer out.
 
-These two values are the whole seam: the endpoint knows MCP and nothing of sessions, policy or audit; the
+The two values are all that passes: the endpoint knows MCP and nothing of sessions, policy or audit; the
 gateway knows those and nothing of MCP. The protocols say what the endpoint needs of its neighbours, so
 that it depends on neither the gateway nor the tool table.
 """
@@ -47,7 +47,7 @@ class Answer:
 
 
 class Handler(Protocol):
-    """Who answers calls: the gateway."""
+    """The part that answers calls: the gateway."""
 
     async def handle(self, call: Call) -> Answer:
         """Answer *call*; names of unknown tools arrive here too, so that they are audited.
@@ -58,7 +58,7 @@ class Handler(Protocol):
 
 
 class Outputs(Protocol):
-    """Who knows what commands have said, beside the calls: the gateway."""
+    """The output of commands, beside the calls: the gateway knows it."""
 
     def outputs(self, principal: str) -> tuple[OutputResource, ...]:
         """List the outputs that *principal* can read, of all its sessions."""
@@ -84,7 +84,7 @@ class OutputResource:
 
 
 class ToolInfo(Protocol):
-    """What a client is told of one tool: a row of the tool table."""
+    """A tool as a client is told of it: a row of the tool table."""
 
     @property
     def name(self) -> str:
@@ -98,7 +98,7 @@ class ToolInfo(Protocol):
 
     @property
     def description(self) -> str:
-        """What a model reads to decide whether to use it."""
+        """The text by which a model decides whether to use it."""
         ...
 
     @property

@@ -18,7 +18,7 @@ from broker.session.commands import CommandNotFound, NotTaken, TooManyCommands
 from broker.session.session import SessionClosed
 from broker.session.supervisor import CreationCut, CreationFailed, SessionExpired, SessionLimitReached, SessionNotFound
 from sandbox.errors import ProcessNotFound, SpawnFailed
-from sandbox.files import errors as file_errors
+from sandbox.files import errors
 from sandbox.shortage import shortage_of
 from transfers import refusals
 
@@ -36,24 +36,24 @@ FAILURES: Mapping[type[Exception], ErrorCode] = MappingProxyType(
         NoRoomForAnswer: ErrorCode.SYSTEM_BUSY,
         SpawnFailed: ErrorCode.CMD_EXEC_FAILED,
         ProcessNotFound: ErrorCode.PROC_NOT_FOUND,
-        file_errors.NotFound: ErrorCode.FILE_NOT_FOUND,
-        file_errors.AccessDenied: ErrorCode.FILE_ACCESS_DENIED,
-        file_errors.WrongKind: ErrorCode.FILE_ACCESS_DENIED,
-        file_errors.BadPath: ErrorCode.INVALID_ARGUMENTS,
-        file_errors.NoSpace: ErrorCode.FILE_WRITE_ERROR,
-        file_errors.TooLarge: ErrorCode.FILE_TOO_LARGE,
-        file_errors.Changed: ErrorCode.FILE_CHANGED,
-        file_errors.Exists: ErrorCode.FILE_EXISTS,
-        file_errors.NotEmpty: ErrorCode.FILE_ACCESS_DENIED,
-        file_errors.HoldsClosedPaths: ErrorCode.POLICY_PATH_VIOLATION,
-        file_errors.BadPattern: ErrorCode.INVALID_ARGUMENTS,
-        file_errors.BadArchive: ErrorCode.INVALID_ARGUMENTS,
-        file_errors.TookTooLong: ErrorCode.FILE_TIMEOUT,
-        file_errors.WriteFailed: ErrorCode.FILE_WRITE_ERROR,
-        file_errors.Unanswered: ErrorCode.FILE_WRITE_ERROR,
-        file_errors.RanShort: ErrorCode.SYSTEM_SHORTAGE,
-        file_errors.OpenerGone: ErrorCode.SESSION_CLOSED,
-        file_errors.OutcomeUnknown: ErrorCode.FILE_OUTCOME_UNKNOWN,
+        errors.NotFound: ErrorCode.FILE_NOT_FOUND,
+        errors.AccessDenied: ErrorCode.FILE_ACCESS_DENIED,
+        errors.WrongKind: ErrorCode.FILE_ACCESS_DENIED,
+        errors.BadPath: ErrorCode.INVALID_ARGUMENTS,
+        errors.NoSpace: ErrorCode.FILE_WRITE_ERROR,
+        errors.TooLarge: ErrorCode.FILE_TOO_LARGE,
+        errors.Changed: ErrorCode.FILE_CHANGED,
+        errors.Exists: ErrorCode.FILE_EXISTS,
+        errors.NotEmpty: ErrorCode.FILE_ACCESS_DENIED,
+        errors.HoldsClosedPaths: ErrorCode.POLICY_PATH_VIOLATION,
+        errors.BadPattern: ErrorCode.INVALID_ARGUMENTS,
+        errors.BadArchive: ErrorCode.INVALID_ARGUMENTS,
+        errors.TookTooLong: ErrorCode.FILE_TIMEOUT,
+        errors.WriteFailed: ErrorCode.FILE_WRITE_ERROR,
+        errors.Unanswered: ErrorCode.FILE_WRITE_ERROR,
+        errors.RanShort: ErrorCode.SYSTEM_SHORTAGE,
+        errors.OpenerGone: ErrorCode.SESSION_CLOSED,
+        errors.OutcomeUnknown: ErrorCode.FILE_OUTCOME_UNKNOWN,
         refusals.TransferNotFound: ErrorCode.TRANSFER_NOT_FOUND,
         refusals.PathMismatch: ErrorCode.TRANSFER_NOT_FOUND,
         refusals.OffsetMismatch: ErrorCode.TRANSFER_OFFSET_MISMATCH,
@@ -85,7 +85,7 @@ _ON_DISK = (refusals.RanShort, refusals.UploadLost, refusals.SourceUnreadable)
 
 
 def failure_of(error: Exception, incident_id: str) -> Failure:
-    """The failure a client is told for *error*; a subclass has the row of its nearest listed ancestor."""
+    """Return the failure that a client is told for *error*; a subclass has the row of its nearest listed ancestor."""
     if isinstance(error, BrokerError):
         return Failure(code=error.code, message=error.message, details=error.details, partial=error.partial)
     short = shortage_of(error.__cause__ if isinstance(error, _ON_DISK) and error.__cause__ else error)
@@ -108,7 +108,7 @@ def failure_of(error: Exception, incident_id: str) -> Failure:
 
 
 def _public_facts(error: Exception) -> dict[str, object]:
-    """The plain values that the exception carries as attributes, such as a path or an expected offset."""
+    """Return the plain values that the exception carries as attributes, such as a path or an expected offset."""
     return {
         name: value
         for name, value in vars(error).items()

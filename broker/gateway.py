@@ -107,7 +107,7 @@ class Gateway:
             raise
 
     def outputs(self, principal: str) -> tuple[OutputResource, ...]:
-        """Every output of every command that *principal* can read."""
+        """List every output of every command that *principal* can read."""
         return tuple(
             output for session in self._host.supervisor.of(principal) for output in outputs_of(session, redact_command)
         )

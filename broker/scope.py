@@ -35,7 +35,7 @@ from transfers.part import Discarded
 
 @attrs.frozen(kw_only=True)
 class CommandLimits:
-    """What a command gets.
+    """The limits in time of a command.
 
     Seconds by default and at most, seconds between SIGTERM and SIGKILL, and seconds for output after its end.
     """
@@ -48,7 +48,7 @@ class CommandLimits:
 
 @attrs.frozen(kw_only=True)
 class Grants:
-    """What the kernel is told of the policy: real files and directories of this machine."""
+    """The policy as the kernel is told of it: real files and directories of this machine."""
 
     write_paths: tuple[str, ...]
     exec_paths: tuple[str, ...]
@@ -58,12 +58,12 @@ class Grants:
     named_programs: tuple[str, ...]
     """The paths by which the policy names all of these; they may be links to somewhere else."""
     closed: Closed
-    """What stays closed inside `write_paths`, and elsewhere."""
+    """Names that stay closed inside `write_paths`, and elsewhere."""
 
 
 @attrs.frozen(kw_only=True)
 class Host:
-    """See the module."""
+    """All that lives as long as the broker and that a tool may use."""
 
     policy: Policy
     paths: PathRules
@@ -91,7 +91,7 @@ class Host:
         return User(name=self.user.name, home=self.user.own_home)
 
     def walls(self, working_dir: str) -> Walls:
-        """What a session that begins in *working_dir* may reach."""
+        """Return what a session that begins in *working_dir* may reach."""
         return Walls(
             user=self.user,
             home=self.user.own_home,
@@ -105,14 +105,14 @@ class Host:
         )
 
     def _packages(self) -> tuple[str, ...]:
-        """What the policy's programs in /opt came with, where the policy does not allow more of it."""
+        """List what the policy's programs in /opt came with, where the policy does not allow more of it."""
         found = packages_of((*self.grants.exec_paths, *self.grants.named_programs))
         return tuple(path for path in found if not is_beneath_any(path, self.grants.write_paths))
 
 
 @attrs.frozen(kw_only=True)
 class Scope:
-    """Who asks, and in which session: what every perform_* gets."""
+    """One call as every perform_* gets it: its client, its session, and the machine."""
 
     host: Host
     principal: str
@@ -144,7 +144,7 @@ class Scope:
 
 @attrs.frozen
 class Step:
-    """How a request is decided on, performed and recorded: what the contract's row of its tool does not say."""
+    """A tool's row on this side: how its requests are decided on, performed and recorded."""
 
     request: type[Request]
     perform: Callable[[Scope, Any, Any], Awaitable[Result]]

@@ -1,4 +1,4 @@
-"""What a client may say and hear.
+"""Everything a client may say and hear.
 
 Outside the walls. May import nothing of ours.
 """

@@ -67,7 +67,7 @@ KilledBy: TypeAlias = Annotated[
 
 @attrs.frozen(kw_only=True)
 class TerminalSize:
-    """Of the terminal that a command runs on."""
+    """The size of the terminal that a command runs on."""
 
     rows: Rows = 24
     columns: Columns = 80

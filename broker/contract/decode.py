@@ -39,7 +39,7 @@ class _Wrong(Exception):
 
 
 def make_decoder(cls: type[R]) -> Callable[[object], R]:
-    """A function from JSON arguments to a *cls*; it raises InvalidArguments and nothing else."""
+    """Make a function from JSON arguments to a *cls*; it raises InvalidArguments and nothing else."""
     hooks: dict[str, Any] = {name: override(struct_hook=_hook(_check(hint))) for name, hint in hints_of(cls).items()}
     structure = make_dict_structure_fn(cls, Converter(), _cattrs_forbid_extra_keys=True, **hooks)
     names = tuple(hooks)

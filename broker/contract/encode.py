@@ -36,7 +36,7 @@ def printable(text: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether *text* has no lone surrogates."""
+    """Tell whether *text* has no lone surrogates."""
     if text.isascii():  # a flag of the string, so that the usual megabyte of output is not even looked at
         return True
     try:

@@ -91,18 +91,18 @@ class BrokerError(Exception):
 
 @attrs.frozen(kw_only=True)
 class Failure:
-    """What the client is told."""
+    """A failed call as its client is told of it."""
 
     code: ErrorCode
     message: str
     details: Mapping[str, object] = attrs.field(factory=lambda: MappingProxyType({}))
     partial: Mapping[str, object] = attrs.field(factory=lambda: MappingProxyType({}))
     passing: bool = False
-    """What failed was this one attempt: the same call may succeed, whatever the row says of the code."""
+    """Only this one attempt failed: the same call may succeed, whatever the row says of the code."""
 
     @property
     def retryable(self) -> bool:
-        """Whether the same call, unchanged, may succeed later."""
+        """Tell whether the same call, unchanged, may succeed later."""
         return self.code.retryable or self.passing
 
     def to_structured(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What can be wrong with the arguments of a call, and how it is said.
+"""Everything that can be wrong with the arguments of a call, and how it is said.
 
 Values only. A fault names the argument, what it is and what it should be, for an agent that will correct it and call
 again. It quotes no value that may be a secret, because faults also go to the audit log.
@@ -54,12 +54,12 @@ class InvalidArguments(BrokerError):
 
 
 def unknown(name: str, known: tuple[str, ...], expected: str) -> Fault:
-    """The fault of an argument that does not exist, with the name that was probably meant."""
+    """Return the fault of an argument that does not exist, with the name that was probably meant."""
     return Fault(name=quoted(name), got="an unknown argument", expected=expected, nearest=nearest(name, known))
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is probably meant, if one is near."""
+    """Return the known word that is probably meant, if one is near."""
     return next(iter(difflib.get_close_matches(word[:SHOWN_CHARACTERS], known, n=1)), None)
 
 
@@ -70,7 +70,7 @@ def quoted(text: str) -> str:
 
 
 def shown(value: object, *, secret: bool) -> str:
-    """What a wrong value is: itself where it is short and no secret, else its kind."""
+    """Name a wrong value: itself where it is short and not secret, else its kind."""
     match value:
         case str() if not secret:
             return quoted(value)
@@ -84,7 +84,7 @@ def shown(value: object, *, secret: bool) -> str:
 
 
 def kind(value: object) -> str:
-    """The JSON kind of a value, for a person."""
+    """Name the JSON kind of a value, for a person."""
     match value:
         case None:
             return "null"

@@ -1,7 +1,8 @@
 """A long string of a call, as the UTF-8 that it will be written as, and nowhere as a `str`.
 
-One emoji makes a `str` of four bytes a character, and whoever wants the bytes of it makes them beside it. The bytes are
-held once. Their owner is who took them in: it takes them away when the call is over, whoever still has a name for them.
+One emoji makes a `str` of four bytes a character, and its bytes, where they are wanted, are made beside it. Here they
+are held once. The reader of the call owns them, and takes them away when the call is over, even if something still
+refers to them.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class LongText:
         return sum(len(piece.translate(None, _CONTINUING)) for piece in pieces)
 
     def __bool__(self) -> bool:
-        """Whether there is something."""
+        """Tell whether there is something."""
         return self.size > 0
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ JSON_TYPES: Mapping[Any, str] = types.MappingProxyType(
 
 @attrs.frozen(kw_only=True)
 class About:
-    """What the type of a field does not say. Lengths are characters, `max_bytes` counts UTF-8."""
+    """The rest about a field, beside its type. Lengths are characters, `max_bytes` counts UTF-8."""
 
     description: str | None = None
     minimum: int | None = None
@@ -76,13 +76,13 @@ def hint_of(annotation: Any, about: About | None = None) -> Hint:
 
 
 def hints_of(cls: type[attrs.AttrsInstance]) -> Mapping[str, Hint]:
-    """The fields of an attrs class with their hints, in order."""
+    """Return the fields of an attrs class with their hints, in order."""
     annotations = get_type_hints(cls, include_extras=True)
     return types.MappingProxyType({f.name: hint_of(annotations[f.name]) for f in attrs.fields(cls)})
 
 
 def input_schema(cls: type[attrs.AttrsInstance]) -> dict[str, Any]:
-    """What a client may send: an object with these properties and no other."""
+    """Describe what a client may send: an object with these properties and no other."""
     return _closed(_object_schema(cls))
 
 
@@ -97,7 +97,7 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def output_schema(cls: type[attrs.AttrsInstance], failure: Mapping[str, Any]) -> dict[str, Any]:
-    """What a client may get: the result, or a failure with *failure*'s properties and what is known of the result."""
+    """Describe what a client may get: the result, or a failure with *failure*'s properties and what is known of it."""
     properties = _object_schema(cls)["properties"]
     properties["success"].pop("default", None)  # an answer always says it
     return {"type": "object", "properties": properties | dict(failure), "required": ["success"]}

@@ -18,7 +18,7 @@ from broker.contract.schema import About
 
 @attrs.frozen(kw_only=True)
 class IsolationLayer:
-    """What one layer of the walls does on this machine."""
+    """One layer of the walls, and its state on this machine."""
 
     name: str
     state: Literal["enforced", "partial", "unavailable"]

@@ -393,7 +393,7 @@ TOOLS: Mapping[str, Tool] = MappingProxyType({tool.name: tool for tool in _ROWS}
 
 
 def find_tool(name: str) -> Tool:
-    """The tool of that name.
+    """Return the tool of that name.
 
     Raises:
         BrokerError: there is none (INVALID_ARGUMENTS, with the nearest name).

@@ -88,7 +88,7 @@ class LeftOut:
 
 @attrs.frozen(kw_only=True)
 class StatTransferResult:
-    """What is known of a transfer; finish_transfer and cancel_transfer answer it as well."""
+    """The state of a transfer; finish_transfer and cancel_transfer answer it as well."""
 
     success: Success = True
     transfer_id: str

@@ -82,7 +82,7 @@ async def perform_make_directory(scope: Scope, request: MakeDirectory, path: str
 
 
 async def _nearest(files: Files, path: str, *, parents: bool) -> tuple[Resolved, tuple[str, ...]]:
-    """What there is of a path, and the names that are missing below it; without *parents* the last is one."""
+    """Find what there is of a path, and the names that are missing below it; without *parents* the last is one."""
     missing: tuple[str, ...] = ()
     if not parents and path != "/":
         path, missing = posixpath.dirname(path), (posixpath.basename(path),)

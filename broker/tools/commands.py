@@ -127,7 +127,7 @@ def _times(host: Host, request: ExecuteCommand, *, stays: bool) -> Times:
 
 
 def _answer(kind: type[R], session: Session[SessionResources], command: SessionCommand, *, plain: bool) -> R:
-    """What is known of *command*; a command that was ended instead of ending is an error that carries it."""
+    """Tell what is known of *command*; a command that was ended instead of ending is an error that carries it."""
     if command.failure is not None:
         raise command.failure
     result = _result(kind, command, plain=plain)
@@ -206,7 +206,7 @@ async def perform_wait_command(scope: Scope, request: WaitCommand, _: None) -> W
 
 
 async def perform_list_commands(scope: Scope, _request: ListCommands, _: None) -> ListCommandsResult:
-    """Every command that the session remembers, for a client that does not."""
+    """List every command that the session remembers, for a client that does not."""
     await trio.lowlevel.checkpoint()
     commands = scope.own.commands
     return ListCommandsResult(

@@ -45,21 +45,21 @@ class _Change:
 
     @property
     def shift(self) -> int:
-        """How many lines more there are then."""
+        """The number of lines that are added."""
         return len(self.new) - (self.end - self.start)
 
     @property
     def size_bytes(self) -> int:
-        """Of all that the diff shows of it."""
+        """The size of all that the diff shows of it."""
         return self.behind - self.at + sum(map(len, self.new))
 
 
 class _TooLong(Exception):
-    """What comes next does not fit into the diff."""
+    """The next part does not fit into the diff."""
 
 
 def occurrences(data: bytes, old: Bytes) -> Iterator[int]:
-    """Where *old* occurs, from left to right, none overlapping another; `data.count(old)` of them."""
+    """Yield where *old* occurs, from left to right, none overlapping another; `data.count(old)` of them."""
     at = data.find(old)
     while at >= 0:
         yield at
@@ -67,7 +67,7 @@ def occurrences(data: bytes, old: Bytes) -> Iterator[int]:
 
 
 def lines_of(data: bytes, old: Bytes) -> tuple[int, ...]:
-    """The line numbers, from 1, of the first few places of *old*."""
+    """Return the line numbers, from 1, of the first few places of *old*."""
     return tuple(data.count(b"\n", 0, place) + 1 for place in islice(occurrences(data, old), SHOWN_LINES))
 
 
@@ -132,7 +132,7 @@ def _large(data: bytes, old: Bytes, new: Bytes, line: int, begin: int, end: int)
 
 
 def _change(before: bytes, old: Bytes, new: Bytes, line: int, begin: int) -> _Change:
-    """What changes in the lines *before*, the first of which has the number *line* and begins at *begin*."""
+    """Find the change of the lines *before*, the first of which has the number *line* and begins at *begin*."""
     old_lines, new_lines = _lines(before), _lines(before.replace(old, new))
     same_front = _common(old_lines, new_lines)
     same_back = _common(old_lines[same_front:][::-1], new_lines[same_front:][::-1])

@@ -1,4 +1,4 @@
-"""What a command says while somebody waits for it: the newest lines, at a bounded rate, and a sign of life."""
+"""Reports on a command while somebody waits for it: its newest lines, at a bounded rate, and a sign of life."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ async def tell(command: SessionCommand, report: Report) -> None:
 
 
 def newest_lines(command: SessionCommand) -> str:
-    """The last few lines of the stream that spoke last."""
+    """Return the last few lines of the stream that spoke last."""
     text = strip_ansi(command.spill.newest.tail(SHOWN_BYTES).decode("utf-8", "replace"))
     lines = [line for line in text.splitlines() if line.strip()]
     return "\n".join(lines[-SHOWN_LINES:]) or still_running(command)
 
 
 def still_running(command: SessionCommand) -> str:
-    """A sign of life."""
+    """Return a sign of life."""
     return (
         f"{command.id} has been running for {command.duration_ms / 1000:.0f} s and has said {command.spill.said} bytes"
     )

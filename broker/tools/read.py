@@ -37,7 +37,7 @@ ReadRange: TypeAlias = Callable[[int, int], Awaitable[bytes]]
 
 @attrs.frozen(kw_only=True)
 class _Range:
-    """What is read: where it begins, how many lines at most, and the number of the first where that is known."""
+    """The range to read: where it begins, how many lines at most, and the number of the first where that is known."""
 
     offset: int
     line_count: int | None = None
@@ -81,7 +81,7 @@ async def perform_read_file(scope: Scope, request: ReadFile, path: str) -> ReadF
 
 
 async def _range(request: ReadFile, read: ReadRange, size_bytes: int, path: str) -> _Range:
-    """What to read: bytes as asked, or the bytes of the lines that were asked for."""
+    """Find the range to read: bytes as asked, or the bytes of the lines that were asked for."""
     if request.start_line is None and request.line_count is None:
         return _Range(offset=request.offset)
     _require_lines(request)
@@ -131,14 +131,14 @@ def _text(request: ReadFile, data: bytes, limit: int, head: bytes, part: _Range,
 
 @attrs.frozen
 class LineStart:
-    """Where a line begins, and its number where that is known."""
+    """The beginning of a line, and its number where that is known."""
 
     offset: int
     number: int | None
 
 
 async def find_line(read: ReadRange, number: int) -> LineStart:
-    """Where line *number* begins, counted from 1; the end of the file when it has fewer."""
+    """Find where line *number* begins, counted from 1; the end of the file when it has fewer."""
     offset, missing = 0, number - 1
     while missing:
         block = await read(offset, BLOCK_BYTES)
@@ -154,7 +154,7 @@ async def find_line(read: ReadRange, number: int) -> LineStart:
 
 
 async def find_last_lines(read: ReadRange, count: int, size_bytes: int) -> LineStart:
-    """Where the last *count* lines begin; a newline at the very end begins no line."""
+    """Find where the last *count* lines begin; a newline at the very end begins no line."""
     end, missing = size_bytes, count + 1
     if size_bytes and await read(size_bytes - 1, 1) != NEWLINE:
         missing = count
@@ -170,7 +170,7 @@ async def find_last_lines(read: ReadRange, count: int, size_bytes: int) -> LineS
 
 
 def after_newline(data: bytes, count: int) -> int:
-    """The offset behind the *count*-th newline; there must be as many. Counting halves is cheap, however many."""
+    """Return the offset behind the *count*-th newline; there must be as many. Halves are counted, which is cheap."""
     if not count:
         return 0
     begin, end = 0, len(data)  # what is looked for lies between the two
@@ -186,12 +186,12 @@ def after_newline(data: bytes, count: int) -> int:
 
 
 def first_lines(data: bytes, count: int) -> bytes:
-    """The first *count* lines of *data*; all of it when there are not as many."""
+    """Return the first *count* lines of *data*; all of it when there are not as many."""
     return data[: after_newline(data, count)] if data.count(NEWLINE) >= count else data
 
 
 def count_lines(data: bytes) -> int:
-    """How many lines begin in *data*."""
+    """Count the lines that begin in *data*."""
     return data.count(NEWLINE) + (not data.endswith(NEWLINE) and bool(data))
 
 
@@ -207,7 +207,7 @@ class TextPart:
 
 
 def cut_text(data: bytes, limit: int, *, starts_file: bool, ends_file: bool) -> TextPart | None:
-    """The text that begins within the first *limit* bytes of *data*, or None when it is not UTF-8 text.
+    """Return the text that begins within the first *limit* bytes of *data*, or None when it is not UTF-8 text.
 
     Args:
         data: up to `limit + MAX_CHARACTER_BYTES - 1` bytes, so that the last character can be whole.
@@ -227,7 +227,7 @@ def cut_text(data: bytes, limit: int, *, starts_file: bool, ends_file: bool) -> 
 
 
 def _rest_of_character(data: bytes) -> int:
-    """How many bytes at the beginning continue a character that began before; a character has at most three such."""
+    """Count the bytes at the beginning that continue a character that began before; a character has at most three."""
     count = 0
     while count < min(len(data), MAX_CHARACTER_BYTES - 1) and _continues(data[count]):
         count += 1
@@ -256,7 +256,7 @@ class NotInEncoding(Exception):
 
 
 def decode_text(data: bytes, limit: int, encoding: str, *, ends_file: bool) -> TextPart:
-    """The characters in the first *limit* bytes of *data*, which begins with a whole one; at least one if any.
+    """Return the characters in the first *limit* bytes of *data*, which begins with a whole one; at least one if any.
 
     Raises:
         NotInEncoding: see there.
@@ -275,7 +275,7 @@ def decode_text(data: bytes, limit: int, encoding: str, *, ends_file: bool) -> T
 
 
 def encoding_at(encoding: str, head: bytes, offset: int) -> str:
-    """The encoding in the middle of a file, where no byte order mark is: that of the mark at its *head*."""
+    """Return the encoding in the middle of a file, where no byte order mark is: that of the mark at its *head*."""
     if offset == 0 or encoding not in ("utf-16", "utf-8-sig"):
         return encoding
     if encoding == "utf-8-sig":

@@ -1,4 +1,4 @@
-"""What must hold before a file tool uses what was pinned, and what each of them tells of it.
+"""Rules that must hold before a file tool uses what was pinned, and what the tools tell of it.
 
 One place for the order of design section 5: the real path, the kind, the other names; and for the limits of
 `file_limits` and a full disk.
@@ -48,8 +48,8 @@ async def held(
 ) -> AsyncIterator[tuple[P, ...]]:
     """Pin the places of paths, and be the only one of this broker who changes what is there.
 
-    Each is decided on by its real path, before anybody is kept waiting for it. What is told of them was seen after
-    whoever held them before was done, so that a check of it holds until the change.
+    Each is decided on by its real path, before anything waits for it. The facts about them were seen after their last
+    holder was done, so that a check of them holds until the change.
 
     Args:
         look: `Files.place`, which follows a link in the last place, or `NameWork.entry`, which does not.
@@ -82,7 +82,7 @@ async def _pinned(
 
 
 def in_turn(scope: Scope, place: FilePlace | EntryPlace) -> Callable[[], AbstractAsyncContextManager[None]]:
-    """What makes its user the only one of this broker who changes a place, which must be pinned then."""
+    """Return what makes its user the only one of this broker that changes a place, which must be pinned then."""
     name, asked = name_of(place), shown_path(place.path)
     return lambda: scope.host.locks.hold([name], asked, scope.own.files.when_settled)
 
@@ -149,7 +149,7 @@ async def require_no_blocked_link(scope: Scope, facts: FileFacts) -> None:
 
 
 def require_existing(entry: EntryPlace, purpose: str) -> FileFacts:
-    """What has the name. Raises: NotFound; Denied for what only the kernel makes."""
+    """Return what has the name. Raises: NotFound; Denied for what only the kernel makes."""
     if entry.existing is None:
         raise NotFound(entry.asked, f"{entry.asked}: No such file or directory", "ENOENT")
     if entry.existing.kind in ("kernel", "device"):
@@ -179,13 +179,13 @@ def require_size(host: Host, size_bytes: int, what: str = "content") -> None:
 
 
 def tree_spec(host: Host, root: str) -> protocol.OfTree:
-    """The policy as data for a worker that walks the tree of *root*, and where it looks for other names of files."""
+    """Return what a worker that walks the tree of *root* must know: the policy, and where to look for other names."""
     rules = cast("protocol.TreeRules", attrs.asdict(host.paths.tree))
     return {"rules": rules, "link_roots": [root, host.user.home, *host.grants.write_paths]}
 
 
 def bounded_s(host: Host, asked_s: float) -> float:
-    """The seconds that work on a tree may take: as asked, at most timeouts.command_max, as any work may."""
+    """Return the seconds that work on a tree may take: as asked, at most timeouts.command_max, as any work may."""
     return min(asked_s, host.commands.max_s)
 
 
@@ -232,7 +232,7 @@ async def full_disk_told(host: Host, directory_fd: int, needed_bytes: int) -> As
 
 
 def kind_shown(kind: str) -> Kind:
-    """The type of an entry as results name it."""
+    """Name the type of an entry as results do."""
     match kind:
         case "file" | "directory" | "symlink":
             return kind
@@ -241,12 +241,12 @@ def kind_shown(kind: str) -> Kind:
 
 
 def size_shown(kind: str, size_bytes: int) -> int | None:
-    """The size of an entry where it means something."""
+    """Return the size of an entry where it means something."""
     return size_bytes if kind == "file" else None
 
 
 def timestamp(mtime_ns: int) -> str | None:
-    """A file's time in UTC with milliseconds; None for one that no calendar has."""
+    """Return a file's time in UTC with milliseconds; None for one that no calendar has."""
     try:
         moment = EPOCH + timedelta(microseconds=mtime_ns // 1000)
     except OverflowError:

@@ -108,7 +108,7 @@ async def perform_kill_session(scope: Scope, request: KillSession, _: Subject) -
 
 
 async def perform_get_system_info(scope: Scope, _request: GetSystemInfo, _: Subject) -> GetSystemInfoResult:
-    """What the machine is and does, and what the walls enforce on it."""
+    """Describe the machine, and what the walls enforce on it."""
     facts = await scope.host.facts.system()
     memory = facts.memory
     return GetSystemInfoResult(
@@ -137,7 +137,7 @@ async def perform_get_system_info(scope: Scope, _request: GetSystemInfo, _: Subj
 
 
 async def perform_get_process_list(scope: Scope, request: GetProcessList, _: Subject) -> GetProcessListResult:
-    """The processes of one session, or those of the session user: command lines only of the caller's own."""
+    """List the processes of one session, or those of the session user: command lines only of the caller's own."""
     host = scope.host
     if scope.session is not None:
         found = await host.facts.processes(pids=await scope.own.init.descendants())
@@ -182,9 +182,9 @@ def _process(facts: ProcessFacts, *, with_cmdline: bool) -> ProcessInfo:
 
 
 def _appeared(scope: Scope) -> Mapping[str, str]:
-    """What is to be added to a layer's words: closed names that were found in sessions of the caller.
+    """Return what is to be added to a layer's words: closed names that were found in sessions of the caller.
 
-    Without the sessions' ids: who has one has the session.
+    Without the sessions' ids: anyone who has one has the session.
     """
     sessions = scope.host.supervisor.of(scope.principal)
     names = tuple(dict.fromkeys(name for session in sessions for name in session.own.aftermath.names))

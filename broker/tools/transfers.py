@@ -196,7 +196,7 @@ async def open_archive_sink(scope: Scope, path: str, declared: Declared, *, gzip
 
 
 def _require_new_or_empty(scope: Scope, target: EntryPlace) -> None:
-    """Whether a directory is empty shows when the archive takes its place; then it is not replaced unless it is."""
+    """Refuse what is there, but for a directory: it is replaced by the archive only if it is empty then."""
     there = target.existing
     if there is None:
         return
@@ -212,7 +212,7 @@ def _caps(host: Host, *, gzip: bool) -> protocol.ArchiveLimits:
 
 
 async def perform_stat_transfer(scope: Scope, request: StatTransfer, _: Subject) -> StatTransferResult:
-    """What is known of a transfer."""
+    """Tell what is known of a transfer."""
     await trio.lowlevel.checkpoint()
     transfer = scope.own.raw.get(request.transfer_id)
     await transfer.look()
