@@ -37,7 +37,7 @@ from sandbox.cgroup.layer import open_groups
 from sandbox.errors import BirthFailed
 from sandbox.init.launcher import Launcher, open_launcher
 from sandbox.kernel.processes import is_below
-from sandbox.plan.plan import Refused
+from sandbox.plan.plan import LayerUnavailable
 from sandbox.sniffing import open_sniffing
 
 log = logging.getLogger("broker")
@@ -48,7 +48,7 @@ INSTRUCTIONS = (
     "everything the session started."
 )
 
-CANNOT_SERVE = (ListenFailed, AuditUnavailable, Refused, BirthFailed)
+CANNOT_SERVE = (ListenFailed, AuditUnavailable, LayerUnavailable, BirthFailed)
 """What `run_http` and `run_stdio` raise when the address, the logs, a required layer or the first process for a session
 cannot be had; the text is for the operator."""
 
@@ -129,7 +129,7 @@ class Broker:
             log.warning("%d sessions were still ending after %g s", left, self.drain_s)
 
     def watch(self, foundation: Foundation) -> PeerWatch:
-        """The watch that keeps the sessions' own processes from the port. Raises: Refused, if that cannot be had."""
+        """The watch that keeps the sessions' own processes from the port. Raises: LayerUnavailable, if that cannot be had."""
         return open_watch(foundation.plan, foundation.user, self.launcher, self.session_of, self.refused)
 
     def refused(self, event: Event) -> None:

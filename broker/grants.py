@@ -24,7 +24,7 @@ from policy.rules import CommandRule, Policy, ResourceLimits, ResourceOverride
 from sandbox.machine.programs import Program, resolve_program
 from sandbox.paths import is_beneath_any
 from sandbox.plan.limits import Limits
-from sandbox.plan.plan import Closed, Names, SessionUser
+from sandbox.plan.plan import ClosedPaths, Names, SessionUser
 
 BENEATH = "/**"
 
@@ -58,7 +58,7 @@ def find_grants(
     )
 
 
-def closed_by(rules: PathRules, opened: tuple[str, ...] = (), links: tuple[str, ...] = ()) -> Closed:
+def closed_by(rules: PathRules, opened: tuple[str, ...] = (), links: tuple[str, ...] = ()) -> ClosedPaths:
     """What the kernel closes to commands: the blocked and the guarded patterns, and where those begin that say it.
 
     A pattern without wildcards closes a name that is not there yet as well, and one with wildcards in its last name
@@ -68,7 +68,7 @@ def closed_by(rules: PathRules, opened: tuple[str, ...] = (), links: tuple[str, 
     expressions = rules.tree
     patterns = (pattern for pattern in (*rules.blocked, *rules.guarded) if pattern.pack != "secrets")
     stems = dict.fromkeys(_stem(pattern.parts) for pattern in patterns)
-    return Closed(
+    return ClosedPaths(
         blocked=Names(from_root=expressions.blocked_from_root, anywhere=expressions.blocked_anywhere),
         guarded=Names(from_root=expressions.guarded_from_root, anywhere=expressions.guarded_anywhere),
         last_names=expressions.last_names,

@@ -27,7 +27,7 @@ from sandbox.init.launcher import Launcher
 from sandbox.machine.facts import FactSource
 from sandbox.paths import is_beneath_any
 from sandbox.plan.limits import Limits
-from sandbox.plan.plan import Closed, LayerReport, SessionUser, Walls
+from sandbox.plan.plan import ClosedPaths, LayerReport, SessionUser, Walls
 from sandbox.plan.walls import packages_of
 from transfers.media import MediaTypes
 from transfers.part import Discarded
@@ -57,7 +57,7 @@ class Grants:
     """The narrower list of a command whose rule says what it may run, by the rule's name."""
     named_programs: tuple[str, ...]
     """The paths by which the policy names all of these; they may be links to somewhere else."""
-    closed: Closed
+    closed: ClosedPaths
     """Names that stay closed inside `write_paths`, and elsewhere."""
 
 

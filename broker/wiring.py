@@ -27,14 +27,14 @@ from config.settings import ServerSettings
 from policy.network import network_use
 from policy.path import PathRules
 from policy.rules import Policy
-from sandbox.cgroup.layer import Place, look
+from sandbox.cgroup.layer import CgroupPlace, look
 from sandbox.commands.spill import OutputRoom
 from sandbox.errors import UserUnavailable
 from sandbox.init.launcher import Launcher
 from sandbox.machine.capabilities import probe
 from sandbox.machine.claims import Claims
 from sandbox.machine.facts import FactSource
-from sandbox.plan.plan import LayerReport, Plan, Refused, SessionUser, make_plan
+from sandbox.plan.plan import LayerReport, LayerUnavailable, Plan, SessionUser, make_plan
 from sandbox.plan.users import choose_user
 from transfers.media import Look, MediaTypes
 from transfers.part import Discarded
@@ -44,7 +44,7 @@ MEDIA_THREADS = 2
 DOWNLOAD_IDLE_S = 600.0
 """Seconds without a chunk after which a pinned download is let go; the client may start it again."""
 
-CANNOT_START = (Refused, UserUnavailable, NotOurs, Untenable)
+CANNOT_START = (LayerUnavailable, UserUnavailable, NotOurs, Untenable)
 """What `lay_foundation` raises: this machine cannot give what is required, or the broker would not be safe here."""
 
 
@@ -54,7 +54,7 @@ class Foundation:
 
     plan: Plan
     user: SessionUser
-    cgroup: Place
+    cgroup: CgroupPlace
     limit_files: frozenset[str]
     """Of a cgroup: those that the policy makes use of."""
     trusted: TrustedPlaces
@@ -71,7 +71,7 @@ def lay_foundation(config: Config, claims: Claims) -> Foundation:
         claims: what holds that user; to be given up after the broker's last session.
 
     Raises:
-        Refused, UserUnavailable, NotOurs, Untenable: the broker must not start here, and why.
+        LayerUnavailable, UserUnavailable, NotOurs, Untenable: the broker must not start here, and why.
     """
     capabilities, sandbox, limit_files = probe(), config.server.sandbox, _limit_files(config.policy)
     cgroup = look(sandbox, limit_files)

@@ -1,4 +1,4 @@
-"""What can go wrong at the kernel edge, by name. `plan.Refused` is the one fault that comes before all of these."""
+"""Errors of the kernel edge, by name; `plan.LayerUnavailable` is the one that comes before all of these."""
 
 from __future__ import annotations
 

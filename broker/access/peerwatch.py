@@ -20,7 +20,7 @@ from sandbox.init.launcher import Launcher
 from sandbox.kernel import namespaces
 from sandbox.machine.holders import Holders
 from sandbox.machine.netpeers import Gone, NetPeers, PeersUnknown, choose_peers
-from sandbox.plan.plan import Plan, Refused, SessionUser
+from sandbox.plan.plan import LayerUnavailable, Plan, SessionUser
 from sandbox.threads import run_in_thread
 
 RECORD_S = 1.0
@@ -74,7 +74,7 @@ def open_watch(
         record: told of who is refused.
 
     Raises:
-        Refused: sessions share the network with the broker, and the kernel does not say who connects.
+        LayerUnavailable: sessions share the network with the broker, and the kernel does not say who connects.
     """
     peers = None
     # Sessions with a network of their own, or whose filter lets no internet socket through, cannot reach the port.
@@ -84,7 +84,7 @@ def open_watch(
         except PeersUnknown as unknown:
             why = f"commands that may use it could drive the broker through its own port, unknown to it ({unknown})"
             remedy = "serve on stdio, let the policy allow the network to no command, or load the module tcp_diag"
-            raise Refused(layer="network", why=why, remedy=remedy) from unknown
+            raise LayerUnavailable(layer="network", why=why, remedy=remedy) from unknown
     holders = Holders(own_namespaces=bool(plan.spaces & namespaces.PID), filtered=plan.seccomp)
     return PeerWatch(peers, holders, user, launcher, session_of, record)
 

@@ -42,7 +42,7 @@ from sandbox.errors import BirthFailed
 from sandbox.init.init import Init
 from sandbox.init.launcher import open_launcher
 from sandbox.plan.limits import Limits
-from sandbox.plan.plan import LayerReport, Refused
+from sandbox.plan.plan import LayerReport, LayerUnavailable
 from sandbox.sniffing import open_sniffing
 
 CANNOT_EXAMINE = (BirthFailed, ListenFailed, OSError)
@@ -73,7 +73,7 @@ async def examine(config: Config, foundation: Foundation) -> Diagnosis:
     """Start the throw-away session and attack it.
 
     Raises:
-        BirthFailed, ListenFailed, Refused, OSError: there can be no session, or no port.
+        BirthFailed, ListenFailed, LayerUnavailable, OSError: there can be no session, or no port.
     """
     async with _open_host(config, foundation) as host:
         with open_fixtures(host, config) as around:
@@ -102,7 +102,7 @@ async def _open_port(host: Host, foundation: Foundation, around: Fixtures) -> As
     """A port as a broker with this configuration would have, which minds who connects."""
     try:
         watch = open_watch(foundation.plan, foundation.user, host.launcher, _forget, _forget)
-    except Refused as refused:
+    except LayerUnavailable as refused:
         yield attrs.evolve(around, missing={**around.missing, "own_port": f"there is no start with a port: {refused}"})
     else:
         async with open_own_port(watch) as address:

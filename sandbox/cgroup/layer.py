@@ -26,14 +26,14 @@ _TELL = "tell the operating system's keeper of cgroups (systemd: Delegate=yes) t
 
 
 @attrs.frozen(kw_only=True)
-class Place:
+class CgroupPlace:
     """Where groups can be made, as far as looking tells; `base` is None where they cannot."""
 
     base: Group | None
     report: LayerReport
 
 
-def look(settings: SandboxSettings, wanted: frozenset[str]) -> Place:
+def look(settings: SandboxSettings, wanted: frozenset[str]) -> CgroupPlace:
     """Look for the base that *settings* name or leave to us.
 
     Args:
@@ -41,23 +41,23 @@ def look(settings: SandboxSettings, wanted: frozenset[str]) -> Place:
         wanted: files of limits that the policy makes use of.
     """
     if not settings.enable_cgroups:
-        return Place(base=None, report=_unavailable("switched off; set sandbox.enable_cgroups to true"))
+        return CgroupPlace(base=None, report=_unavailable("switched off; set sandbox.enable_cgroups to true"))
     try:
         base = find_base(settings.cgroup_base)
     except NoCgroup as fault:
-        return Place(base=None, report=_unavailable(_why(fault, settings.cgroup_base)))
+        return CgroupPlace(base=None, report=_unavailable(_why(fault, settings.cgroup_base)))
     lacking = {file for file, controller in _CONTROLLERS if controller not in base.controllers()}
-    return Place(base=base, report=_report(base.path, wanted & lacking, settings.cgroup_base))
+    return CgroupPlace(base=base, report=_report(base.path, wanted & lacking, settings.cgroup_base))
 
 
 @contextlib.asynccontextmanager
 async def open_groups(
-    place: Place, settings: SandboxSettings, wanted: frozenset[str]
+    place: CgroupPlace, settings: SandboxSettings, wanted: frozenset[str]
 ) -> AsyncIterator[tuple[Tree | None, LayerReport]]:
     """Make the broker's tree at *place*, and say what it limits; None where none can be made.
 
     Raises:
-        Refused: there is none, and the operator requires it.
+        LayerUnavailable: there is none, and the operator requires it.
     """
     if place.base is None:
         yield None, place.report

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from sandbox.cgroup.session import SessionGroup
     from sandbox.cgroup.tree import Tree
-    from sandbox.plan.plan import Closed
+    from sandbox.plan.plan import ClosedPaths
 
 BIRTH_S = 30.0  # it takes about 10 ms from a warm spare and 50 ms from a cold one; seconds where the disk is far
 SPARE_S = 1.0  # for a spare to say that it is there: it takes less than a millisecond unless it is stopped
@@ -131,7 +131,7 @@ class Launcher:
         async with self._open_group(walls.limits) as group, self._open_init(walls, group) as init:
             yield init
 
-    def look_ahead(self, closed: Closed) -> None:
+    def look_ahead(self, closed: ClosedPaths) -> None:
         """Start to find out what births will want to know of the system's directories: the first one need not wait."""
         self._system.begin(closed.blocked, closed.last_names)
 

@@ -32,7 +32,7 @@ _VOID = "/dev/.void"  # what masks are made of; gone when they are
 _NOTHING = READ_ONLY | NO_SUID | NO_DEV | NO_EXEC
 
 
-class Outcome:
+class MaskOutcome:
     """What was closed: the paths that were covered, those that are guarded, and the directories that are framed.
 
     `left`: how many are guarded from the file tools alone.
@@ -54,7 +54,7 @@ def close(
     frames: Iterable[str] = (),
     stays_closed: Callable[[str], bool] = lambda _: False,
     holes: Iterable[Bind] = (),
-) -> Outcome:
+) -> MaskOutcome:
     """Frame, then cover and guard what is *found*, asked for one by one; return what became of it.
 
     Args:
@@ -91,7 +91,7 @@ class _Closing:
     """The mounts of one session, while they are made."""
 
     def __init__(self, holes: Iterable[Bind]) -> None:
-        self.outcome = Outcome()
+        self.outcome = MaskOutcome()
         self._held: set[str] = set()
         self._framed: set[str] = set()
         self._holes: list[tuple[str, int, int]] = []  # path, rights, the descriptor of what is there now

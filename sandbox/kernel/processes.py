@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROUND = 200  # processes stopped per step: each costs a descriptor, and the usual limit of those is 1024
 
 
-class Entry:
+class ProcessEntry:
     """One line of /proc: enough to build trees and to count what a user has."""
 
     __slots__ = ("parent", "pid", "threads", "zombie")
@@ -34,7 +34,7 @@ class Entry:
         self.zombie = fields[0] in b"ZX"
 
 
-def read_entry(pid: int) -> Entry | None:
+def read_entry(pid: int) -> ProcessEntry | None:
     """Read one process, or None when it is gone."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
@@ -47,7 +47,7 @@ def read_entry(pid: int) -> Entry | None:
     finally:
         os.close(fd)
     # The name in parentheses may hold anything, spaces and parentheses included; what follows the last one not.
-    return Entry(pid, line[line.rindex(b")") + 2 :].split())
+    return ProcessEntry(pid, line[line.rindex(b")") + 2 :].split())
 
 
 def number_inside(pid: int) -> int:
@@ -88,19 +88,19 @@ def take_pid(pidfd: int) -> int:
         os.close(pidfd)
 
 
-def entries() -> Iterator[Entry]:
+def entries() -> Iterator[ProcessEntry]:
     """Read every process there is. Not a snapshot: processes come and go meanwhile."""
     for name in os.listdir("/proc"):
         if name.isdigit() and (entry := read_entry(int(name))) is not None:
             yield entry
 
 
-def descendants(root: int, *, spare: Collection[int] = ()) -> list[Entry]:
+def descendants(root: int, *, spare: Collection[int] = ()) -> list[ProcessEntry]:
     """List what lives below *root*, parents first; *spare* processes are left out with all below them."""
-    children: dict[int, list[Entry]] = {}
+    children: dict[int, list[ProcessEntry]] = {}
     for entry in entries():
         children.setdefault(entry.parent, []).append(entry)
-    found: list[Entry] = []
+    found: list[ProcessEntry] = []
     queue = [root]
     for pid in queue:
         kept = [entry for entry in children.get(pid, ()) if entry.pid not in spare]
@@ -181,7 +181,7 @@ def end_in_rounds(on_exit: Callable[[int, int], None], *, spare: Collection[int]
     _reap_exited(on_exit)
 
 
-def _hold(victims: list[Entry], held: dict[int, int]) -> int:
+def _hold(victims: list[ProcessEntry], held: dict[int, int]) -> int:
     """Stop those not yet held, through pidfds so that no reused pid is hit; return how many were new."""
     fresh = [entry for entry in victims if entry.pid not in held][: ROUND - len(held)]
     stopped = 0

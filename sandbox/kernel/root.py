@@ -62,7 +62,7 @@ class RootPlan:
         real: Iterable[str] = (),
         private: Iterable[Bind] = (),
         private_bytes: int = 1 << 30,
-        close: Callable[[], masks.Outcome] = masks.Outcome,
+        close: Callable[[], masks.MaskOutcome] = masks.MaskOutcome,
         cgroup: bool = False,
     ) -> None:
         self.binds = dict(binds)
@@ -73,17 +73,17 @@ class RootPlan:
         self.cgroup = cgroup
 
 
-class Outcome:
+class RootOutcome:
     """What became of a plan: the binds that are not there, and what was closed."""
 
     __slots__ = ("closed", "missing")
 
-    def __init__(self, missing: Iterable[str], closed: masks.Outcome) -> None:
+    def __init__(self, missing: Iterable[str], closed: masks.MaskOutcome) -> None:
         self.missing = tuple(missing)
         self.closed = closed
 
 
-def build(plan: RootPlan) -> Outcome:
+def build(plan: RootPlan) -> RootOutcome:
     """Build the new root and move into it. Raises OSError whose text says at what."""
     root = NewRoot()
     mounting.make_private()
@@ -92,7 +92,7 @@ def build(plan: RootPlan) -> Outcome:
     closed = plan.close()
     for path in root.own & {"/", "/dev"}:
         mounting.forbid(path, READ_ONLY)
-    return Outcome(missing, closed)
+    return RootOutcome(missing, closed)
 
 
 def trace(path: str) -> tuple[str, list[tuple[str, str]]]:

@@ -1,7 +1,7 @@
 """Who is at the other end of a TCP connection, as far as that end is on this machine: the kernel's word. Broker side.
 
 sock_diag says it in 20 microseconds, /proc/net/tcp in milliseconds; so nothing here needs a thread. What an end that is
-closed says of itself (uid 0, inode 0) is nobody's: an `Owner` comes of an established connection alone.
+closed says of itself (uid 0, inode 0) is nobody's: a `SocketOwner` comes of an established connection alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    LookUp = Callable[["_End", "_End"], tuple[int, "Owner"] | None]
+    LookUp = Callable[["_End", "_End"], tuple[int, "SocketOwner"] | None]
     """State and owner of the socket that has the first as its own end and the second as its other; None: no such."""
 
 ESTABLISHED = 1
@@ -38,7 +38,7 @@ class PeersUnknown(Exception):
 
 
 @attrs.frozen
-class Owner:
+class SocketOwner:
     """Who made the other end (`uid`, as we see it), and what it is called among the descriptors of its holders."""
 
     uid: int
@@ -76,7 +76,7 @@ class NetPeers:
 
     _look_up: LookUp
 
-    def owner(self, peer: tuple[Any, ...], own: tuple[Any, ...]) -> Owner | None:
+    def owner(self, peer: tuple[Any, ...], own: tuple[Any, ...]) -> SocketOwner | None:
         """Whose the other end of a connection is; None: it is not in our network namespace.
 
         Args:
@@ -126,14 +126,14 @@ def _try(peers: NetPeers) -> None:
         names = accepted.getpeername(), accepted.getsockname()
         owner = peers.owner(*names)
         # What descends from somebody else's user namespace may be told other numbers than its own.
-        if owner != Owner(os.geteuid(), os.fstat(ours.fileno()).st_ino):
+        if owner != SocketOwner(os.geteuid(), os.fstat(ours.fileno()).st_ino):
             raise PeersUnknown(f"it takes our own connection for {owner}")
         ours.close()
         with contextlib.suppress(Gone):
             raise PeersUnknown(f"it takes a closed connection for {peers.owner(*names)}")
 
 
-def _by_sock_diag(own: _End, other: _End) -> tuple[int, Owner] | None:
+def _by_sock_diag(own: _End, other: _End) -> tuple[int, SocketOwner] | None:
     address = own.address.ljust(16, b"\0") + other.address.ljust(16, b"\0")
     ports = struct.pack("!HH", own.port, other.port)
     tail = struct.pack("=III", own.scope, _ANY_COOKIE, _ANY_COOKIE)
@@ -143,10 +143,10 @@ def _by_sock_diag(own: _End, other: _End) -> tuple[int, Owner] | None:
     except FileNotFoundError:  # no such socket; or no such module, which the trial finds out
         return None
     uid, inode = struct.unpack_from("=II", answer, 64)  # of inet_diag_msg
-    return answer[1], Owner(uid, inode)
+    return answer[1], SocketOwner(uid, inode)
 
 
-def _by_proc(own: _End, other: _End) -> tuple[int, Owner] | None:
+def _by_proc(own: _End, other: _End) -> tuple[int, SocketOwner] | None:
     """Read the tables of all sockets; a v4-mapped end is in that of IPv6, so IPv4 needs both."""
     ends = {(_in_table(a), _in_table(b)) for a, b in ((own, other), (_mapped(own), _mapped(other)))}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -157,7 +157,7 @@ def _by_proc(own: _End, other: _End) -> tuple[int, Owner] | None:
             continue
         for row in rows:
             if (row[1], row[2]) in ends:
-                return int(row[3], 16), Owner(int(row[7]), int(row[9]))
+                return int(row[3], 16), SocketOwner(int(row[7]), int(row[9]))
     return None
 
 

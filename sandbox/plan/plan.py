@@ -37,7 +37,7 @@ TASKS_TOGETHER = "processes of a session's commands together"
 """What the rlimits layer says where a command is held to its limit of processes without a cgroup."""
 
 
-class Refused(Exception):
+class LayerUnavailable(Exception):
     """A layer the operator requires cannot be had on this host."""
 
     def __init__(self, *, layer: str, why: str, remedy: str) -> None:
@@ -111,7 +111,7 @@ class Names:
 
 
 @attrs.frozen(kw_only=True)
-class Closed:
+class ClosedPaths:
     """What stays closed in the trees that a session sees.
 
     Attributes:
@@ -156,7 +156,7 @@ class Walls:
     exec_paths: tuple[str, ...] = attrs.field(validator=_absolute)
     limits: Limits
     named_programs: tuple[str, ...] = ()
-    closed: Closed = Closed()
+    closed: ClosedPaths = ClosedPaths()
 
 
 @attrs.frozen(kw_only=True)
@@ -216,7 +216,7 @@ def make_plan(
         network: which commands the policy allows it.
 
     Raises:
-        Refused: a layer of `settings.require` cannot be enforced here.
+        LayerUnavailable: a layer of `settings.require` cannot be enforced here.
     """
     spaces = choose_spaces(
         capabilities, enabled=settings.enable_namespaces, private_tmp=settings.private_tmp, network=network
@@ -242,10 +242,10 @@ def make_plan(
 
 
 def check_enforced(required: LayerReport) -> None:
-    """Raise Refused where a layer that the operator requires is not enforced."""
+    """Raise LayerUnavailable where a layer that the operator requires is not enforced."""
     if required.state != "enforced":
         why = f"it is {required.state}: {required.detail}"
-        raise Refused(layer=required.name, why=why, remedy=_remedy(required.name))
+        raise LayerUnavailable(layer=required.name, why=why, remedy=_remedy(required.name))
 
 
 def _expected(

@@ -79,7 +79,7 @@ class SystemSearch:
 
         Args:
             blocked: the names. Those that begin somewhere are asked for at each birth.
-            last_names: what a name must match to be blocked in a directory that is not (see `plan.Closed`).
+            last_names: what a name must match to be blocked in a directory that is not (see `plan.ClosedPaths`).
         """
         if blocked.anywhere == NEVER:
             return None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sandbox.errors import UserUnavailable
 from sandbox.machine.claims import DYNAMIC_UIDS
-from sandbox.plan.plan import Refused, SandboxSettings, SessionUser
+from sandbox.plan.plan import LayerUnavailable, SandboxSettings, SessionUser
 
 if TYPE_CHECKING:
     from sandbox.machine.capabilities import Capabilities
@@ -41,7 +41,7 @@ def choose_user(
 
     Raises:
         UserUnavailable: there is nobody, or no place for a home.
-        Refused: `unprivileged_user` names somebody whom only root can become.
+        LayerUnavailable: `unprivileged_user` names somebody whom only root can become.
     """
     wanted = settings.unprivileged_user
     if not capabilities.is_root:
@@ -59,7 +59,7 @@ def _ourselves(wanted: str, data_dir: Path) -> SessionUser:
     uid = os.getuid()
     entry = _entry(uid)
     if wanted and (entry is None or entry.pw_name != wanted):
-        raise Refused(
+        raise LayerUnavailable(
             layer="user",
             why=f"only root can run commands as {wanted!r}",
             remedy="start the broker as root, or leave sandbox.unprivileged_user empty",

@@ -20,7 +20,7 @@ from sandbox.cgroup.group import Group
 from sandbox.cgroup.place import find_base
 from sandbox.cgroup.session import OWN_MEMORY_BYTES, OWN_PIDS
 from sandbox.cgroup.tree import HOME, PREFIX
-from sandbox.plan.plan import Refused
+from sandbox.plan.plan import LayerUnavailable
 from tests.sandbox.cgroup.test_walls_cgroup_guest import WHY_NOT, python
 from tests.sandbox.init.test_sandbox_births import survivors, wait_exit
 from tests.support.whole import Whole, open_whole
@@ -285,6 +285,8 @@ async def test_a_start_removes_what_a_crashed_broker_left_and_says_where_it_is(t
 
 async def test_a_base_that_is_not_ours_stops_a_start_that_requires_it(tmp_path: Path) -> None:
     server = SERVER.replace("enable_cgroups: true", "enable_cgroups: true, cgroup_base: /sys/fs/cgroup/nobody")
-    with pytest.raises(Refused, match=r"'cgroup' is required but it is unavailable: .*/nobody: .*Delegate=yes"):
+    with pytest.raises(
+        LayerUnavailable, match=r"'cgroup' is required but it is unavailable: .*/nobody: .*Delegate=yes"
+    ):
         async with hands(tmp_path, server):
             pytest.fail("it started")

@@ -61,9 +61,9 @@ class Birth:
         self.ahead = ahead
         self.tasks_room = 0
         self.missing: tuple[str, ...] = ()
-        self.outcome: root.Outcome | None = None
+        self.outcome: root.RootOutcome | None = None
         self.search: hiding.Search | None = None
-        self.closed = masks.Outcome()
+        self.closed = masks.MaskOutcome()
         self.plain_memfds = False
         self.canary_sings = False
         self.opener_pid = 0
@@ -115,7 +115,7 @@ def _mounts(birth: Birth) -> None:
     )
 
 
-def _close(birth: Birth) -> masks.Outcome:
+def _close(birth: Birth) -> masks.MaskOutcome:
     """Cover and guard in the new root what stays closed."""
     search = birth.search = hiding.Search(birth.spec["close"])
     sockets = ((path, False) for path in birth.spec["sockets"])

@@ -14,7 +14,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from broker.access.peerwatch import open_watch
 from sandbox.kernel import namespaces
-from sandbox.plan.plan import Plan, Refused
+from sandbox.plan.plan import Plan, LayerUnavailable
 {WITHOUT_NETLINK}
 for name, spaces, internet, seccomp in (
     ("shared", namespaces.PID, True, True),
@@ -27,7 +27,7 @@ for name, spaces, internet, seccomp in (
     try:
         open_watch(plan, None, None, None, None)
         print(name, "starts")
-    except Refused as refused:
+    except LayerUnavailable as refused:
         print(name, refused.layer, "serve on stdio" in refused.remedy)
 """
 

@@ -29,7 +29,7 @@ from sandbox.machine import capabilities
 from sandbox.machine.claims import Claims
 from sandbox.machine.programs import resolve_program
 from sandbox.plan.limits import Limits
-from sandbox.plan.plan import LAYERS, Plan, Refused, SandboxSettings, SessionUser, Walls, make_plan
+from sandbox.plan.plan import LAYERS, LayerUnavailable, Plan, SandboxSettings, SessionUser, Walls, make_plan
 from sandbox.plan.users import choose_user
 from tests.support.descriptors import open_descriptors
 
@@ -231,7 +231,7 @@ async def test_an_older_kernel_is_reported_as_what_it_gives(abi: int, landlock: 
 
 def test_a_required_layer_that_cannot_be_had_refuses_the_start() -> None:
     settings = attrs.evolve(SETTINGS, require=("landlock",))
-    with pytest.raises(Refused, match="'landlock' is required") as caught:
+    with pytest.raises(LayerUnavailable, match="'landlock' is required") as caught:
         make_plan(attrs.evolve(CAPABILITIES, landlock_abi=0, landlock_detail="none"), settings)
     assert caught.value.layer == "landlock"
 

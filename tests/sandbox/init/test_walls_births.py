@@ -31,7 +31,7 @@ from sandbox.kernel.root import BYTES_PER_FILE
 from sandbox.machine.capabilities import Feature
 from sandbox.machine.facts import FactSource
 from sandbox.machine.programs import resolve_program
-from sandbox.plan.plan import Closed, Names, Refused, make_plan
+from sandbox.plan.plan import ClosedPaths, LayerUnavailable, Names, make_plan
 from tests.sandbox.init.test_sandbox_births import (
     AS_ROOT,
     CAPABILITIES,
@@ -241,7 +241,7 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 def test_who_requires_a_mount_namespace_requires_that_tmp_is_its_own() -> None:
     make_plan(CAPABILITIES, required := attrs.evolve(SETTINGS, require=("mount_namespace",)))
-    with pytest.raises(Refused, match="can be connected to") as caught:
+    with pytest.raises(LayerUnavailable, match="can be connected to") as caught:
         make_plan(CAPABILITIES, attrs.evolve(required, private_tmp=False))
     assert "sandbox.private_tmp: true" in caught.value.remedy
 
@@ -279,7 +279,7 @@ async def test_a_private_directory_holds_what_it_may() -> None:
 
 
 SECRETS = (".env", "deep/er/.env", ".ssh/id", "linked")
-BLOCKED = Closed(blocked=Names(anywhere=r"(?:/\.env|/\.ssh|/linked)(?=/|\Z)"))
+BLOCKED = ClosedPaths(blocked=Names(anywhere=r"(?:/\.env|/\.ssh|/linked)(?=/|\Z)"))
 ATTACKS = """
 import json, os, sys
 home = os.getcwd()
@@ -344,7 +344,7 @@ async def test_a_blocked_path_is_hidden_from_commands(*, namespaces: bool) -> No
 
 async def test_a_blocked_place_outside_the_roots_is_hidden_too() -> None:
     names = Names(from_root=r"/etc/hostname(?=/|\Z)")
-    place = Closed(blocked=names, places=("/etc/hostname", "/nowhere/at/all"))
+    place = ClosedPaths(blocked=names, places=("/etc/hostname", "/nowhere/at/all"))
     for walls, expected in (({}, Exited(0)), ({"closed": place}, Exited(1))):
         async with open_world(**walls) as world:
             assert (await world.run("/bin/cat", "/etc/hostname")).how == expected
@@ -502,10 +502,10 @@ def test_a_required_namespace_that_cannot_be_had_refuses_the_start_with_a_remedy
     settings = attrs.evolve(SETTINGS, require=(layer,))
     assert make_plan(CAPABILITIES, settings).spaces
     without = Feature(present=False, detail="namespaces: unshare: Operation not permitted")
-    with pytest.raises(Refused, match="unshare: Operation not permitted") as caught:
+    with pytest.raises(LayerUnavailable, match="unshare: Operation not permitted") as caught:
         make_plan(attrs.evolve(CAPABILITIES, namespaces=without), settings)
     assert "kernel.apparmor_restrict_unprivileged_userns" in caught.value.remedy
-    with pytest.raises(Refused, match=r"sandbox\.enable_namespaces"):
+    with pytest.raises(LayerUnavailable, match=r"sandbox\.enable_namespaces"):
         make_plan(CAPABILITIES, attrs.evolve(settings, enable_namespaces=False))
 
 

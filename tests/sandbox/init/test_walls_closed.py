@@ -18,7 +18,7 @@ from policy.rules import ClosedPath
 from sandbox.commands.run import Exited
 from sandbox.init.launcher import open_launcher
 from sandbox.plan import system_search
-from sandbox.plan.plan import Closed, Plan
+from sandbox.plan.plan import ClosedPaths, Plan
 from tests.sandbox.init.test_sandbox_births import PLAIN, World, needs_landlock, open_world, plan_for
 from tests.sandbox.init.test_walls_names import either_way, furnish, next_session, told
 
@@ -28,7 +28,7 @@ PYTHON = "/usr/bin/python3"
 DO = "import os, sys; {}"
 
 
-def closed(world: World, *patterns: str, opened: tuple[str, ...] = (), blocked: tuple[str, ...] = ()) -> Closed:
+def closed(world: World, *patterns: str, opened: tuple[str, ...] = (), blocked: tuple[str, ...] = ()) -> ClosedPaths:
     """What patterns guard, and others block, in the home of this world."""
     entries = [*(ClosedPath(path=path, close="writing") for path in patterns), *blocked]
     return closed_by(PathRules.compile(["~/**"], entries, str(world.home)), opened)

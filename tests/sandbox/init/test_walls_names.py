@@ -24,7 +24,7 @@ from sandbox.commands.run import Exited
 from sandbox.init.launcher import open_launcher
 from sandbox.inside.blocked_paths import Search
 from sandbox.inside.stages import StageFailed
-from sandbox.plan.plan import Closed, Plan, SessionUser
+from sandbox.plan.plan import ClosedPaths, Plan, SessionUser
 from tests.sandbox.init.test_sandbox_births import (
     AS_ROOT,
     PLAIN,
@@ -143,7 +143,7 @@ def test_a_pattern_that_leads_through_a_link_grants_what_the_policy_allows_there
     assert sorted(grants.write_paths) == [f"{here}/also", f"{here}/kept"]
 
 
-def spec_of(closed: Closed, roots: list[str]) -> dict[str, Any]:
+def spec_of(closed: ClosedPaths, roots: list[str]) -> dict[str, Any]:
     """What a birth is told of what stays closed, in these writable roots."""
     return {
         **{name: getattr(closed, name) for name in ("last_names", "names", "folders", "opened", "system")},

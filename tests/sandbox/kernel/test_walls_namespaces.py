@@ -95,7 +95,7 @@ class Walls:
             close=lambda: masks.close((path, False) for path in self.masks),
         )
 
-    def raise_up(self) -> root.Outcome:
+    def raise_up(self) -> root.RootOutcome:
         """Do what a birth does, in its order; afterwards the caller is process 1 and has no rights."""
         if self.who == "user":
             become_plain()

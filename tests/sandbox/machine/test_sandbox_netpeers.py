@@ -15,7 +15,7 @@ import pytest
 
 from sandbox.machine import netpeers
 from sandbox.machine.holders import Holder, Holders
-from sandbox.machine.netpeers import Gone, NetPeers, Owner, choose_peers
+from sandbox.machine.netpeers import Gone, NetPeers, SocketOwner, choose_peers
 from tests.support.door import needs_root
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def connection(bind: str = "127.0.0.1", to: str = "127.0.0.1") -> Iterator[tuple
         yield client, server
 
 
-def owner(peers: NetPeers, server: socket.socket) -> Owner | None:
+def owner(peers: NetPeers, server: socket.socket) -> SocketOwner | None:
     return peers.owner(server.getpeername(), server.getsockname())
 
 
@@ -57,7 +57,7 @@ def owner(peers: NetPeers, server: socket.socket) -> Owner | None:
 def test_the_owner_of_an_open_end(look_up: LookUp, bind: str, to: str) -> None:
     with connection(bind, to) as (client, server):
         found = owner(NetPeers(look_up), server)
-        assert found == Owner(os.geteuid(), os.fstat(client.fileno()).st_ino)
+        assert found == SocketOwner(os.geteuid(), os.fstat(client.fileno()).st_ino)
 
 
 @each_way

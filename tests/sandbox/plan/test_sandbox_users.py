@@ -21,7 +21,7 @@ from sandbox.errors import UserUnavailable
 from sandbox.machine import capabilities
 from sandbox.machine.claims import LOCK_FILE, Claims
 from sandbox.plan.limits import Limits
-from sandbox.plan.plan import Refused, SessionUser, Walls
+from sandbox.plan.plan import LayerUnavailable, SessionUser, Walls
 from sandbox.plan.users import DYNAMIC_UIDS, choose_user
 from tests.sandbox.init.test_sandbox_births import AS_ROOT, SETTINGS, needs_root
 from tests.support.live import ROOT
@@ -52,7 +52,7 @@ def test_a_plain_user_runs_as_itself(data_dir: Path, claims: Claims) -> None:
 
 @pytest.mark.skipif(AS_ROOT, reason="root can become somebody else")
 def test_a_plain_user_cannot_become_somebody_else(data_dir: Path, claims: Claims) -> None:
-    with pytest.raises(Refused, match="only root"):
+    with pytest.raises(LayerUnavailable, match="only root"):
         choose_user(attrs.evolve(SETTINGS, unprivileged_user="root"), data_dir, capabilities.probe(), claims)
 
 

@@ -11,7 +11,7 @@ import pytest
 from sandbox.commands.run import Exited
 from sandbox.inside.init.accounts import GROUP, PASSWD, Account, group_with, passwd_with
 from sandbox.machine.programs import resolve_program
-from sandbox.plan.plan import Closed, Names
+from sandbox.plan.plan import ClosedPaths, Names
 from tests.sandbox.init.test_sandbox_births import PLAIN, needs_namespaces, needs_root, open_world, plan_for
 
 pytestmark = pytest.mark.once
@@ -82,7 +82,7 @@ async def test_the_machines_files_are_not_touched_and_the_sessions_cannot_be_wri
 
 @needs_namespaces
 async def test_what_the_policy_blocks_stays_covered() -> None:
-    closed = Closed(blocked=Names(from_root=r"/etc/passwd(?=/|\Z)"), places=(PASSWD,))
+    closed = ClosedPaths(blocked=Names(from_root=r"/etc/passwd(?=/|\Z)"), places=(PASSWD,))
     async with open_world(exec_paths=granted(), closed=closed) as world:
         ended = await world.run("/usr/bin/cat", PASSWD)
         assert isinstance(ended.how, Exited)
