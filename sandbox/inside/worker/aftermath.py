@@ -34,8 +34,7 @@ import time
 from collections import deque
 
 from sandbox.inside.worker.job import Stop
-from sandbox.inside.worker.walk import open_beneath
-from sandbox.kernel.files import KERNEL_FILE_SYSTEMS, Held, Refused, file_system, real_path
+from sandbox.inside.worker.walk import look_into
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -87,16 +86,8 @@ class _Look:
     def _folders(self, root: str, steps: tuple[str, ...], guarded: str) -> list[Folder]:
         """Look at the names of one directory; return those of directories in it that are to be looked at."""
         self._job.tick()
-        try:
-            with Held(open_beneath(root, steps)) as directory:
-                status = os.fstat(directory.fd)
-                identity = (status.st_dev, status.st_ino)
-                if identity in self._seen or file_system(directory.fd) in KERNEL_FILE_SYSTEMS:
-                    return []
-                self._seen.add(identity)
-                return self._scan(directory.fd, real_path(directory.fd).rstrip("/"), guarded)
-        except (OSError, Refused):
-            return []  # gone, covered, or closed to us; to the session too, which has the same rights
+        # What is closed to us is closed to the session too, which has the same rights.
+        return look_into(root, steps, self._seen, lambda fd, place: self._scan(fd, place, guarded)) or []
 
     def _scan(self, fd: int, place: str, guarded: str) -> list[Folder]:
         folders: list[Folder] = []

@@ -35,11 +35,13 @@ from sandbox.protocol import MAX_DEPTH
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from typing import TypeVar
 
     from sandbox import protocol
     from sandbox.inside.worker.job import Job
 
     Identity = tuple[int, int]  # device and inode
+    T = TypeVar("T")
 
 MAX_NAMES = 1_000_000  # of one directory
 SEARCHED_ENTRIES = 200_000  # a second or two
@@ -272,23 +274,17 @@ class Links:
         while pending and looked_at < SEARCHED_ENTRIES and self._left:
             root, steps = pending.popleft()
             self._job.tick()
-            try:
-                with Held(open_beneath(root, steps)) as directory:
-                    folders, count = self._scan(directory.fd, seen)
-            except (OSError, Refused):
-                continue  # gone, or not ours to look into: its names stay unknown, which counts against a file
+            # Names in a directory that is not looked into stay unknown, which counts against a file.
+            folders, count = look_into(root, steps, seen, self._scan) or ([], 1)
             looked_at += count
             pending.extend((root, (*steps, name)) for name in folders)
 
-    def _scan(self, fd: int, seen: set[Identity]) -> tuple[list[str], int]:
+    def _scan(self, fd: int, place: str) -> tuple[list[str], int]:
         """Take the names of one directory; return those of directories in it, and how many there are in all."""
-        status = os.fstat(fd)
-        device = status.st_dev
-        elsewhere = self._wanted is not None and device != self._wanted[0]
-        if elsewhere or (device, status.st_ino) in seen or file_system(fd) in KERNEL_FILE_SYSTEMS:
+        device = os.fstat(fd).st_dev
+        if self._wanted is not None and device != self._wanted[0]:
             return [], 1
-        seen.add((device, status.st_ino))
-        place, folders, count = real_path(fd).rstrip("/"), [], 1
+        folders, count = [], 1
         with os.scandir(fd) as entries:
             for entry in entries:
                 count += 1
@@ -307,8 +303,25 @@ class Links:
             self._names.setdefault(identity, set()).add(path)
 
 
-def open_beneath(root: str, steps: Iterable[str]) -> int:
-    """Open a directory for reading; from *root* on no step follows a link. Raises OSError."""
+def look_into(root: str, steps: Iterable[str], seen: set[Identity], scan: Callable[[int, str], T]) -> T | None:
+    """Return what *scan* says of a directory that is open for reading, and where it really is, without a last slash.
+
+    From *root* on no step follows a link. None for a directory that was *seen* before, is part of the kernel's own
+    trees, is gone, or is not ours to look into.
+    """
+    try:
+        with Held(_open_beneath(root, steps)) as directory:
+            status = os.fstat(directory.fd)
+            identity = (status.st_dev, status.st_ino)
+            if identity in seen or file_system(directory.fd) in KERNEL_FILE_SYSTEMS:
+                return None
+            seen.add(identity)
+            return scan(directory.fd, real_path(directory.fd).rstrip("/"))
+    except (OSError, Refused):
+        return None
+
+
+def _open_beneath(root: str, steps: Iterable[str]) -> int:
     fd = open_path(root, flags=os.O_DIRECTORY)
     try:
         for name in steps:
