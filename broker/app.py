@@ -129,7 +129,7 @@ class Broker:
             log.warning("%d sessions were still ending after %g s", left, self.drain_s)
 
     def watch(self, foundation: Foundation) -> PeerWatch:
-        """The watch that keeps the sessions' own processes from the port. Raises: LayerUnavailable, if that cannot be had."""
+        """Open the watch that keeps the sessions' own processes from the port. Raises: LayerUnavailable."""
         return open_watch(foundation.plan, foundation.user, self.launcher, self.session_of, self.refused)
 
     def refused(self, event: Event) -> None:

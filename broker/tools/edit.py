@@ -11,7 +11,7 @@ from broker.contract.names import shown_path
 from broker.contract.trees import EditFile, EditFileResult
 from broker.scope import Host, Scope
 from broker.tools.edit_text import SHOWN_LINES, Edited, lines_of, replace_exactly
-from broker.tools.rules import held, require_size, require_writable, told_what_it_makes, written
+from broker.tools.rules import held, require_size, require_writable, sha256_of, told_what_it_makes, written
 from sandbox.files.errors import Changed, NotFound
 from sandbox.files.files import FileFacts, Files
 from sandbox.threads import run_in_thread
@@ -20,6 +20,7 @@ from sandbox.threads import run_in_thread
 @attrs.frozen(kw_only=True)
 class _Outcome:
     edited: Edited
+    size_bytes: int
     sha256: str
 
 
@@ -38,17 +39,16 @@ async def perform_edit_file(scope: Scope, request: EditFile, path: str) -> EditF
         data = await _read_all(files, path, existing)
         # Several megabytes to look through and to hash: not in the thread that serves everybody.
         outcome = await run_in_thread(_edit, host, request, data, place.name)
-        size_bytes = len(outcome.edited.data)
-        async with written(scope, place.fd, size_bytes), await files.part(place) as part:
-            await part.fill(outcome.edited.data)
-            with told_what_it_makes(outcome.edited.data, outcome.sha256):
+        async with written(scope, place.fd, outcome.size_bytes), await files.part(place) as part:
+            await part.fill(*outcome.edited.pieces)
+            with told_what_it_makes(*outcome.edited.pieces, sha256=outcome.sha256):
                 await part.commit(expect=existing)
         return EditFileResult(
             path=shown_path(place.path),
             replacements=request.expected_count,
             diff=outcome.edited.diff,
             diff_truncated=outcome.edited.diff_truncated,
-            size_bytes=size_bytes,
+            size_bytes=outcome.size_bytes,
             sha256=outcome.sha256,
         )
 
@@ -74,7 +74,7 @@ def _edit(host: Host, request: EditFile, data: bytes, name: str) -> _Outcome:
         raise _mismatch(data, request, count)
     require_size(host, len(data) + count * (len(new) - len(old)), "the edited file")  # before it takes that memory
     edited = replace_exactly(data, old, new, shown_path(name))
-    return _Outcome(edited=edited, sha256=hashlib.sha256(edited.data).hexdigest())
+    return _Outcome(edited=edited, size_bytes=sum(map(len, edited.pieces)), sha256=sha256_of(*edited.pieces))
 
 
 def _require_digest(data: bytes, expected: str) -> None:

@@ -20,7 +20,10 @@ CHARACTER_BYTES = 4
 GROUP_BYTES = 1024 * 1024
 """Places that share lines, further apart than this: their diff would be cut, so it is not made."""
 SHOWN_LINES = 10
+COPIED_BYTES = 64 * 1024
+"""A longer text that is put in is not copied to its places: with what is kept around them it is the new content."""
 Bytes: TypeAlias = bytes | bytearray
+Pieces: TypeAlias = tuple[bytes | bytearray | memoryview, ...]
 NO_NEWLINE = "\n\\ No newline at end of file\n"
 
 
@@ -28,7 +31,8 @@ NO_NEWLINE = "\n\\ No newline at end of file\n"
 class Edited:
     """The new content, and what a reviewer sees of it."""
 
-    data: bytes
+    pieces: Pieces
+    """Of the new content, in their order."""
     diff: str
     diff_truncated: bool
 
@@ -86,10 +90,20 @@ def replace_exactly(data: bytes, old: Bytes, new: Bytes, name: str) -> Edited:
     except _TooLong:
         truncated = True
     return Edited(
-        data=data.replace(old, new),
+        pieces=_pieces(data, old, new),
         diff="".join(pieces) if len(pieces) > 1 or truncated else "",
         diff_truncated=truncated,
     )
+
+
+def _pieces(data: bytes, old: Bytes, new: Bytes) -> Pieces:
+    if len(new) <= COPIED_BYTES:
+        return (data.replace(old, new),)
+    kept, pieces, at = memoryview(data), list[bytes | bytearray | memoryview](), 0
+    for place in occurrences(data, old):
+        pieces += [kept[at:place], new]
+        at = place + len(old)
+    return (*pieces, kept[at:])
 
 
 def _changes(data: bytes, old: Bytes, new: Bytes) -> Iterator[_Change]:

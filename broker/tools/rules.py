@@ -26,6 +26,7 @@ from broker.session.name_locks import name_of
 from policy.decision import Deny, shown
 from policy.path import Purpose
 from sandbox import protocol
+from sandbox.files.disk import Data
 from sandbox.files.errors import Changed, NoSpace, NotFound, OutcomeUnknown, TookTooLong
 from sandbox.files.files import EntryPlace, FileFacts, FilePlace, Resolved, Work
 from sandbox.files.trees import JUDGE_NAMES
@@ -87,16 +88,24 @@ def in_turn(scope: Scope, place: FilePlace | EntryPlace) -> Callable[[], Abstrac
     return lambda: scope.host.locks.hold([name], asked, scope.own.files.when_settled)
 
 
+def sha256_of(*pieces: Data) -> str:
+    """Return the SHA-256, in hexadecimal, of *pieces* one after the other."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
 @contextmanager
-def told_what_it_makes(data: bytes | bytearray, sha256: str | None = None) -> Iterator[None]:
-    """Let an outcome that is not known say what the file holds if it was made: *data*, and its SHA-256.
+def told_what_it_makes(*pieces: Data, sha256: str | None = None) -> Iterator[None]:
+    """Let an outcome that is not known say what the file holds if it was made: *pieces*, and their SHA-256.
 
     Hashed here: it is in memory, to be written, and no more than may be.
     """
     try:
         yield
     except OutcomeUnknown as unknown:
-        unknown.size_bytes, unknown.sha256 = len(data), sha256 or hashlib.sha256(data).hexdigest()
+        unknown.size_bytes, unknown.sha256 = sum(map(len, pieces)), sha256 or sha256_of(*pieces)
         raise
 
 

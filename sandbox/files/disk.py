@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, TypeVarTuple
 
 import trio
 
@@ -17,8 +17,10 @@ from sandbox.kernel.files import STEP_BYTES, ReserveReached, require_room
 from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+Data: TypeAlias = "bytes | bytearray | memoryview"
+"""What can be written; a view must be one of bytes."""
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -49,15 +51,15 @@ class Disk:
         except OSError as fault:
             raise from_errno(asked, fault.errno or errno.EIO) from fault
 
-    async def write(self, asked: str, fd: int, offset: int, data: bytes | bytearray | memoryview) -> None:
+    async def write(self, asked: str, fd: int, offset: int, data: Data) -> None:
         """Write all of *data* at *offset*. Raises: NoSpace, TooLarge, WriteFailed."""
         await self.run(asked, _write_fully, fd, offset, data, self._reserve_bytes)
 
-    async def fill(self, asked: str, fd: int, data: bytes | bytearray | memoryview) -> None:
-        """Write *data* from the beginning on and flush it to the disk. Raises: as `write`."""
-        await self.run(asked, _fill_durably, fd, data, self._reserve_bytes)
+    async def fill(self, asked: str, fd: int, *pieces: Data) -> None:
+        """Write *pieces*, one after the other from the beginning on, and flush them to the disk. Raises: as `write`."""
+        await self.run(asked, _fill_durably, fd, pieces, self._reserve_bytes)
 
-    async def append(self, asked: str, fd: int, data: bytes | bytearray | memoryview) -> None:
+    async def append(self, asked: str, fd: int, data: Data) -> None:
         """Append all of *data* and flush it to the disk, or leave the file as it was.
 
         Raises: as `write`; OutcomeUnknown when it failed and what was written could not be taken back.
@@ -100,7 +102,7 @@ def _read_fully(fd: int, offset: int, length: int) -> bytes:
     return b"".join(pieces)
 
 
-def _write_fully(fd: int, offset: int, data: bytes | bytearray | memoryview, reserve_bytes: int) -> None:
+def _write_fully(fd: int, offset: int, data: Data, reserve_bytes: int) -> None:
     view = memoryview(data).cast("B")
     while view:
         require_room(fd, len(view), reserve_bytes)
@@ -109,12 +111,16 @@ def _write_fully(fd: int, offset: int, data: bytes | bytearray | memoryview, res
         view = view[count:]
 
 
-def _fill_durably(fd: int, data: bytes | bytearray | memoryview, reserve_bytes: int) -> None:
-    _write_fully(fd, 0, data, reserve_bytes)
+def _fill_durably(fd: int, pieces: Sequence[Data], reserve_bytes: int) -> None:
+    require_room(fd, sum(map(len, pieces)), reserve_bytes)  # of all, before anything is written
+    offset = 0
+    for piece in pieces:
+        _write_fully(fd, offset, piece, reserve_bytes)
+        offset += len(piece)
     os.fsync(fd)
 
 
-def _append_durably(fd: int, data: bytes | bytearray | memoryview, reserve_bytes: int) -> None:
+def _append_durably(fd: int, data: Data, reserve_bytes: int) -> None:
     """The bytes are taken back only while they are the last ones: those of another writer are never cut off."""
     view, before, written = memoryview(data).cast("B"), os.fstat(fd).st_size, 0
     try:

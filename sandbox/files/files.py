@@ -18,7 +18,7 @@ import attrs
 import trio
 
 from sandbox.files.archives import Archives
-from sandbox.files.disk import Disk
+from sandbox.files.disk import Data, Disk
 from sandbox.files.errors import Changed, Exists, shown
 from sandbox.files.hashes import Hashes
 from sandbox.files.names import EntryPlace, NameWork
@@ -169,7 +169,7 @@ class Files:
             undo.pop_all()
         return part
 
-    async def overwrite(self, place: FilePlace, data: bytes | bytearray | memoryview, *, replace: bool = True) -> None:
+    async def overwrite(self, place: FilePlace, data: Data, *, replace: bool = True) -> None:
         """Make *data* the whole content of *place*, durably: any reader sees the old file or the new one.
 
         Raises: as `part` and `Part.commit`; the destination is then as it was.
@@ -178,7 +178,7 @@ class Files:
             await part.fill(data)
             await part.commit(replace=replace)
 
-    async def append(self, place: FilePlace, data: bytes | bytearray | memoryview) -> None:
+    async def append(self, place: FilePlace, data: Data) -> None:
         """Append *data* to the file at *place*, durably, or leave it as it was; a new file is made whole.
 
         Raises: WrongKind, AccessDenied, NoSpace, TooLarge; Changed when it is no longer the file that was

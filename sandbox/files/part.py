@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from sandbox import protocol
-    from sandbox.files.disk import Disk
+    from sandbox.files.disk import Data, Disk
     from sandbox.files.opener_client import Exchange
     from sandbox.files.pinned import FileFacts, FilePlace
 
@@ -39,14 +39,14 @@ class Part(OwnedDescriptor):
         self._exchange = exchange
         self._disk = disk
 
-    async def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+    async def write(self, offset: int, data: Data) -> None:
         """Write *data* at *offset*. Raises: NoSpace, TooLarge, WriteFailed."""
         self._flushed = False
         await self._disk.write(self.asked, self.fd, offset, data)
 
-    async def fill(self, data: bytes | bytearray | memoryview) -> None:
-        """Make *data* the whole content of a new part, flushed: a commit that follows need not. Raises: as `write`."""
-        await self._disk.fill(self.asked, self.fd, data)
+    async def fill(self, *pieces: Data) -> None:
+        """Make *pieces* the content of a new part, flushed: a commit that follows need not. Raises: as `write`."""
+        await self._disk.fill(self.asked, self.fd, *pieces)
         self._flushed = True
 
     async def commit(self, *, replace: bool = True, expect: FileFacts | None = None) -> None:

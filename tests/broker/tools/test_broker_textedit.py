@@ -12,7 +12,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broker.tools.edit_text import DIFF_CHARACTERS, GROUP_BYTES, Edited, lines_of, occurrences, replace_exactly
+from broker.tools.edit_text import (
+    COPIED_BYTES,
+    DIFF_CHARACTERS,
+    GROUP_BYTES,
+    Edited,
+    lines_of,
+    occurrences,
+    replace_exactly,
+)
 
 TEXTS = st.lists(st.sampled_from(["a", "b", "\n", "\n\n", "ab\n", "x", "\r\n", "é"]), max_size=40).map("".join)
 HUNK = re.compile(r"@@ -(\d+),(\d+) \+(\d+),(\d+) @@")
@@ -20,6 +28,10 @@ HUNK = re.compile(r"@@ -(\d+),(\d+) \+(\d+),(\d+) @@")
 
 def edit(text: str, old: str, new: str) -> Edited:
     return replace_exactly(text.encode(), old.encode(), new.encode(), "f")
+
+
+def made(edited: Edited) -> bytes:
+    return b"".join(edited.pieces)
 
 
 def applied(text: str, diff: str) -> str:
@@ -61,9 +73,9 @@ def lines(text: str) -> list[str]:
 @example(text="x\n" * 7 + "a\n" + "x\n" * 6 + "a", old="a", new="\n")
 def test_the_diff_of_an_edit_makes_the_edited_file(text: str, old: str, new: str) -> None:
     edited = edit(text, old, new)
-    assert edited.data.decode() == text.replace(old, new)
-    assert applied(text, edited.diff) == edited.data.decode()
-    assert (edited.diff == "") == (edited.data.decode() == text)
+    assert made(edited).decode() == text.replace(old, new)
+    assert applied(text, edited.diff) == made(edited).decode()
+    assert (edited.diff == "") == (made(edited).decode() == text)
 
 
 @given(text=TEXTS, old=st.text("ab\n", min_size=1, max_size=3))
@@ -81,14 +93,34 @@ def test_patch_takes_it(tmp_path: Path) -> None:
     edited = edit(text, "5", "five\n")
     (tmp_path / "f").write_text(text)
     subprocess.run(["patch", "-p1", "-s"], input=edited.diff, text=True, cwd=tmp_path, check=True)
-    assert (tmp_path / "f").read_bytes() == edited.data
+    assert (tmp_path / "f").read_bytes() == made(edited)
 
 
 def test_bytes_that_are_no_text_stay_what_they_are() -> None:
     data = b"\xff\xfe one \x80\n"
     edited = replace_exactly(data, b"one", b"two", "f")
-    assert edited.data == b"\xff\xfe two \x80\n"
+    assert made(edited) == b"\xff\xfe two \x80\n"
     assert edited.diff.encode()
+
+
+@pytest.mark.parametrize("length", [COPIED_BYTES, COPIED_BYTES + 1])
+@pytest.mark.parametrize("text", ["aab", "b", "-a-a", "baab-aa", "aaaa", "-\naa\n"])
+def test_a_long_text_comes_to_the_same_places(text: str, length: int) -> None:
+    new = "n" * length
+    assert made(edit(text, "aa", new)).decode() == text.replace("aa", new)
+    assert made(edit(text, "b", new)).decode() == text.replace("b", new)
+
+
+def test_a_long_text_is_not_copied_however_often_it_comes() -> None:
+    data, new = b"a-" * 50, bytearray(b"n") * (8 << 20)
+    tracemalloc.start()
+    try:
+        edited = replace_exactly(data, b"a", new, "f")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(map(len, edited.pieces)) == 50 * (1 + len(new))
+    assert peak_bytes < len(new) // 4
 
 
 @pytest.mark.long

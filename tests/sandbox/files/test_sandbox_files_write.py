@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 import signal
@@ -17,8 +18,10 @@ import pytest
 import trio
 import trio.testing
 
+from sandbox.files.disk import Disk
 from sandbox.files.errors import AccessDenied, Changed, Exists, NoSpace, OpenerGone, OutcomeUnknown, TooLarge, WrongKind
 from sandbox.files.files import Files
+from sandbox.kernel.files import free_bytes
 from tests.support.door import OTHER_UID, ROOT, descriptors, needs_landlock, needs_root, open_door, reachable, read
 
 both_ways = pytest.mark.parametrize("tmpfile", [True, False], ids=["O_TMPFILE", "hidden name"])
@@ -427,3 +430,19 @@ async def test_a_file_over_the_size_limit_leaves_everything_as_it_was(tmp_path: 
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert file.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+async def test_content_in_pieces_is_written_one_behind_the_other(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        await Disk().fill("file", file.fileno(), b"first ", bytearray(b"second "), memoryview(b""), b"third")
+    assert (tmp_path / "file").read_bytes() == b"first second third"
+
+
+async def test_content_that_does_not_fit_is_refused_before_its_first_piece(tmp_path: Path) -> None:
+    """By itself it would fit."""
+    half = 1 << 29
+    with (tmp_path / "file").open("wb") as file, mmap.mmap(-1, 2 * half) as large:
+        disk = Disk(reserve_bytes=max(1, free_bytes(file.fileno()) - half))
+        with memoryview(large) as pieces, pytest.raises(NoSpace):
+            await disk.fill("file", file.fileno(), b"first", pieces)
+    assert (tmp_path / "file").read_bytes() == b""
