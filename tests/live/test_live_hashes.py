@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import psutil
 import pytest
 import trio
+from mcp.shared.exceptions import MCPError
 
-from tests.support.live import LiveBroker, call, ok, running_broker
+from tests.support.live import LiveBroker, call, lives, ok, running_broker
 from tests.support.live_urls import Desk, ask, at_desk
 
 MIB = 1024 * 1024
@@ -184,24 +186,23 @@ async def test_many_hashes_at_once_are_all_answered_and_others_meanwhile(broker:
         await none_left(broker)
 
 
-async def kill_while_it_hashes(broker: LiveBroker, died: list[int]) -> None:
-    async with at_desk(broker) as desk, trio.open_nursery() as nursery:
-        asked = {"session_id": desk.session_id, "path": await huge(desk), "checksum": True}
-        nursery.start_soon(desk.client.call_tool, "stat_path", asked)
-        worker = await working(broker)
-        worker.suspend()
-        broker.process.kill()
-        await trio.to_thread.run_sync(broker.process.wait)
-        with trio.fail_after(20):
-            while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
-                await trio.lowlevel.checkpoint()
-        died.append(worker.pid)
-        nursery.cancel_scope.cancel()
+async def hash_until_lost(broker: LiveBroker) -> None:
+    """The client's call ends in an error of the connection, and that is as it must be."""
+    try:
+        async with at_desk(broker) as desk:
+            await call(desk.client, "stat_path", session_id=desk.session_id, path=await huge(desk), checksum=True)
+    except* (httpx2.HTTPError, MCPError):
+        pass
 
 
 async def test_the_hash_dies_with_the_broker() -> None:
-    died: list[int] = []
     with running_broker() as mortal:
-        with pytest.raises(ExceptionGroup):  # the client's: nobody answers it any more
-            await kill_while_it_hashes(mortal, died)
-        assert died
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hash_until_lost, mortal)
+            worker = await working(mortal)
+            worker.suspend()
+            mortal.process.kill()
+            await trio.to_thread.run_sync(mortal.process.wait)
+            with trio.fail_after(20):
+                while lives(worker):
+                    await trio.lowlevel.checkpoint()
