@@ -29,7 +29,7 @@ from broker.session.supervisor import SessionEnd
 from broker.session.urls import EarlyEnd
 from sandbox.cgroup.usage import CommandUsage
 from sandbox.commands.run import Exited, Signalled, TimedOut
-from transfers.part import Cause, Discarded
+from transfers.upload import Cause, Discarded
 
 USED = tuple(field.name for field in attrs.fields(CommandUsage))
 """What a cgroup says of a command, by the names of results and records."""

@@ -30,7 +30,7 @@ from sandbox.plan.limits import Limits
 from sandbox.plan.plan import ClosedPaths, LayerReport, SessionUser, Walls
 from sandbox.plan.walls import packages_of
 from transfers.media import MediaTypes
-from transfers.part import Discarded
+from transfers.upload import Discarded
 
 
 @attrs.frozen(kw_only=True)

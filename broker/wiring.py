@@ -37,8 +37,8 @@ from sandbox.machine.facts import FactSource
 from sandbox.plan.plan import LayerReport, LayerUnavailable, Plan, SessionUser, make_plan
 from sandbox.plan.users import choose_user
 from transfers.media import Look, MediaTypes
-from transfers.part import Discarded
 from transfers.settings import TransferSettings
+from transfers.upload import Discarded
 
 MEDIA_THREADS = 2
 DOWNLOAD_IDLE_S = 600.0

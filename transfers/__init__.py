@@ -1,5 +1,5 @@
-"""Chunked uploads and downloads: sans-IO machines (`upload`, `download`) and the tables that perform them.
+"""Uploads and downloads: machines without IO (`*_state`), and the tables that perform them (`store.open_transfers`).
 
-`store.open_transfers` is the way in. The package knows no session class, no wire code and no policy: it is
-handed descriptors that were opened, and decided, elsewhere, and answers or raises `refusals`.
+Outside the walls. Knows no session, no wire code and no policy, and imports nothing of ours: descriptors come in that
+were opened, and decided on, elsewhere.
 """

@@ -9,7 +9,7 @@ from typing import Protocol
 class Digest(Protocol):
     """A running hash. It is shared between tasks and threads, so it is never updated: only copies are.
 
-    Of bytes that pass through here anyway, each at most once. A file that is to be read for its hash: `rest_hash.py`.
+    Of bytes that pass through here anyway, each at most once. Of a file to be read for it: `downloads.RestHash`.
     """
 
     def copy(self) -> Digest:

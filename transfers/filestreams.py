@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Protocol, TypeVar, TypeVarTuple
@@ -12,14 +12,12 @@ import attrs
 import trio
 
 from transfers import disk
-from transfers.coverage import Coverage
 from transfers.download_state import Answer, BeyondEnd, Changed, Download, HashRest
-from transfers.part import Cause
-from transfers.readahead import ReadAhead, reading_ahead
-from transfers.refusals import OffsetBeyondEnd, SourceChanged, SourceUnreadable
-from transfers.rest_hash import Hashes, RestHash
+from transfers.downloads import Hashes, RestHash
+from transfers.refusals import OffsetBeyondEnd, SourceChanged, SourceUnreadable, TransferError
 from transfers.streams import PIECE_BYTES
 from transfers.threads import run_in_thread
+from transfers.upload import Cause
 from transfers.uploads import Uploads
 
 T = TypeVar("T")
@@ -30,6 +28,8 @@ BURST_BYTES = 16 * 1024 * 1024
 """What one turn of a thread writes at most, to a client that takes it as fast: some 10 ms."""
 SETTLE_S = 300.0
 """Seconds for which a file that went out is hashed behind the answer: some hundred gigabytes; none waits for it."""
+MAX_GAPS = 256
+"""A client that asks for more scattered pieces than this gets them, but the smallest is not remembered."""
 
 
 class Socket(Protocol):
@@ -186,6 +186,88 @@ async def open_file_source(
         limiter=limiter,
         rest_hash=RestHash(path, hashes, limiter),
     )
+
+
+@attrs.define(eq=False)
+class Coverage:
+    """The bytes 0 to *size_bytes* of a file, and which of them were covered."""
+
+    size_bytes: int
+    _spans: list[tuple[int, int]] = attrs.field(factory=list, init=False)
+
+    @property
+    def covered_bytes(self) -> int:
+        """How many bytes are covered."""
+        return sum(stop - start for start, stop in self._spans)
+
+    @property
+    def next_offset(self) -> int:
+        """The first byte that is not covered."""
+        return self._spans[0][1] if self._spans and self._spans[0][0] == 0 else 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every byte is covered; of an empty file none is missing."""
+        return self.covered_bytes == self.size_bytes
+
+    def add(self, start: int, stop: int) -> None:
+        """Cover the bytes from *start* up to, not including, *stop*."""
+        apart = [span for span in self._spans if span[1] < start or stop < span[0]]
+        touched = [span for span in self._spans if not (span[1] < start or stop < span[0])]
+        merged = (min([start, *(s for s, _ in touched)]), max([stop, *(e for _, e in touched)]))
+        self._spans = sorted([*apart, merged])
+        if len(self._spans) > MAX_GAPS:
+            self._spans.remove(min(self._spans, key=lambda span: span[1] - span[0]))
+
+
+@attrs.define(eq=False)
+class ReadAhead:
+    """The reading end. An error of the source arrives behind the bytes that were read before it."""
+
+    _pieces: trio.MemoryReceiveChannel[bytes]
+    error: TransferError | None = attrs.field(default=None, init=False)
+
+    async def next(self) -> bytes:
+        """Return the next piece, empty at the end. Raises: TransferError, the source's."""
+        async for piece in self._pieces:
+            return piece
+        if self.error is not None:
+            raise self.error
+        return b""
+
+
+@asynccontextmanager
+async def reading_ahead(
+    read: Callable[[int, int], Awaitable[bytes]], start: int, stop: int, piece_bytes: int
+) -> AsyncIterator[ReadAhead]:
+    """Call *read* (offset, length) for the bytes from *start* to *stop*, while the pieces before are used.
+
+    Memory: three pieces, the one that is used, the one that waits, and the one that was read behind it.
+    Cancellation: at leaving, what is read then comes to its end first.
+    """
+    give, take = trio.open_memory_channel[bytes](1)
+    ahead = ReadAhead(take)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_read_all, ahead, give, read, range(start, stop, piece_bytes), stop)
+        yield ahead
+        nursery.cancel_scope.cancel(reason="nobody wants the next piece")
+
+
+async def _read_all(
+    ahead: ReadAhead,
+    give: trio.MemorySendChannel[bytes],
+    read: Callable[[int, int], Awaitable[bytes]],
+    offsets: range,
+    stop: int,
+) -> None:
+    async with give:
+        for offset in offsets:
+            try:
+                piece = await read(offset, min(offsets.step, stop - offset))
+            except TransferError as error:  # handed over: it belongs to who reads, not to this task's nursery
+                ahead.error = error
+                return
+            await give.send(piece)
 
 
 @attrs.frozen

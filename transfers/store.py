@@ -13,11 +13,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import attrs
 import trio
 
-from transfers.downloads import Downloads
-from transfers.part import Discarded
-from transfers.quota import Quota
-from transfers.rest_hash import Hashes
+from transfers.downloads import Downloads, Hashes
 from transfers.settings import TransferSettings
+from transfers.upload import Discarded, Quota
 from transfers.uploads import Uploads
 
 
@@ -50,7 +48,7 @@ async def open_transfers(
     that was given up; it must neither raise nor block. *hashes* hashes whole files for downloads; without it their
     threads do.
 
-    Cancellation: closing is shielded and takes at most `part.DISCARD_BOUND_S` seconds.
+    Cancellation: closing is shielded and takes at most `upload.DISCARD_BOUND_S` seconds.
     """
     quota = Quota(limit_bytes=settings.max_session_bytes)
     uploads = Uploads(settings=settings, quota=quota, limiter=limiter, on_discard=on_discard, clock=clock)

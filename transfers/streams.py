@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from transfers.part import Cause
+from transfers.upload import Cause
 
 PIECE_BYTES = 1024 * 1024
 """How much moves at a time: below it the turns of loop and threads count, above it memory and the wait of others."""

@@ -22,7 +22,6 @@ from collections import deque
 
 import attrs
 
-from transfers.declared import Declared
 from transfers.digest import Digest, advanced, new_digest
 
 REMEMBERED_CHUNKS = 16
@@ -53,6 +52,26 @@ class Why(enum.Enum):
     BEYOND = "goes beyond the declared size"
     SHORT = "is called the last, and bytes are missing"
     DIGEST = "completes other bytes than were declared"
+
+
+@attrs.frozen(kw_only=True)
+class Declared:
+    """Size and SHA-256 (lower-case hexadecimal) of the whole file, as far as they were told."""
+
+    size_bytes: int | None = None
+    sha256: str | None = None
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether a file that was declared so may have so many bytes, or more to come."""
+        return self.size_bytes is None or size_bytes <= self.size_bytes
+
+    def is_short(self, size_bytes: int) -> bool:
+        """Whether bytes are missing yet."""
+        return self.size_bytes is not None and size_bytes < self.size_bytes
+
+    def contradicts(self, digest: Digest) -> bool:
+        """Whether the bytes are others than were declared."""
+        return self.sha256 is not None and digest.hexdigest() != self.sha256
 
 
 @attrs.frozen(kw_only=True)

@@ -11,12 +11,10 @@ from collections.abc import Callable
 import attrs
 import trio
 
-from transfers.declared import Declared
-from transfers.part import DISCARD_BOUND_S, Cause, Destination, Discarded, Part, Progress
-from transfers.quota import Quota
 from transfers.refusals import PathMismatch, TooLarge, TooManyTransfers, TransferNotFound, TransfersClosed
 from transfers.settings import TransferSettings
-from transfers.upload_state import Upload
+from transfers.upload import DISCARD_BOUND_S, Cause, Destination, Discarded, Part, Progress, Quota
+from transfers.upload_state import Declared, Upload
 
 REMEMBERED_UPLOADS = 64
 """Ended uploads whose result is kept for a client that lost the last answer; the oldest goes first."""

@@ -17,10 +17,7 @@ from sandbox import protocol
 from sandbox.files.archives import Archives, Packing, Summary, Unpacking
 from sandbox.files.errors import Changed, FileError, TooLarge
 from sandbox.files.files import EntryPlace, Resolved
-from transfers.declared import Declared
 from transfers.digest import Digest, new_digest
-from transfers.part import Cause
-from transfers.quota import Quota
 from transfers.refusals import (
     ArchiveTooLarge,
     DigestMismatch,
@@ -29,6 +26,8 @@ from transfers.refusals import (
     SourceUnreadable,
     TransferError,
 )
+from transfers.upload import Cause, Quota
+from transfers.upload_state import Declared
 
 ARCHIVE_S = 6 * 3600.0
 """Seconds from an archive's first byte to its last. Who says nothing is cut off long before."""

@@ -27,9 +27,9 @@ from sandbox.files.trees import SWEEP
 from sandbox.init.init import Init
 from sandbox.init.launcher import Launcher
 from sandbox.plan.plan import Walls
-from transfers.part import Discarded, ReplacementUnknown
 from transfers.settings import TransferSettings
 from transfers.store import Transfers, open_transfers
+from transfers.upload import Discarded, ReplacementUnknown
 
 SWEPT_NAMES = 10_000
 SWEEP_S = 5.0

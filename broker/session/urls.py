@@ -23,10 +23,10 @@ from broker.contract.encode import utc_text
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.session.archives import ArchiveSink, ArchiveSource
 from sandbox.files.errors import FileError
-from transfers.part import Cause
 from transfers.refusals import TooManyTransfers, TransferError, TransferNotFound, TransferOver, TransfersClosed
 from transfers.streams import Sink, Source
 from transfers.ticket import Ticket, TicketState
+from transfers.upload import Cause
 
 TOKEN_BYTES = 32
 KEY_BYTES = 32

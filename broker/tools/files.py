@@ -37,7 +37,7 @@ from broker.tools.rules import (
     told_what_it_makes,
     written,
 )
-from transfers.part import Progress
+from transfers.upload import Progress
 
 
 async def perform_write_file(scope: Scope, request: WriteFile, path: str) -> WriteFileResult:

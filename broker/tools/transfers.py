@@ -40,10 +40,10 @@ from broker.tools.rules import full_disk_told, in_turn, require_file, require_no
 from sandbox import protocol
 from sandbox.files.errors import Exists
 from sandbox.files.files import EntryPlace
-from transfers.declared import Declared
 from transfers.filestreams import FileSink, open_file_source
 from transfers.refusals import TooLarge
 from transfers.ticket import TicketState
+from transfers.upload_state import Declared
 
 
 async def perform_open_transfer(scope: Scope, request: OpenTransfer, path: str) -> OpenTransferResult:

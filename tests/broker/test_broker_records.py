@@ -23,7 +23,7 @@ from sandbox.commands.run import Ended, Exited, How, Signalled, TimedOut
 from sandbox.commands.spill import OutputRoom
 from sandbox.commands.streams import Captured
 from sandbox.errors import SpawnFailed
-from transfers.part import Cause, Discarded
+from transfers.upload import Cause, Discarded
 
 OF_ALL = {"timestamp", "uptime_ms", "run", "seq"}
 ASKED_FOR = {Cause.CANCELLED, Cause.SESSION_ENDED, Cause.UNANSWERED}

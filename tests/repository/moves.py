@@ -15,7 +15,6 @@ JOINED: Mapping[str, str] = {
     "policy": "gates:arguments network:known",
     "sandbox/commands": "launching:run",
     "sandbox/init": "farewell:init keepers:keeper_pool",
-    "transfers": "coverage:filestreams declared:digest part:upload quota:upload readahead:filestreams rest_hash:digest",
 }
 """By room, the pieces that become part of another file after the move: `piece:whole`."""
 

@@ -56,7 +56,6 @@ CIRCLES = {
 }
 CROWDED = {
     "policy",
-    "transfers",
 }
 HOMONYMS = {
     *("transfers.Answer",),

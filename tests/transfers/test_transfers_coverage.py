@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from transfers.coverage import MAX_GAPS, Coverage
+from transfers.filestreams import MAX_GAPS, Coverage
 
 SIZE = 40
 spans = st.lists(st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(sorted), max_size=12)

@@ -7,8 +7,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transfers.declared import Declared
-from transfers.upload_state import Answer, Commit, Refuse, State, Sync, Upload, Why, Write
+from transfers.upload_state import Answer, Commit, Declared, Refuse, State, Sync, Upload, Why, Write
 
 contents = st.binary(max_size=40)
 

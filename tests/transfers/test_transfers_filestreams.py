@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 from tests.support.descriptors import open_descriptors
 from tests.transfers.test_transfers_uploads import World, open_world
 from transfers.download_state import HASH_PIECE_BYTES
-from transfers.filestreams import FileSink, FileSource, open_file_source
-from transfers.part import Cause
-from transfers.readahead import ReadAhead
+from transfers.filestreams import FileSink, FileSource, ReadAhead, open_file_source
 from transfers.refusals import OffsetBeyondEnd, SourceChanged, SourceUnreadable, TransferNotFound, UnsizedSource
 from transfers.streams import PIECE_BYTES
+from transfers.upload import Cause
 
 CONTENT = bytes(range(256)) * 8
 T = TypeVar("T")

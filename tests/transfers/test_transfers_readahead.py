@@ -8,7 +8,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transfers.readahead import reading_ahead
+from transfers.filestreams import reading_ahead
 from transfers.refusals import SourceUnreadable
 
 CONTENT = bytes(range(100))

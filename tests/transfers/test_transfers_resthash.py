@@ -23,10 +23,9 @@ from tests.support.door import Door, open_door
 from tests.transfers.test_transfers_downloads import SETTINGS
 from transfers import disk
 from transfers.download_state import Answer, Changed, Download, HashRest
-from transfers.downloads import Chunk, Downloads
+from transfers.downloads import HASHED_HERE_BYTES, Chunk, Downloads, RestHash
 from transfers.filestreams import FileSource, open_file_source
 from transfers.refusals import SourceChanged
-from transfers.rest_hash import HASHED_HERE_BYTES, RestHash
 from transfers.store import open_transfers
 
 LARGE = 2 * HASHED_HERE_BYTES

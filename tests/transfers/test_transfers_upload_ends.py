@@ -19,8 +19,6 @@ import trio.testing
 
 from tests.support.descriptors import open_descriptors
 from tests.transfers.test_transfers_uploads import SETTINGS, FolderDestination, World, in_turn, open_world
-from transfers.declared import Declared
-from transfers.part import COMMIT_BOUND_S, DISCARD_BOUND_S, Cause, Progress
 from transfers.refusals import (
     DigestMismatch,
     OffsetMismatch,
@@ -32,6 +30,7 @@ from transfers.refusals import (
     UploadInDoubt,
     UploadLost,
 )
+from transfers.upload_state import COMMIT_BOUND_S, DISCARD_BOUND_S, Cause, Declared, Progress
 from transfers.uploads import REMEMBERED_UPLOADS
 
 MIB = 1024 * 1024

@@ -16,7 +16,6 @@ import trio
 import trio.testing
 
 from tests.support.descriptors import open_descriptors
-from transfers.part import Discarded, Progress
 from transfers.refusals import (
     OffsetMismatch,
     PathMismatch,
@@ -27,6 +26,7 @@ from transfers.refusals import (
 )
 from transfers.settings import TransferSettings
 from transfers.store import Transfers, open_transfers
+from transfers.upload_state import Discarded, Progress
 
 MIB = 1024 * 1024
 SETTINGS = TransferSettings(

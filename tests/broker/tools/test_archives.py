@@ -24,8 +24,8 @@ from tests.broker.tools.test_treetools_disk import later
 from tests.sandbox.files.test_sandbox_files_write import small_disk
 from tests.support.door import needs_root
 from tests.support.tarbytes import archive_of
-from transfers.declared import Declared
 from transfers.refusals import ArchiveTooLarge, QuotaExceeded
+from transfers.upload_state import Declared
 
 T = TypeVar("T")
 POLICY = """

@@ -25,9 +25,9 @@ from tests.sandbox.files.test_sandbox_treework import OPEN_RULES, copy_tree
 from tests.support.door import ANYTHING, AT_THE_FLUSH, FATAL, FAULT, Door, failing, open_door
 from tests.transfers.test_transfers_upload_ends import files_limited_to
 from tests.transfers.test_transfers_uploads import SETTINGS
-from transfers.part import Cause, Discarded
 from transfers.refusals import UploadInDoubt
 from transfers.store import open_transfers
+from transfers.upload_state import Cause, Discarded
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
