@@ -24,7 +24,7 @@ from broker.trusted.places import TrustedPlaces, find_trusted, take_names
 from broker.trusted.untenable import Untenable, module_folder, refuse_untenable
 from config.load import Config
 from config.settings import ServerSettings
-from policy.network import network_use
+from policy.known import network_use
 from policy.path import PathRules
 from policy.rules import Policy
 from sandbox.cgroup.layer import CgroupPlace, look

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from policy.arguments import first_denial
 from policy.decision import Allow, CommandDecision, Confirm, Deny, Run, shown, strictness
-from policy.gates import first_denial
 from policy.git import hardened
-from policy.known import may_run_of
-from policy.network import may_use_network
+from policy.known import may_run_of, may_use_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -11,7 +11,7 @@ import pytest
 from config.load import load_config
 from policy.command import decide_command
 from policy.decision import Allow, Run
-from policy.network import network_use
+from policy.known import network_use
 from policy.rules import CommandRule, Policy
 
 SHIPPED = load_config(Path(__file__).parents[2] / "config").policy

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from policy.arguments import first_denial
 from policy.command import decide_command
 from policy.decision import SHOWN_CHARACTERS, Deny, shown
-from policy.gates import first_denial
 from policy.git import hardened
-from policy.network import network_use
+from policy.known import network_use
 from policy.packs.packs import PACKS
 from policy.rules import ClosedPath, CommandRule, FileLimits, Policy
 from tests.policy.test_policy_command import policy_of

@@ -54,9 +54,7 @@ CIRCLES = {
     frozenset({"policy.candidates", "policy.path", "policy.treefilter"}),
     frozenset({"sandbox.commands.run", "sandbox.commands.launching", "sandbox.init.init"}),
 }
-CROWDED = {
-    "policy",
-}
+CROWDED = {}
 HOMONYMS = {
     *("transfers.Answer",),
     *("sandbox.Closed", "sandbox.Init", "sandbox.Outcome", "sandbox.Refused"),
