@@ -18,8 +18,8 @@ from broker.scope import Grants
 from policy.command import executables
 from policy.decision import Allow
 from policy.known import may_run_of
-from policy.path import PathRules, Pattern, Root, decide_beneath, decide_path, kernel_roots
-from policy.pattern import ANY_DEPTH, components, is_glob
+from policy.path import PathRules, Root, decide_beneath, decide_path, kernel_roots
+from policy.pattern import ANY_DEPTH, Pattern, components, is_glob
 from policy.rules import CommandRule, Policy, ResourceLimits, ResourceOverride
 from sandbox.machine.programs import Program, resolve_program
 from sandbox.paths import is_beneath_any

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Self
 
 import attrs
 
-from policy.pattern import ANY_DEPTH, is_glob, matched_depths
+from policy.pattern import ANY_DEPTH, Pattern, is_glob, matched_depths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from policy.path import Pattern
 
 
 @attrs.frozen

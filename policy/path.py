@@ -12,7 +12,6 @@ machine: of a path in it only what comes after it counts, for the closed pattern
 
 from __future__ import annotations
 
-import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -20,14 +19,14 @@ import attrs
 
 from policy.candidates import Candidates
 from policy.decision import Allow, Deny, PathDecision, shown
-from policy.packs.packs import rows_of
-from policy.pattern import ANY_DEPTH, compile_pattern, components, is_glob, matched_depths
+from policy.packs.closing import Closing
+from policy.packs.packs import PACKS
+from policy.pattern import ANY_DEPTH, Pattern, compile_pattern, components, is_glob, matched_depths
 from policy.treefilter import TreeFilter, tree_filter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-    from policy.packs.closing import Closing
     from policy.rules import ClosedPath, Policy
 
 Purpose = Literal["read", "list", "enter", "write", "make", "remove"]
@@ -36,39 +35,6 @@ CHANGES: Final = frozenset[Purpose](("write", "make", "remove"))
 
 _ANY_NAME = "\x7f\x7f"  # one that no rule means: what is allowed for it is allowed for every name
 SHOWN_PATTERNS = 20  # of the allowed ones in a refusal
-
-
-@attrs.frozen(kw_only=True)
-class Pattern:
-    """A compiled pattern, and how the file spells it.
-
-    `needs` are its components without wildcards: a path that lacks one of them cannot match, which settles most
-    patterns at the price of a look at a set. `shapes` are beginning and end of the components with wildcards, each of
-    which some component must have. `pack` and `why` say where a closed pattern comes from and what for;
-    they may be empty.
-    """
-
-    text: str
-    parts: tuple[str, ...]
-    pack: str = ""
-    why: str = ""
-    needs: frozenset[str] = attrs.field(init=False)
-    shapes: tuple[tuple[str, str], ...] = attrs.field(init=False)
-
-    @needs.default
-    def _literal_components(self) -> frozenset[str]:
-        return frozenset(part for part in self.parts if not is_glob(part))
-
-    @shapes.default
-    def _ends_of_globs(self) -> tuple[tuple[str, str], ...]:
-        globs = (re.split(r"[*?]", part) for part in self.parts if part != ANY_DEPTH and is_glob(part))
-        return tuple((texts[0], texts[-1]) for texts in globs)
-
-    def may_match(self, names: frozenset[str]) -> bool:
-        """Whether the pattern can match a path with these components; most cannot, which costs little to see."""
-        return self.needs <= names and all(
-            any(name.startswith(beginning) and name.endswith(end) for name in names) for beginning, end in self.shapes
-        )
 
 
 @attrs.frozen(kw_only=True)
@@ -129,7 +95,13 @@ class PathRules:
     @cached_property
     def tree(self) -> TreeFilter:
         """The same rules as expressions, made when they are asked for first: there may be hundreds of patterns."""
-        return tree_filter(self)
+        return tree_filter(
+            allowed=self.allowed,
+            blocked=self.blocked,
+            guarded=self.guarded,
+            opened=self.opened,
+            blocked_extensions=self.blocked_extensions,
+        )
 
     def _opened_depth(self, parts: tuple[str, ...]) -> int:
         """How many components lead to the innermost opened directory that the path is, or is in; 0: to none."""
@@ -151,7 +123,7 @@ class PathRules:
         """
         if not home.startswith("/") or is_glob(home):
             raise ValueError(f"the home directory must be an absolute path without '*' and '?': {home!r}")
-        closings = [(pack, row) for entry in blocked for pack, row in rows_of(entry)]
+        closings = [(pack, row) for entry in blocked for pack, row in _rows_of(entry)]
         return cls(
             allowed=tuple(_compile("allowed_paths", text, home) for text in allowed),
             blocked=tuple(_closed(pack, row, home) for pack, row in closings if row.close == "all"),
@@ -164,6 +136,17 @@ class PathRules:
         """Compile the path rules of *policy* for a user with this *home*."""
         extensions = policy.file_limits.blocked_extensions
         return cls.compile(policy.allowed_paths, policy.blocked_paths, home, extensions)
+
+
+def _rows_of(entry: str | ClosedPath) -> Iterator[tuple[str, Closing]]:
+    """Yield what an entry of `blocked_paths` closes, each with the pack that it comes from ("" for none)."""
+    if isinstance(entry, str):
+        yield "", Closing(entry, why="")
+    elif entry.path is not None:
+        yield "", Closing(entry.path, why=entry.why, close=entry.close)
+    elif entry.use is not None:
+        for row in PACKS[entry.use]:
+            yield entry.use, row
 
 
 def _compile(name: str, text: str, home: str) -> Pattern:

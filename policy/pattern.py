@@ -7,7 +7,10 @@ Matching takes time in proportion to pattern times path, whatever they hold.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
+
+import attrs
 
 from policy.grammar import check_pattern
 
@@ -83,3 +86,36 @@ def matches_name(pattern: str, name: str) -> bool:
 def is_glob(part: str) -> bool:
     """Tell whether a component of a pattern matches more than itself."""
     return "*" in part or "?" in part
+
+
+@attrs.frozen(kw_only=True)
+class Pattern:
+    """A compiled pattern, and how the file spells it.
+
+    `needs` are its components without wildcards: a path that lacks one of them cannot match, which settles most
+    patterns at the price of a look at a set. `shapes` are beginning and end of the components with wildcards, each of
+    which some component must have. `pack` and `why` say where a closed pattern comes from and what for;
+    they may be empty.
+    """
+
+    text: str
+    parts: tuple[str, ...]
+    pack: str = ""
+    why: str = ""
+    needs: frozenset[str] = attrs.field(init=False)
+    shapes: tuple[tuple[str, str], ...] = attrs.field(init=False)
+
+    @needs.default
+    def _literal_components(self) -> frozenset[str]:
+        return frozenset(part for part in self.parts if not is_glob(part))
+
+    @shapes.default
+    def _ends_of_globs(self) -> tuple[tuple[str, str], ...]:
+        globs = (re.split(r"[*?]", part) for part in self.parts if part != ANY_DEPTH and is_glob(part))
+        return tuple((texts[0], texts[-1]) for texts in globs)
+
+    def may_match(self, names: frozenset[str]) -> bool:
+        """Whether the pattern can match a path with these components; most cannot, which costs little to see."""
+        return self.needs <= names and all(
+            any(name.startswith(beginning) and name.endswith(end) for name in names) for beginning, end in self.shapes
+        )

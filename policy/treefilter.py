@@ -16,7 +16,7 @@ from policy.pattern import ANY_DEPTH
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from policy.path import PathRules, Pattern
+    from policy.pattern import Pattern
 
 _Branch: TypeAlias = "dict[str, _Branch]"
 
@@ -52,18 +52,25 @@ class TreeFilter:
     blocked_extensions: tuple[str, ...]
 
 
-def tree_filter(rules: PathRules) -> TreeFilter:
-    """Return *rules* as expressions."""
-    opened = sorted((_stem(pattern.parts) for pattern in rules.opened), key=len, reverse=True)
+def tree_filter(
+    *,
+    allowed: Iterable[Pattern],
+    blocked: tuple[Pattern, ...],
+    guarded: tuple[Pattern, ...],
+    opened: Iterable[Pattern],
+    blocked_extensions: Iterable[str],
+) -> TreeFilter:
+    """Return the rules of `PathRules` as expressions."""
+    stems = sorted((_stem(pattern.parts) for pattern in opened), key=len, reverse=True)
     return TreeFilter(
-        allowed=_any_of(_whole(pattern.parts) for pattern in rules.allowed),
-        blocked_from_root=_from_root(rules.blocked),
-        blocked_anywhere=_anywhere(rules.blocked),
-        guarded_from_root=_from_root(rules.guarded),
-        guarded_anywhere=_anywhere(rules.guarded),
-        opened=_beginning(opened),  # the innermost first
-        last_names=_beginning(_stem(pattern.parts)[-1:] for pattern in (*rules.blocked, *rules.guarded)),
-        blocked_extensions=tuple(sorted(rules.blocked_extensions)),
+        allowed=_any_of(_whole(pattern.parts) for pattern in allowed),
+        blocked_from_root=_from_root(blocked),
+        blocked_anywhere=_anywhere(blocked),
+        guarded_from_root=_from_root(guarded),
+        guarded_anywhere=_anywhere(guarded),
+        opened=_beginning(stems),  # the innermost first
+        last_names=_beginning(_stem(pattern.parts)[-1:] for pattern in (*blocked, *guarded)),
+        blocked_extensions=tuple(sorted(blocked_extensions)),
     )
 
 

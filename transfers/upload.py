@@ -34,7 +34,7 @@ from transfers.refusals import (
     UploadLost,
 )
 from transfers.threads import NoThread, run_in_thread
-from transfers.upload_state import Answer, Commit, Refuse, State, Step, Sync, Upload, Verify, Why, Write
+from transfers.upload_state import Acknowledge, Commit, Refuse, State, Step, Sync, Upload, Verify, Why, Write
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -180,7 +180,7 @@ class Part:
         async with self._destination.in_turn() if is_last else nullcontext():
             try:
                 step = self.upload.offer(offset, data, is_last=is_last)
-                while not isinstance(step, Answer):
+                while not isinstance(step, Acknowledge):
                     if isinstance(step, Refuse):
                         raise self._refusal(step, offset, len(data))
                     step = await self._perform(step)

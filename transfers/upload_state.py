@@ -114,8 +114,8 @@ class Commit:
 
 
 @attrs.frozen(kw_only=True)
-class Answer:
-    """The chunk is received. With *sha256* (of the whole file) the upload is complete."""
+class Acknowledge:
+    """Say that the chunk is received. With *sha256* (of the whole file) the upload is complete."""
 
     received_bytes: int
     sha256: str | None = None
@@ -129,7 +129,7 @@ class Refuse:
     expected_offset: int
 
 
-Step = Write | Verify | Sync | Commit | Answer | Refuse
+Step = Write | Verify | Sync | Commit | Acknowledge | Refuse
 
 
 class IllegalReportError(RuntimeError):
@@ -277,9 +277,9 @@ class Upload:
         self.state = State.SYNCING
         return Sync()
 
-    def _answer(self) -> Answer:
+    def _answer(self) -> Acknowledge:
         sha256 = self.sha256_so_far if self.state is State.COMPLETE else None
-        return Answer(received_bytes=self.received_bytes, sha256=sha256)
+        return Acknowledge(received_bytes=self.received_bytes, sha256=sha256)
 
     def _refuse(self, why: Why) -> Refuse:
         return Refuse(why=why, expected_offset=self.received_bytes)

@@ -10,19 +10,6 @@ from policy.packs.persistence import PERSISTENCE
 from policy.packs.secrets import SECRETS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from policy.rules import ClosedPath
+    from collections.abc import Mapping
 
 PACKS: Final[Mapping[str, tuple[Closing, ...]]] = MappingProxyType({"persistence": PERSISTENCE, "secrets": SECRETS})
-
-
-def rows_of(entry: str | ClosedPath) -> Iterator[tuple[str, Closing]]:
-    """What an entry of `blocked_paths` closes, each with the pack that it comes from ("" for none)."""
-    if isinstance(entry, str):
-        yield "", Closing(entry, why="")
-    elif entry.path is not None:
-        yield "", Closing(entry.path, why=entry.why, close=entry.close)
-    elif entry.use is not None:
-        for row in PACKS[entry.use]:
-            yield entry.use, row

@@ -14,7 +14,6 @@ from policy.explain import explain
 from policy.packs.packs import PACKS
 from policy.path import CHANGES, PathRules, Purpose, decide_path
 from policy.rules import ClosedPath
-from policy.treefilter import tree_filter
 from tests.support import obeyed
 
 HOME = "/home/ann"
@@ -113,6 +112,6 @@ def test_a_refusal_names_the_pattern_its_pack_and_the_reason() -> None:
 
 
 def test_the_expressions_of_the_packs_stay_small() -> None:
-    tree = tree_filter(SHIPPED)
+    tree = SHIPPED.tree
     assert sum(map(len, (tree.blocked_from_root, tree.blocked_anywhere))) < 10_000  # each birth compiles them
     assert sum(map(len, (tree.guarded_from_root, tree.guarded_anywhere))) < 10_000

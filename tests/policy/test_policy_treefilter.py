@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from policy.decision import Allow
-from policy.path import PathRules, Pattern, decide_path
+from policy.path import PathRules, decide_path
+from policy.pattern import Pattern
 from policy.rules import ClosedPath
 from policy.treefilter import tree_filter
 from sandbox.inside.worker.walk import Rules
@@ -56,7 +57,7 @@ def test_the_expressions_decide_as_the_rules_do(
     allowed: list[str], blocked: list[str], guarded: list[str], opened: list[list[str]], paths: list[str]
 ) -> None:
     rules = rules_of(allowed, blocked, guarded, opened)
-    inside_walls = Rules(attrs.asdict(tree_filter(rules)))
+    inside_walls = Rules(attrs.asdict(rules.tree))
     for path in paths:
         for purpose, says in (
             *((purpose, inside_walls.permit) for purpose in ("read", "list", "enter")),
@@ -67,10 +68,16 @@ def test_the_expressions_decide_as_the_rules_do(
 
 
 def test_the_last_name_of_what_is_closed_is_enough_for_a_walk_to_ask() -> None:
-    names = tree_filter(rules_of(["/**"], ["/a/b", "**/c/d*/**"], ["/e"], [])).last_names
+    names = rules_of(["/**"], ["/a/b", "**/c/d*/**"], ["/e"], []).tree.last_names
     assert [name for name in ("/b", "/dx", "/e", "/a", "/c", "/x") if re.match(names, name)] == ["/b", "/dx", "/e"]
 
 
 def test_rules_have_their_expressions_with_them() -> None:
     rules = rules_of(["/a/**"], ["**/b"], ["/a/c"], [["a"]])
-    assert rules.tree == tree_filter(rules)
+    assert rules.tree == tree_filter(
+        allowed=rules.allowed,
+        blocked=rules.blocked,
+        guarded=rules.guarded,
+        opened=rules.opened,
+        blocked_extensions=rules.blocked_extensions,
+    )

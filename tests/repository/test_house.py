@@ -50,8 +50,6 @@ TRESPASSES = {
     ("sandbox.init.init", "sandbox.commands.run"),  # a plan, to choose the pool by
 }
 CIRCLES = {
-    frozenset({"policy.grammar", "policy.packs.packs", "policy.rules"}),
-    frozenset({"policy.candidates", "policy.path", "policy.treefilter"}),
     frozenset({"sandbox.commands.run", "sandbox.commands.launching", "sandbox.init.init"}),
 }
 CROWDED = {}
@@ -59,6 +57,7 @@ HOMONYMS = {
     *("transfers.Answer",),
     *("sandbox.Closed", "sandbox.Init", "sandbox.Outcome", "sandbox.Refused"),
     "sandbox.Init",
+    *("broker.Match", "broker.Origin", "broker.Wire"),
 }
 ROOMS_WITHOUT_TESTS = {"sandbox/inside/opener"}  # its tests speak with it as `sandbox/files` does
 

@@ -7,12 +7,12 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transfers.upload_state import Answer, Commit, Declared, Refuse, State, Sync, Upload, Why, Write
+from transfers.upload_state import Acknowledge, Commit, Declared, Refuse, State, Sync, Upload, Why, Write
 
 contents = st.binary(max_size=40)
 
 
-def send(upload: Upload, data: bytes, cuts: list[int]) -> Answer | Refuse:
+def send(upload: Upload, data: bytes, cuts: list[int]) -> Acknowledge | Refuse:
     """Offer *data* in pieces, then say that this was all; the answer to the last step."""
     for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True):
         step = upload.offer(start, data[start:stop], is_last=False)
@@ -25,7 +25,7 @@ def send(upload: Upload, data: bytes, cuts: list[int]) -> Answer | Refuse:
         step = upload.synced()
         assert isinstance(step, Commit)
         step = upload.committed()
-    assert isinstance(step, Answer | Refuse)
+    assert isinstance(step, Acknowledge | Refuse)
     return step
 
 
@@ -41,7 +41,7 @@ def test_only_what_was_declared_is_committed(data: bytes, meant: bytes, told: se
     fits = (not size or len(data) == len(meant)) and (not sha256 or data == meant)
     assert (upload.state is State.COMPLETE) == fits
     if fits:
-        assert answer == Answer(received_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        assert answer == Acknowledge(received_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     else:
         assert isinstance(answer, Refuse)
         assert answer.why in {Why.BEYOND, Why.SHORT, Why.DIGEST}

@@ -12,7 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 
 from transfers.upload_state import (
     REMEMBERED_CHUNKS,
-    Answer,
+    Acknowledge,
     Commit,
     IllegalReportError,
     Refuse,
@@ -45,15 +45,15 @@ class Case:
         match step:
             case Write() | Sync() | Commit():
                 self.under_way = step
-            case Answer():
+            case Acknowledge():
                 self.under_way = None
                 self.check(step)
             case _:
                 pytest.fail(f"unexpected {step!r}")
 
-    def check(self, answer: Answer) -> None:
+    def check(self, answer: Acknowledge) -> None:
         whole = hashlib.sha256(self.received).hexdigest() if self.is_replaced else None
-        assert answer == Answer(received_bytes=len(self.received), sha256=whole)
+        assert answer == Acknowledge(received_bytes=len(self.received), sha256=whole)
 
     def refuses(self, step: Step, why: Why) -> None:
         expected = Why.LOST if self.is_broken else Why.BUSY if self.under_way else why
@@ -255,7 +255,7 @@ def test_last_chunk_whose_commit_never_began_is_finished_by_its_repetition() -> 
     assert isinstance(again, Verify)
     assert upload.verified(again, same=again.matches()) == Sync()
     assert upload.synced() == Commit()
-    assert upload.committed() == Answer(received_bytes=3, sha256=hashlib.sha256(b"abc").hexdigest())
+    assert upload.committed() == Acknowledge(received_bytes=3, sha256=hashlib.sha256(b"abc").hexdigest())
 
 
 def test_repeated_chunk_in_the_middle_cannot_be_called_the_last() -> None:
@@ -272,7 +272,7 @@ def test_empty_file_is_one_empty_last_chunk() -> None:
     assert upload.offer(0, b"", is_last=True) == Sync()
     upload.synced()
     done = upload.committed()
-    assert done == Answer(received_bytes=0, sha256=hashlib.sha256(b"").hexdigest())
+    assert done == Acknowledge(received_bytes=0, sha256=hashlib.sha256(b"").hexdigest())
     assert upload.offer(0, b"", is_last=True) == done
 
 
