@@ -22,7 +22,7 @@ import trio
 
 from sandbox.errors import BirthFailed
 from sandbox.init.spare import END_S, PACKAGE_PARENT, SOCKET_FD, Child, start_interpreter
-from sandbox.inside.sniffer import PACKET_BYTES, READY
+from sandbox.protocol import FROM_SNIFFER, PACKET_BYTES, READY
 from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Sniffing:
             folder = await run_in_thread(_folder_of, self._module_name)
             self._child = start_interpreter(self._code(folder))
             with trio.fail_after(START_S):
-                report = await _hear(self._child)
+                report = await _hear(self._child, "starting")
         except (ImportError, ValueError) as fault:
             self._unable = True
             self._tell(f"types are guessed from names: {fault}")
@@ -209,15 +209,16 @@ def _folder_of(module_name: str) -> str:
 async def _converse(child: Child, head: bytes) -> str:
     """Ask; return the answer. Raises ConnectionError: the process has ended."""
     child.sock.send(head)  # into an empty buffer: it never blocks
-    return _text((await _hear(child))[1:])
+    return _text((await _hear(child, "asked"))[1:])
 
 
-async def _hear(child: Child) -> bytes:
-    """Wait for a packet. Raises ConnectionError: the process has ended."""
+async def _hear(child: Child, state: str) -> bytes:
+    """Wait for a packet that is legal in *state*. Raises ConnectionError: the process has ended, or says another."""
     while True:
         await trio.lowlevel.wait_readable(child.sock)
         with suppress(BlockingIOError):
-            if packet := child.sock.recv(PACKET_BYTES):
+            packet = child.sock.recv(PACKET_BYTES)
+            if packet.startswith(FROM_SNIFFER[state]):
                 return packet
             raise ConnectionResetError("the process ended without a word")
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    Message = dict[str, Any]
+    from sandbox.protocol import Legal
+
+    Message = dict[str, Any]  # of the opener and its workers, whose messages have no types yet
 
 INLINE_BYTES = 64 * 1024  # one packet holds about 212 KB with the default buffers; this leaves room for several
 PAYLOAD_BYTES = 16 * 1024 * 1024  # more than execve takes (argv and environment are 6 MiB at most)
@@ -104,6 +106,26 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
         for fd in fds:
             os.close(fd)
         raise
+
+
+def hear(sock: socket.socket, legal: Legal) -> tuple[Any, list[int]] | None:
+    """Receive one message, as `receive` does, if it is *legal*. Its type is the one `protocol.py` has for its kind.
+
+    Raises:
+        WireBroken: also where such a message may not come now, or not with so many descriptors; these are closed.
+    """
+    received = receive(sock)
+    if received is not None and len(received[1]) not in legal.get(kind_of(received[0]), ()):
+        for fd in received[1]:
+            os.close(fd)
+        raise WireBroken("a message came that may not be sent now")
+    return received
+
+
+def kind_of(message: Mapping[str, object]) -> str:
+    """Return what `op` says, or the first key of a message without it."""
+    kind = message.get("op", next(iter(message), ""))
+    return kind if isinstance(kind, str) else ""
 
 
 def _received(sock: socket.socket) -> tuple[bytes, list[tuple[int, int, bytes]], int]:

@@ -41,7 +41,7 @@ from .mutants import Mutant, code_of, mutants_of
 
 ROOT = Path(__file__).parent.parent
 ARGUED = Path(__file__).parent / "mutation_argued.txt"
-CHILD_SIDE = ("sandbox_kernel_files", "sandbox_openat", "sandbox_rlimits", "sandbox_wire")
+CHILD_SIDE = ("sandbox_kernel_files", "sandbox_openat", "sandbox_protocol", "sandbox_rlimits", "sandbox_wire")
 """Tests that call the child side's functions themselves, in this process or a fork: a mutant is in no other process."""
 TESTS = {
     "policy/*.py": ("policy_*",),

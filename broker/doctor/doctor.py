@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 import trio
@@ -44,6 +44,9 @@ from sandbox.init.launcher import open_launcher
 from sandbox.plan.limits import Limits
 from sandbox.plan.plan import LayerReport, LayerUnavailable
 from sandbox.sniffing import open_sniffing
+
+if TYPE_CHECKING:
+    from sandbox.protocol import Attack, AttackSaid
 
 CANNOT_EXAMINE = (BirthFailed, ListenFailed, OSError)
 """What `examine` raises where there can be no session, alone or in a group."""
@@ -186,7 +189,7 @@ async def _inside(init: Init, around: Fixtures, check: Check, spec: Mapping[str,
 
 
 def _plan(around: Fixtures, spec: Mapping[str, Any], limits: Limits | None = None) -> ExecPlan:
-    return ExecPlan(program="", argv=(), env={}, cwd=around.inside, limits=limits, attack=spec)
+    return ExecPlan(program="", argv=(), env={}, cwd=around.inside, limits=limits, attack=cast("Attack", spec))
 
 
 def _end(ended: Ended) -> str:
@@ -198,7 +201,7 @@ def _heard(output: bytes, otherwise: str) -> Attempt:
     lines = output.splitlines()
     if not lines:
         return Attempt(through=False, said=otherwise)
-    word = json.loads(lines[-1])
+    word: AttackSaid = json.loads(lines[-1])
     return Attempt(through=word["through"], said=word["said"])
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -21,8 +21,11 @@ from sandbox.commands.excerpt import whole_characters
 from sandbox.commands.run import Ended, ExecPlan, Exited, Signalled, TimedOut, run_command
 from sandbox.commands.spill import Page
 from sandbox.commands.transcript import Point
-from sandbox.inside.keeper.search_output import BAD_PATTERN
+from sandbox.protocol import BAD_PATTERN
 from sandbox.shortage import shortage_of
+
+if TYPE_CHECKING:
+    from sandbox.protocol import SearchMatch, SearchSpec
 
 SEARCH_S = 20.0
 """A search takes about two seconds for 256 MiB of usual lines; a bad pattern would take for ever."""
@@ -136,7 +139,7 @@ async def _open_log(command: SessionCommand, request: SearchOutput) -> tuple[int
         ) from fault
 
 
-def _search(request: SearchOutput, begin: Point, stop: int) -> dict[str, object]:
+def _search(request: SearchOutput, begin: Point, stop: int) -> SearchSpec:
     return {
         "pattern": request.pattern,
         "ignore_case": request.ignore_case,
@@ -176,9 +179,15 @@ def _found(request: SearchOutput, command: SessionCommand, ended: Ended, *, numb
     )
 
 
-def _match(line: Mapping[str, object], *, numbered: bool) -> OutputMatch:
-    fields = {**line, "before": tuple(line["before"]), "after": tuple(line["after"])}  # type: ignore[arg-type]  # JSON
-    return OutputMatch(**fields | ({} if numbered else {"line": None}))  # type: ignore[arg-type]  # of our own child, its keys are the fields
+def _match(line: SearchMatch, *, numbered: bool) -> OutputMatch:
+    return OutputMatch(
+        stream=line["stream"],
+        cursor=line["cursor"],
+        line=line["line"] if numbered else None,
+        text=line["text"],
+        before=tuple(line["before"]),
+        after=tuple(line["after"]),
+    )
 
 
 STEPS = (

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sandbox.init.keeper import Slot
     from sandbox.init.keeper_pool import SlotPool
     from sandbox.plan.limits import Limits
+    from sandbox.protocol import CommandSpec
 
 ATTEMPTS = 3  # a waiting leader may die (out of memory) before it reads its spec
 
@@ -107,8 +108,7 @@ def _hand_over(
         undo.callback(streams.close)
         theirs = streams.theirs if plan.stdin_fd is None else {0: plan.stdin_fd, **streams.theirs}
         internet = plan.network or not init.mixed_network
-        spec = _spec(plan, limits, list(theirs), grouped=slot.leaf is not None, internet=internet)
-        spec["room"] = init.room_of(limits)
+        spec = _spec(plan, limits, list(theirs), init.room_of(limits), grouped=slot.leaf is not None, internet=internet)
         wire.send(launch, spec, list(theirs.values()))
         streams.close_theirs()
         slot.begin()
@@ -119,7 +119,15 @@ def _hand_over(
         return command
 
 
-def _spec(plan: ExecPlan, limits: Limits, numbers: list[int], *, grouped: bool, internet: bool) -> wire.Message:
+def _spec(
+    plan: ExecPlan,
+    limits: Limits,
+    numbers: list[int],
+    room: tuple[int, int | None] | None,
+    *,
+    grouped: bool,
+    internet: bool,
+) -> CommandSpec:
     return {
         "program": plan.program,
         "argv": plan.argv,
@@ -130,6 +138,7 @@ def _spec(plan: ExecPlan, limits: Limits, numbers: list[int], *, grouped: bool, 
         "limits": limits.of_process(grouped=grouped),
         "fds": numbers,
         "terminal": plan.terminal is not None,
-        "search": None if plan.search is None else dict(plan.search),
-        "attack": None if plan.attack is None else dict(plan.attack),
+        "search": plan.search,
+        "attack": plan.attack,
+        "room": room,
     }

@@ -10,7 +10,7 @@ import trio
 
 from sandbox.commands.launching import ATTEMPTS, open_command
 from sandbox.errors import NeverBegan, SpawnFailed
-from sandbox.inside.keeper.forked import NO_ROOM
+from sandbox.protocol import NO_ROOM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sandbox.commands.terminal import Size
     from sandbox.init.init import Init
     from sandbox.plan.limits import Limits
+    from sandbox.protocol import Attack, SearchSpec
 
 
 @attrs.frozen(kw_only=True)
@@ -46,8 +47,8 @@ class ExecPlan:
     stdin_stays: bool = False
     stdin_fd: int | None = None
     terminal: Size | None = None
-    search: Mapping[str, object] | None = None
-    attack: Mapping[str, object] | None = None
+    search: SearchSpec | None = None
+    attack: Attack | None = None
     forked: bool = False
 
 

@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import socket
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import trio
@@ -21,15 +22,18 @@ from sandbox import wire
 from sandbox.commands.terminal import resize
 from sandbox.errors import NeverBegan, SpawnFailed
 from sandbox.kernel.processes import take_pid
+from sandbox.protocol import FROM_LEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from typing import Any
 
     from sandbox.cgroup.session import Leaf
     from sandbox.commands.spill import Spill
     from sandbox.commands.streams import Input, Output, Streams
     from sandbox.commands.terminal import Size
     from sandbox.init.keeper import Slot
+    from sandbox.protocol import NotStarted, Started
 
 KILL_BOUND_S = 5.0  # SIGKILL works at once except on a process that hangs in the kernel
 
@@ -95,7 +99,7 @@ class Command:
         if signum == signal.SIGKILL:
             self._kill()
         else:
-            self.slot.order("signal", self._serial, signal=signum)
+            self.slot.signal(self._serial, signum)
 
     def resize(self, size: Size) -> bool:
         """Tell its terminal a new size; return whether it has one."""
@@ -155,7 +159,7 @@ class Command:
 
     async def end(self, grace_s: float) -> None:
         """Ask the command's group to end, and kill the whole tree *grace_s* seconds later."""
-        self.slot.order("signal", self._serial, signal=signal.SIGTERM)
+        self.slot.signal(self._serial, signal.SIGTERM)
         with trio.move_on_after(grace_s):
             while not self.tree_gone:
                 await self._advance()
@@ -173,7 +177,7 @@ class Command:
 
     def _kill(self) -> None:
         """Have the keeper kill its tree, and the kernel the group: whoever left the one is still in the other."""
-        self.slot.order("kill", self._serial)
+        self.slot.kill(self._serial)
         if self.leaf is not None and self.slot.leaves is not None:
             self.slot.leaves.kill(self.leaf)
 
@@ -219,18 +223,20 @@ class Command:
             self.failure = NeverBegan()
         # Without a descriptor of ours left to take it in, it runs, and nobody learns its number.
         with contextlib.suppress(wire.Truncated):
-            received = wire.receive(self._launch)
+            received = wire.hear(self._launch, FROM_LEADER)
             if received is not None:
-                self._learn_start(*received)
+                news, fds = received
+                NEWS[wire.kind_of(news)](self, news, fds)
         self._launching = False
         return False
 
-    def _learn_start(self, news: wire.Message, fds: list[int]) -> None:
-        if "stage" in news:
-            self.failure = SpawnFailed(news["stage"], news["why"], news["errno"], self.paths.get(news["stage"], ""))
-        for pidfd in fds:
-            with contextlib.suppress(OSError):  # as above
-                self.pid = take_pid(pidfd)
+    def _learn_failure(self, news: NotStarted, _fds: list[int]) -> None:
+        self.failure = SpawnFailed(news["stage"], news["why"], news["errno"], self.paths.get(news["stage"], ""))
+
+    def _learn_pid(self, _news: Started, fds: list[int]) -> None:
+        (pidfd,) = fds
+        with contextlib.suppress(OSError):  # as above
+            self.pid = take_pid(pidfd)
 
     def _read_news(self) -> bool:
         self.slot.read_news()
@@ -247,6 +253,12 @@ class Command:
         self._epoll.close()
         self._launch.close()
         self.streams.close()
+
+
+NEWS: Mapping[str, Callable[[Command, Any, list[int]], None]] = MappingProxyType(
+    {"started": Command._learn_pid, "stage": Command._learn_failure}  # noqa: SLF001  a table of its own methods
+)
+"""By kind of what a leader says, who takes it in."""
 
 
 def _leave_open() -> None:

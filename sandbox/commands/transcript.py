@@ -10,17 +10,16 @@ What did not fit is counted as dropped, and from the first such byte on nothing 
 
 from __future__ import annotations
 
-import struct
 from array import array
 from bisect import bisect_right
 from typing import Literal
 
 import attrs
 
+from sandbox.protocol import FRAME_HEADER, STREAM_BIT
+
 View = Literal["stdout", "stderr", "both"]
 STDOUT, STDERR = 1, 2
-HEADER = struct.Struct("<I")
-STREAM_BIT = 1 << 31  # set: stderr
 FRAME_BYTES = 64 * 1024
 CHECKPOINT_BYTES = 64 * 1024
 
@@ -78,22 +77,22 @@ class Transcript:
     def _fitting(self, stream: int, wanted: int, room: int) -> int:
         """Return how much may go into the open frame, or else into a new one."""
         if self._frame is not None and self._frame[1] == stream:
-            held = len(self.pending) - self._frame[0] - HEADER.size
+            held = len(self.pending) - self._frame[0] - FRAME_HEADER.size
             if held < FRAME_BYTES:
                 return min(wanted, FRAME_BYTES - held, room)
         self._frame = None
-        return min(wanted, FRAME_BYTES, room - HEADER.size)
+        return min(wanted, FRAME_BYTES, room - FRAME_HEADER.size)
 
     def _extend(self, stream: int, data: memoryview) -> None:
         if self._frame is None:
             self._mark()
             self._frame = (len(self.pending), stream)
-            self.pending += HEADER.pack(0)
-            self.end = attrs.evolve(self.end, at=self.end.at + HEADER.size)
+            self.pending += FRAME_HEADER.pack(0)
+            self.end = attrs.evolve(self.end, at=self.end.at + FRAME_HEADER.size)
         index = self._frame[0]
         self.pending += data
-        length = len(self.pending) - index - HEADER.size
-        HEADER.pack_into(self.pending, index, length | (STREAM_BIT if stream == STDERR else 0))
+        length = len(self.pending) - index - FRAME_HEADER.size
+        FRAME_HEADER.pack_into(self.pending, index, length | (STREAM_BIT if stream == STDERR else 0))
         stdout, stderr = (len(data), 0) if stream == STDOUT else (0, len(data))
         self.end = Point(self.end.at + len(data), self.end.stdout + stdout, self.end.stderr + stderr)
 
@@ -178,10 +177,10 @@ class Extract:
         self.position += index - start
 
     def _take_header(self, chunk: bytes, index: int) -> int:
-        piece = chunk[index : index + HEADER.size - len(self._header)]
+        piece = chunk[index : index + FRAME_HEADER.size - len(self._header)]
         self._header += piece
-        if len(self._header) == HEADER.size:
-            (word,) = HEADER.unpack(self._header)
+        if len(self._header) == FRAME_HEADER.size:
+            (word,) = FRAME_HEADER.unpack(self._header)
             self._header = b""
             self._left = word & ~STREAM_BIT
             self._ours = self._view == "both" or self._view == ("stderr" if word & STREAM_BIT else "stdout")

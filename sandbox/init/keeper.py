@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import attrs
@@ -13,9 +14,14 @@ import trio
 from sandbox import wire
 from sandbox.kernel.processes import take_pid
 from sandbox.polled import close_descriptor, close_socket
+from sandbox.protocol import FROM_KEEPER
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
     from sandbox.cgroup.session import Leaf, Leaves
+    from sandbox.protocol import KillOrder, LeaderEnded, Ready, Short, SignalOrder, TreeGone, WayIn
 
 
 @attrs.define(eq=False)
@@ -48,38 +54,37 @@ class Slot:
         """Take in what the keeper said, without waiting."""
         try:
             while not self.gone:
-                received = wire.receive(self.sock)
+                received = wire.hear(self.sock, FROM_KEEPER)
                 if received is None:
                     self._lost()
                 else:
-                    self._learn(*received)
+                    news, fds = received
+                    NEWS[news["op"]](self, news, fds)
         except BlockingIOError:
             return
         except (wire.WireBroken, OSError):  # OSError: we have no descriptor left to look at what came with it
             self._lost()
 
-    def _learn(self, news: wire.Message, fds: list[int]) -> None:
-        match news["op"]:
-            case "ready":
-                self.disarm()
-                self._advance(news["serial"])
-                self.shortage = ""
-                self.launch = socket.socket(fileno=fds[0])
-                self.launch.setblocking(False)
-                self.leader_pid = take_pid(fds[1]) if len(fds) > 1 else 0
-            case "short":
-                self.shortage = news["why"]
-            case "ended":
-                self._advance(news["serial"])  # a leader that died before it was ready
-                if news["serial"] == self.launched:  # not what came to nothing after it, which nobody asks for
-                    self.ended = (news["serial"], news["status"])
-                self._empty(news["serial"], empty=news["empty"])
-            case "empty":
-                self._empty(news["serial"], empty=True)
+    def _arm(self, news: Ready, fds: list[int]) -> None:
+        self.disarm()
+        self._advance(news["serial"])
+        self.shortage = ""
+        self.launch = socket.socket(fileno=fds[0])
+        self.launch.setblocking(False)
+        self.leader_pid = take_pid(fds[1]) if len(fds) > 1 else 0
 
-    def _empty(self, serial: int, *, empty: bool) -> None:
-        if empty:
-            self.empty_serial = serial
+    def _run_short(self, news: Short, _fds: list[int]) -> None:
+        self.shortage = news["why"]
+
+    def _end(self, news: LeaderEnded, _fds: list[int]) -> None:
+        self._advance(news["serial"])  # a leader that died before it was ready
+        if news["serial"] == self.launched:  # not what came to nothing after it, which nobody asks for
+            self.ended = (news["serial"], news["status"])
+        if news["empty"]:
+            self.empty_serial = news["serial"]
+
+    def _empty(self, news: TreeGone, _fds: list[int]) -> None:
+        self.empty_serial = news["serial"]
 
     def _advance(self, serial: int) -> None:
         """Go on to the next leader, if *serial* is its: the leaf that waited for it is its own now."""
@@ -101,8 +106,9 @@ class Slot:
     def enter_next(self, leaf: Leaf) -> None:
         """Give the keeper the way into the group of its next leader."""
         self.next_leaf = leaf
+        way_in: WayIn = {"op": "leaf"}
         with contextlib.suppress(OSError):  # it is gone
-            wire.send(self.sock, {"op": "leaf"}, [leaf.entry])
+            wire.send(self.sock, way_in, [leaf.entry])
         leaf.close_entry()
 
     def _release(self, leaf: Leaf | None) -> None:
@@ -119,10 +125,17 @@ class Slot:
             self.launch.close()
             self.launch = None
 
-    def order(self, op: str, serial: int, **fields: int) -> None:
-        """Tell the keeper to do something about command *serial*."""
+    def signal(self, serial: int, signum: int) -> None:
+        """Have the process group of command *serial* signalled."""
+        self._order({"op": "signal", "serial": serial, "signal": signum})
+
+    def kill(self, serial: int) -> None:
+        """Have the whole tree of command *serial* ended."""
+        self._order({"op": "kill", "serial": serial})
+
+    def _order(self, order: SignalOrder | KillOrder) -> None:
         with contextlib.suppress(OSError):  # it is gone, or its buffer is full of the same order
-            wire.send(self.sock, {"op": op, "serial": serial, **fields})
+            wire.send(self.sock, order)
 
     async def wait_news(self) -> None:
         """Wait until the keeper said something, and take it in."""
@@ -151,3 +164,9 @@ class Slot:
         for leaf in (self.leaf, self.next_leaf):
             self._release(leaf)
         self.leaf = self.next_leaf = None
+
+
+NEWS: Mapping[str, Callable[[Slot, Any, list[int]], None]] = MappingProxyType(
+    {"ready": Slot._arm, "short": Slot._run_short, "ended": Slot._end, "empty": Slot._empty}  # noqa: SLF001  its own
+)
+"""By kind of what a keeper says, who takes it in."""

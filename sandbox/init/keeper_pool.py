@@ -18,8 +18,7 @@ import trio
 
 from sandbox.errors import SpawnFailed
 from sandbox.init.keeper import Slot
-from sandbox.inside.keeper.forked import NO_ROOM
-from sandbox.inside.keeper.wakeup import RETRY_S
+from sandbox.protocol import NO_ROOM, RETRY_S
 
 if TYPE_CHECKING:
     import socket

@@ -10,15 +10,21 @@ import errno
 import os
 import socket
 from collections import deque
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from sandbox import wire
 from sandbox.kernel.processes import take_pid
+from sandbox.protocol import FROM_INIT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
     from sandbox.cgroup.session import Leaf
+    from sandbox.protocol import KeeperForked, KeeperWanted, Short
 
 
 class Pool(Protocol):
@@ -70,7 +76,8 @@ class Keepers:
         Raises:
             OSError: the init is gone.
         """
-        wire.send(self._sock, {"op": "keeper", "spawns": spawns}, [] if leaf is None else [leaf.entry])
+        wanted: KeeperWanted = {"op": "keeper", "spawns": spawns}
+        wire.send(self._sock, wanted, [] if leaf is None else [leaf.entry])
         self._asked.append((pool, leaf))
 
     async def wait(self) -> None:
@@ -98,18 +105,21 @@ class Keepers:
 
     def _hear(self) -> None:
         try:
-            received = wire.receive(self._sock)
+            received = wire.hear(self._sock, FROM_INIT["asked" if self._asked else "idle"])
         except wire.Truncated:
             self._miss()
             return
         if received is None:
             self.gone = True
-        elif received[0]["op"] == "short":
-            self.shortage = received[0]["why"]
         else:
-            self._welcome(*received[1])
+            news, fds = received
+            NEWS[news["op"]](self, news, fds)
 
-    def _welcome(self, fd: int, pidfd: int) -> None:
+    def _run_short(self, news: Short, _fds: list[int]) -> None:
+        self.shortage = news["why"]
+
+    def _welcome(self, _news: KeeperForked, fds: list[int]) -> None:
+        fd, pidfd = fds
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)
         try:
@@ -127,3 +137,9 @@ class Keepers:
         self.shortage = os.strerror(errno.EMFILE)
         pool, leaf = self._asked.popleft()
         pool.miss(leaf)
+
+
+NEWS: Mapping[str, Callable[[Keepers, Any, list[int]], None]] = MappingProxyType(
+    {"keeper": Keepers._welcome, "short": Keepers._run_short}  # noqa: SLF001  a table of its own methods
+)
+"""By kind of what an init says while it serves, who takes it in."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -35,11 +35,12 @@ from sandbox.plan.walls import (
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from sandbox.cgroup.session import SessionGroup
     from sandbox.cgroup.tree import Tree
     from sandbox.plan.plan import ClosedPaths
+    from sandbox.protocol import BirthSpec, LayerFound, ProcessLimits
 
 BIRTH_S = 30.0  # it takes about 10 ms from a warm spare and 50 ms from a cold one; seconds where the disk is far
 SPARE_S = 1.0  # for a spare to say that it is there: it takes less than a millisecond unless it is stopped
@@ -218,7 +219,7 @@ class Launcher:
                 self._patterns = (*spec["close"]["blocked"], *spec["close"]["guarded"], spec["close"]["last_names"])
                 wire.send(child.sock, spec, [openers.fileno()])
                 openers.close()  # or we would not see the opener's end
-                answer, makers = await child.hear()
+                answer, makers = await child.hear("being_born")
         except trio.TooSlowError:
             raise BirthCut("report", f"no answer within {BIRTH_S:.0f} s") from None
         except CgroupFault as fault:
@@ -230,7 +231,7 @@ class Launcher:
         child.terminal_maker_fd = makers[0] if makers else -1
         return self._judge(answer["layers"])
 
-    def _judge(self, found: list[dict[str, Any]]) -> tuple[LayerReport, ...]:
+    def _judge(self, found: Sequence[LayerFound]) -> tuple[LayerReport, ...]:
         """Put what the init found inside in the place of what was expected."""
         layers = {layer.name: layer for layer in self._plan.layers}
         for report in found:
@@ -248,7 +249,7 @@ def _pair() -> tuple[socket.socket, socket.socket]:
         raise BirthFailed("start", error.strerror or str(error), error.errno) from error
 
 
-def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Message:
+def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> BirthSpec:
     """Compose what an init is told about itself. *grouped*: it is in a control group of its session already."""
     user = walls.user
     terminals = terminal_grants(plan, walls)
@@ -280,7 +281,7 @@ def birth_spec(plan: Plan, walls: Walls, *, grouped: bool = False) -> wire.Messa
     }
 
 
-def _spawn_limits(limits: Limits, *, grouped: bool) -> dict[str, int | None] | None:
+def _spawn_limits(limits: Limits, *, grouped: bool) -> ProcessLimits | None:
     """Return the limits of commands that need nothing of their own, and of who spawns them; None: all are forked.
 
     With control groups each needs one of its own.

@@ -14,7 +14,7 @@ import signal
 import sys
 from errno import EMFILE
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import attrs
 import trio
@@ -24,11 +24,15 @@ from sandbox import wire
 from sandbox.errors import BirthCut, BirthFailed
 from sandbox.kernel.processes import pid_of
 from sandbox.polled import close_descriptor, close_socket, wait_ended
+from sandbox.protocol import FROM_INIT
 from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
+    from typing import Any, Literal
+
+    from sandbox.protocol import Born, GoAhead, Greet, Greeted, Legal, Moved, NotBorn
 
 # Appended, not put first: beside an installed package lie others, which must not shadow the standard library.
 BOOTSTRAP = "import sys; sys.path.append({parent!r}); from sandbox.inside.init.main import main; main(3, {broker_pid})"
@@ -60,7 +64,7 @@ class Child:
             BirthFailed: a stage failed.
         """
         if self.flags and not self._moved:
-            _, (pidfd,) = await self.hear()
+            _, (pidfd,) = await self.hear("moving")
             self._take(pidfd)
         await self._reap_starter()
 
@@ -71,8 +75,9 @@ class Child:
             BirthFailed, OSError: it is gone, or of no use.
         """
         await self.wait_ahead()
-        wire.send(self.sock, {"op": "greet"})
-        await self.hear()
+        greet: Greet = {"op": "greet"}
+        wire.send(self.sock, greet)
+        await self.hear("greeted")
 
     def _take(self, pidfd: int) -> None:
         """Hold the process that came out of the one we started. Raises OSError: we cannot, and let go of it."""
@@ -95,25 +100,34 @@ class Child:
             _reap(self._starter_pidfd)
             self._starter_pidfd = -1
 
-    async def hear(self) -> tuple[wire.Message, list[int]]:
-        """Wait for what it says.
+    @overload
+    async def hear(self, state: Literal["moving"]) -> tuple[Moved, list[int]]: ...
+
+    @overload
+    async def hear(self, state: Literal["greeted"]) -> tuple[Greeted, list[int]]: ...
+
+    @overload
+    async def hear(self, state: Literal["being_born"]) -> tuple[Born, list[int]]: ...
+
+    async def hear(self, state: str) -> tuple[Any, list[int]]:
+        """Wait for what it says in *state*; see `FROM_INIT`.
 
         Raises:
             BirthFailed: that a stage failed; BirthCut: nothing any more.
         """
-        received = await self._receive()
+        received = await self._receive(FROM_INIT[state])
         if received is None:
             raise BirthCut("start", "the interpreter ended without a word")
-        message, _ = received
-        if message["op"] == "failed":
-            raise BirthFailed(message["stage"], message["why"], message["errno"])
+        if received[0]["op"] == "failed":
+            failed: NotBorn = received[0]
+            raise BirthFailed(failed["stage"], failed["why"], failed["errno"])
         return received
 
-    async def _receive(self) -> tuple[wire.Message, list[int]] | None:
+    async def _receive(self, legal: Legal) -> tuple[Any, list[int]] | None:
         while True:
             await trio.lowlevel.wait_readable(self.sock)
             try:
-                return wire.receive(self.sock)
+                return wire.hear(self.sock, legal)
             except BlockingIOError:  # woken for nothing
                 continue
             except wire.WireBroken as error:
@@ -141,7 +155,7 @@ class Child:
         """Tell whether it exited, or failed on its way, without waiting and without reaping it."""
         if self.flags and not self._moved:
             try:
-                received = wire.receive(self.sock)
+                received = wire.hear(self.sock, FROM_INIT["moving"])
                 if received is None or not received[1]:
                     return True
                 self._take(received[1][0])
@@ -225,7 +239,8 @@ def start_spare(flags: int, *, internet: bool = False, patterns: Sequence[str] =
     child = start_interpreter(BOOTSTRAP.format(parent=PACKAGE_PARENT, broker_pid=os.getpid()), flags)
     if flags:
         with contextlib.suppress(OSError):  # it ended at once; whoever takes it learns that
-            wire.send(child.sock, {"op": "ahead", "flags": flags, "internet": internet, "patterns": tuple(patterns)})
+            order: GoAhead = {"op": "ahead", "flags": flags, "internet": internet, "patterns": tuple(patterns)}
+            wire.send(child.sock, order)
     return child
 
 

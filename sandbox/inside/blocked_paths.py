@@ -33,8 +33,9 @@ from sandbox.paths import is_beneath_any
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
+    from collections.abc import Iterator, Sequence
+
+    from sandbox.protocol import CloseSpec
 
 MAX_NAMES = 200_000  # some tenths of a second
 MAX_FOUND = 20_000  # each one is a mount: about a second
@@ -46,10 +47,10 @@ CLOCK = 5  # CLOCK_REALTIME_COARSE, by which files are stamped
 _ELSEWHERE = (_STRANGE, 9 * _STRANGE)  # where in a root something could be moved to: near, and far down
 
 
-class Closed:
+class ClosedNames:
     """One set of names: those that two expressions match, but for what lies in trees that stay open."""
 
-    def __init__(self, expressions: tuple[str, str], opened: tuple[str, ...]) -> None:
+    def __init__(self, expressions: Sequence[str], opened: tuple[str, ...]) -> None:
         from_root, anywhere = expressions
         self._from_root = re.compile(from_root).match
         self._anywhere = re.compile(anywhere).search
@@ -70,24 +71,24 @@ class Search:
     commands reach where nothing covers names by mounts, `since_ns` when it began, as the stamps of files count.
     """
 
-    def __init__(self, spec: dict[str, Any], *, max_names: int = MAX_NAMES, max_found: int = MAX_FOUND) -> None:
+    def __init__(self, spec: CloseSpec, *, max_names: int = MAX_NAMES, max_found: int = MAX_FOUND) -> None:
         """Look for what *spec* names: see `plan.walls.close_for`.
 
         `sockets_in` and `sockets_of`: directories in which sockets are found too, and those in them where they are not.
         """
         self._roots: list[str] = [os.path.realpath(root) for root in spec["roots"]]
         self._writable: list[str] = [os.path.realpath(root) for root in spec["writable"]]
-        self._uid: int = spec["uid"]
-        self._places: list[str] = spec["places"]
-        self._names: list[str] = spec["names"]
-        self._folders: list[str] = spec["folders"]
+        self._uid = spec["uid"]
+        self._places = spec["places"]
+        self._names = spec["names"]
+        self._folders = spec["folders"]
         self._opened = tuple(spec["opened"])
-        self._blocked = Closed(spec["blocked"], self._opened)
-        self._guarded = Closed(spec["guarded"], self._opened)
+        self._blocked = ClosedNames(spec["blocked"], self._opened)
+        self._guarded = ClosedNames(spec["guarded"], self._opened)
         self._may_be_closed = re.compile(spec["last_names"]).match  # a fraction of the time of the others
-        self._system: list[str] = spec["system"]
-        self._sockets_in: list[str] = spec["sockets_in"]
-        self._sockets_of: list[str] = spec["sockets_of"]
+        self._system = spec["system"]
+        self._sockets_in = spec["sockets_in"]
+        self._sockets_of = spec["sockets_of"]
         self._left = max_names
         self._max_found = max_found
         self._taken: set[tuple[str, bool]] = set()

@@ -20,6 +20,7 @@ import sys
 
 from sandbox.inside.stages import StageFailed, stage
 from sandbox.kernel import landlock, namespaces, process, rlimits, seccomp, syscalls
+from sandbox.protocol import PACKET_BYTES, READY, UNABLE
 
 TYPE_CHECKING = False  # importing typing costs half a megabyte
 if TYPE_CHECKING:
@@ -27,10 +28,8 @@ if TYPE_CHECKING:
 
 NOBODY = 65534
 """Who it is under root: nobody's process, which no session may signal either."""
-PACKET_BYTES = 64 * 1024
 CPU_S = 0.5  # for one question, by the kernel: a busy machine does not make content look as if it hung
 MEMORY_BYTES = 256 * 1024 * 1024  # of addresses; it takes about 40 MiB
-READY, UNABLE = b"+", b"-"
 PROT_EXEC = 4
 CALLS = (
     "recvfrom sendto futex mmap munmap mremap mprotect madvise brk setitimer clock_gettime getrandom sched_yield "

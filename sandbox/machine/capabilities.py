@@ -11,11 +11,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 
 import sandbox
 from sandbox.kernel import landlock, namespaces, syscalls
+
+if TYPE_CHECKING:
+    from sandbox.protocol import TrialVerdict
 
 CAP_SETGID_BIT = 6
 CAP_SETUID_BIT = 7
@@ -125,7 +129,7 @@ def _attempt(flags: int) -> tuple[str, bool]:
     except subprocess.TimeoutExpired:
         return f"the trial of namespaces did not end within {TRIAL_S:g} s", False
     try:
-        verdict = json.loads(tried.stdout)
+        verdict: TrialVerdict = json.loads(tried.stdout)
     except ValueError:
         return f"the trial of namespaces ended without a word (status {tried.returncode})", False
     return (f"{verdict['stage']}: {verdict['why']}", False) if "stage" in verdict else ("", verdict["own_task_count"])

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sandbox.kernel.landlock import Grant
     from sandbox.plan.plan import Plan, Walls
-    from sandbox.wire import Message
+    from sandbox.protocol import CloseSpec, RootSpec
 
 # What programs read wherever they run. Not /dev/shm and not /tmp: those are everybody's, and a policy that wants
 # them names them. /etc/resolv.conf often points to one of the two files; beside them are sockets of the resolver,
@@ -128,7 +128,7 @@ def private_paths(plan: Plan, walls: Walls) -> tuple[str, ...]:
     return (*(() if machines else (TMP,)), SHARED_MEMORY)
 
 
-def root_for(plan: Plan, walls: Walls) -> Message:
+def root_for(plan: Plan, walls: Walls) -> RootSpec:
     """Compose the new root; later binds win, and the nearest one above a path is what the session sees there."""
     private = private_paths(plan, walls)
     writable = [path for path in writable_paths(walls, private) if path not in private]
@@ -146,7 +146,7 @@ def root_for(plan: Plan, walls: Walls) -> Message:
     }
 
 
-def close_for(plan: Plan, walls: Walls) -> Message:
+def close_for(plan: Plan, walls: Walls) -> CloseSpec:
     """Compose what is to be closed: where to look for it, by which names, and what stays open in it."""
     closed = walls.closed
     private = private_paths(plan, walls)

@@ -208,6 +208,30 @@ def _reached(graph: Graph, start: str) -> set[str]:
     return found
 
 
+BORDER = ("sandbox.wire", "sandbox.protocol", "sandbox.sniffing", "sandbox.init", "sandbox.commands", "sandbox.files")
+"""Rooms outside the walls that speak with those inside, and what they share; inside, every room does."""
+
+
+def formless(sources: Mapping[str, str]) -> set[str]:
+    """Return the modules on either side of a process border that speak of messages without saying what is in them."""
+    borders = tuple(f"{room}." for room in (*BORDER, "sandbox.inside"))
+    return {
+        name
+        for name, source in sources.items()
+        if f"{name}.".startswith(borders) and any(map(_says_anything, ast.walk(ast.parse(source))))
+    }
+
+
+def _says_anything(node: ast.AST) -> bool:
+    """Tell whether *node* is a mapping of str to Any, or another name for one."""
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):
+        named = ast.unparse(node.value).rpartition(".")[2]
+        return named in {"dict", "Mapping", "MutableMapping"} and ast.unparse(node.slice) in {"(str, Any)", "str, Any"}
+    if isinstance(node, ast.ImportFrom):
+        return node.module == "sandbox.wire" and any(alias.name == "Message" for alias in node.names)
+    return isinstance(node, ast.Attribute) and ast.unparse(node) == "wire.Message"
+
+
 def crowded(paths: Iterable[str]) -> dict[str, int]:
     """Return the folders with more than MAX_FILES modules, and how many each has."""
     counted = Counter(path.rpartition("/")[0] for path in paths if not path.endswith("/__init__.py"))

@@ -123,7 +123,7 @@ async def test_who_waits_for_a_word_may_be_woken_for_nothing() -> None:
             child = Child(0, ours, -1, 0)
 
             async def hear() -> None:
-                heard.append(await child.hear())
+                heard.append(await child.hear("being_born"))
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(hear)

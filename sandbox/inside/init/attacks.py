@@ -22,14 +22,14 @@ import stat
 import struct
 from types import MappingProxyType
 
-from sandbox.inside.init import attacks_around as siege_around
+from sandbox.inside.init import attacks_around
 from sandbox.kernel import process, syscalls
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
-    Target = dict[str, Any]
+    from sandbox.protocol import Attack, AttackSaid
 
 PTRACE_SEIZE = 0x4206  # unlike an attach, it does not stop who is traced
 NEW_USER = 0x10000000
@@ -39,7 +39,7 @@ STACK_BYTES = 64 * 1024
 PAGE = mmap.PAGESIZE
 
 
-def main(spec: Target) -> NoReturn:
+def main(spec: Attack) -> NoReturn:
     """Try the attack that *spec* names, say what came of it on standard output, and exit."""
     _perform(spec)
     os._exit(0)
@@ -74,7 +74,7 @@ def _leave_ancestors() -> None:
     select.select([parent], [], [])
 
 
-def _perform(spec: Target) -> None:
+def _perform(spec: Attack) -> None:
     try:
         said = ATTACKS[spec["attack"]](spec)
         _say(through=True, said=said)
@@ -83,21 +83,22 @@ def _perform(spec: Target) -> None:
 
 
 def _say(*, through: bool, said: str) -> None:
-    os.write(1, json.dumps({"through": through, "said": said}).encode() + b"\n")
+    line: AttackSaid = {"through": through, "said": said}
+    os.write(1, json.dumps(line).encode() + b"\n")
 
 
-def _write_file(target: Target) -> str:
+def _write_file(target: Attack) -> str:
     os.close(os.open(target["path"], os.O_WRONLY | os.O_CREAT, 0o600))
     return f"{target['path']} was made"
 
 
-def _read_file(target: Target) -> str:
+def _read_file(target: Attack) -> str:
     fd = os.open(target["path"], os.O_RDONLY)
     os.close(fd)
     return f"{target['path']} was opened"
 
 
-def _execute(target: Target) -> str:
+def _execute(target: Attack) -> str:
     pid = os.fork()
     if pid == 0:
         try:
@@ -113,21 +114,21 @@ def _execute(target: Target) -> str:
     return f"{target['program']} ran"
 
 
-def _execute_memory(target: Target) -> str:
+def _execute_memory(target: Attack) -> str:
     fd = os.memfd_create("attack", 0)
     with open(target["program"], "rb") as source:
         os.write(fd, source.read())
-    return _execute({"program": f"/proc/self/fd/{fd}"})
+    return _execute({"attack": "execute", "program": f"/proc/self/fd/{fd}"})
 
 
-def _trace(target: Target) -> str:
+def _trace(target: Attack) -> str:
     """Trace the victim, or inside what keeps this process."""
     pid = target["victim"] if target["control"] else os.getppid()
     syscalls.call("ptrace", PTRACE_SEIZE, pid, 0, 0)
     return f"process {pid} is traced"
 
 
-def _recognize(target: Target) -> int:
+def _recognize(target: Attack) -> int:
     """Return the victim's pid if it is the victim here too: a pid namespace has other processes by its numbers."""
     with open(f"/proc/{target['victim']}/cmdline", encoding="utf-8", errors="replace") as words:
         if target["mark"] not in words.read():
@@ -135,28 +136,28 @@ def _recognize(target: Target) -> int:
     return int(target["victim"])
 
 
-def _see(target: Target) -> str:
+def _see(target: Attack) -> str:
     return f"the arguments of process {_recognize(target)} can be read"
 
 
-def _environment(target: Target) -> str:
+def _environment(target: Attack) -> str:
     with open(f"/proc/{_recognize(target)}/environ", "rb") as variables:
         variables.read()
     return f"the variables of process {target['victim']} can be read"
 
 
-def _signal(target: Target) -> str:
+def _signal(target: Attack) -> str:
     os.kill(_recognize(target), signal.SIGCONT)
     return f"process {target['victim']} was signalled"
 
 
-def _keeper(target: Target) -> str:
+def _keeper(target: Attack) -> str:
     pid = target["victim"] if target["control"] else os.getppid()
     os.kill(pid, 0)
     return f"process {pid} can be signalled"
 
 
-def _daemon(target: Target) -> str:
+def _daemon(target: Attack) -> str:
     """Leave a daemon behind that holds a lock and says so on descriptor 0; wait to be killed."""
     if os.fork() == 0:
         os.setsid()
@@ -175,14 +176,14 @@ def _daemon(target: Target) -> str:
         signal.pause()
 
 
-def _idle(_target: Target) -> str:
+def _idle(_target: Attack) -> str:
     """Be somebody's victim until the input closes."""
     _say(through=True, said="up")
     os.read(0, 1)
     return "over"
 
 
-def _set_user_id(target: Target) -> str:
+def _set_user_id(target: Attack) -> str:
     """Make the file one that runs as its owner, whoever starts it; or make another one, by the call without a limit."""
     mode = stat.S_ISUID | 0o700
     try:
@@ -194,7 +195,7 @@ def _set_user_id(target: Target) -> str:
     return "a set-user-ID program was made"
 
 
-def _threads(target: Target) -> str:
+def _threads(target: Attack) -> str:
     """Start tasks until the kernel refuses or there are enough; they end with this process."""
     _thread.stack_size(STACK_BYTES)
     hold = _thread.allocate_lock()
@@ -207,7 +208,7 @@ def _threads(target: Target) -> str:
     return f"{target['count']} tasks ran at once"
 
 
-def _memory(target: Target) -> str:
+def _memory(target: Attack) -> str:
     _fill(target["bytes"])
     return f"{target['bytes'] >> 20} MiB were used"
 
@@ -219,7 +220,7 @@ def _fill(size: int) -> mmap.mmap:
     return area
 
 
-def _memory_together(target: Target) -> str:
+def _memory_together(target: Attack) -> str:
     """Have several processes use memory at the same time."""
     ready, say_ready = os.pipe()
     until, go = os.pipe()
@@ -239,7 +240,7 @@ def _memory_together(target: Target) -> str:
     return f"{held} processes used {target['bytes'] >> 20} MiB each"
 
 
-def _connect(target: Target) -> str:
+def _connect(target: Attack) -> str:
     family = getattr(socket, target["family"])
     where = target["address"]
     with socket.socket(family, socket.SOCK_STREAM) as sock:
@@ -248,41 +249,41 @@ def _connect(target: Target) -> str:
     return f"{where} answered"
 
 
-def _call_broker(target: Target) -> str:
+def _call_broker(target: Attack) -> str:
     """Ask a broker over HTTP as a client of this machine does; whom it refuses, it tells so."""
-    host, port = target["address"]
+    where = tuple(target["address"])
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:  # no look-up of a name: it would import codecs
         sock.settimeout(5)
-        sock.connect((host, port))
+        sock.connect(where)
         sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         with sock.makefile("rb") as answer:
             status = answer.readline().split()[1:2]
     if status != [b"200"]:
-        raise PermissionError(f"port {port} answered {b''.join(status).decode() or 'nothing'}")
-    return f"port {port} served it"
+        raise PermissionError(f"port {where[1]} answered {b''.join(status).decode() or 'nothing'}")
+    return f"port {where[1]} served it"
 
 
-def _namespace(_target: Target) -> str:
+def _namespace(_target: Attack) -> str:
     syscalls.call("unshare", NEW_USER)
     return "a user namespace was made"
 
 
-def _key(_target: Target) -> str:
+def _key(_target: Attack) -> str:
     syscalls.call("add_key", ctypes.c_char_p(b"user"), ctypes.c_char_p(b"doctor"), ctypes.c_char_p(b"x"), 1, -2)
     return "a key was kept in the kernel"
 
 
-def _ring(_target: Target) -> str:
+def _ring(_target: Attack) -> str:
     os.close(syscalls.call("io_uring_setup", 2, ctypes.create_string_buffer(120)))
     return "io_uring was set up"
 
 
-def _limits(target: Target) -> str:
+def _limits(target: Attack) -> str:
     resource.prlimit(_recognize(target), resource.RLIMIT_CORE, (0, 0))
     return f"limits of process {target['victim']} were set"
 
 
-def _descriptors(target: Target) -> str:
+def _descriptors(target: Attack) -> str:
     """Look for descriptors that a program started here would inherit."""
     if target["control"]:
         os.dup2(0, 9)
@@ -302,8 +303,8 @@ def _is_inherited(fd: int) -> bool:
 ATTACKS = MappingProxyType(
     {
         "call_broker": _call_broker,
-        "change_file": siege_around.change_file,
-        "change_mode": siege_around.change_mode,
+        "change_file": attacks_around.change_file,
+        "change_mode": attacks_around.change_mode,
         "connect": _connect,
         "daemon": _daemon,
         "descriptors": _descriptors,
@@ -313,16 +314,16 @@ ATTACKS = MappingProxyType(
         "idle": _idle,
         "keeper": _keeper,
         "key": _key,
-        "lay": siege_around.lay,
+        "lay": attacks_around.lay,
         "limits": _limits,
-        "link_file": siege_around.link_file,
-        "make_file": siege_around.make_file,
+        "link_file": attacks_around.link_file,
+        "make_file": attacks_around.make_file,
         "memory": _memory,
         "memory_together": _memory_together,
         "namespace": _namespace,
         "read_file": _read_file,
-        "rename_folder": siege_around.rename_folder,
-        "replace_file": siege_around.replace_file,
+        "rename_folder": attacks_around.rename_folder,
+        "replace_file": attacks_around.replace_file,
         "ring": _ring,
         "see": _see,
         "set_user_id": _set_user_id,

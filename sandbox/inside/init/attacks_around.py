@@ -14,27 +14,25 @@ import stat
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from typing import Any
-
-    Target = dict[str, Any]
+    from sandbox.protocol import Attack, Laid
 
 REFUSED_LAST = (errno.ENOTEMPTY, errno.EEXIST)  # because it is not empty, not because it may not be renamed
 LAID = b"of the doctor\n"
 
 
-def change_file(target: Target) -> str:
+def change_file(target: Attack) -> str:
     """Open a file that is there for writing, and write nothing."""
     os.close(os.open(target["path"], os.O_RDWR | os.O_CLOEXEC))
     return f"{target['path']} could be written"
 
 
-def change_mode(target: Target) -> str:
+def change_mode(target: Attack) -> str:
     """Set the mode of a file that is there, to what it is."""
     os.chmod(target["path"], stat.S_IMODE(os.stat(target["path"]).st_mode))
     return f"the mode of {target['path']} could be changed"
 
 
-def make_file(target: Target) -> str:
+def make_file(target: Attack) -> str:
     """Make a file that is not there, with the folders above it; the doctor looks where it is, and removes it."""
     _make_folders(os.path.dirname(target["path"]), [])
     os.close(os.open(target["path"], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -48,7 +46,7 @@ def _make_folders(folder: str, made: list[str]) -> None:
         made.append(folder)
 
 
-def link_file(target: Target) -> str:
+def link_file(target: Attack) -> str:
     """Give a file another name in the workspace, and open that for writing."""
     name = f"{target['workspace']}/another-name"
     os.link(target["path"], name, follow_symlinks=False)
@@ -59,7 +57,7 @@ def link_file(target: Target) -> str:
     return f"{target['path']} could be written by another name"
 
 
-def replace_file(target: Target) -> str:
+def replace_file(target: Attack) -> str:
     """Put another file into the place of one: the doctor's own, in a folder of somebody else's."""
     new = f"{target['path']}-new"
     os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -71,7 +69,7 @@ def replace_file(target: Target) -> str:
     return f"{target['path']} was replaced"
 
 
-def rename_folder(target: Target) -> str:
+def rename_folder(target: Attack) -> str:
     """Rename a folder onto one beside it that is not empty: it stays, and that it might go is known."""
     try:
         os.rename(target["path"], target["beside"])
@@ -81,7 +79,7 @@ def rename_folder(target: Target) -> str:
     return f"{target['path']} could be renamed"
 
 
-def lay(target: Target) -> str:
+def lay(target: Attack) -> str:
     """Make files of the doctor's own, as the user that will attack them: what was made in order, and what failed."""
     made: list[str] = []
     failed: dict[str, str] = {}
@@ -94,4 +92,5 @@ def lay(target: Target) -> str:
             os.close(fd)
         except OSError as error:
             failed[path] = str(error)
-    return json.dumps({"made": made, "failed": failed})
+    laid: Laid = {"made": made, "failed": failed}
+    return json.dumps(laid)

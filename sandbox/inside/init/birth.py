@@ -13,18 +13,18 @@ import itertools
 import os
 import signal
 
-from sandbox.inside import blocked_paths as hiding
+from sandbox.inside import blocked_paths
 from sandbox.inside.init import accounts, beside
 from sandbox.inside.stages import StageFailed, stage
 from sandbox.kernel import landlock, masks, namespaces, process, processes, rlimits, root, seccomp, syscalls
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sandbox.inside.init.prepare import Ahead
     from sandbox.kernel.landlock import Grant
-    from sandbox.wire import Message
+    from sandbox.protocol import BirthSpec
 
 CANARY = "/"  # listing it is granted by no rule of ours, and every user may do it outside
 
@@ -56,13 +56,13 @@ class Birth:
         "tasks_room",
     )
 
-    def __init__(self, spec: Message, ahead: Ahead) -> None:
+    def __init__(self, spec: BirthSpec, ahead: Ahead) -> None:
         self.spec = spec
         self.ahead = ahead
         self.tasks_room = 0
         self.missing: tuple[str, ...] = ()
         self.outcome: root.RootOutcome | None = None
-        self.search: hiding.Search | None = None
+        self.search: blocked_paths.Search | None = None
         self.closed = masks.MaskOutcome()
         self.plain_memfds = False
         self.canary_sings = False
@@ -117,7 +117,7 @@ def _mounts(birth: Birth) -> None:
 
 def _close(birth: Birth) -> masks.MaskOutcome:
     """Cover and guard in the new root what stays closed."""
-    search = birth.search = hiding.Search(birth.spec["close"])
+    search = birth.search = blocked_paths.Search(birth.spec["close"])
     sockets = ((path, False) for path in birth.spec["sockets"])
     birth.closed = masks.close(
         itertools.chain(sockets, search.found()),
@@ -189,13 +189,13 @@ def _landlock(birth: Birth) -> None:
     )
 
 
-def _grants_beside(birth: Birth) -> tuple[list[Grant], list[Grant]]:
+def _grants_beside(birth: Birth) -> tuple[Sequence[Grant], Sequence[Grant]]:
     """Take what stays closed out of what is granted.
 
     Not what is only guarded wherever it lies, such as the configuration of a repository: the directories above it would
     take no new names, and there would be no work in a project.
     """
-    search = birth.search = hiding.Search(birth.spec["close"])
+    search = birth.search = blocked_paths.Search(birth.spec["close"])
     named = list(search.named())
     found = [*named, *search.found()]
     closed = birth.closed
@@ -211,7 +211,7 @@ def _grants_beside(birth: Birth) -> tuple[list[Grant], list[Grant]]:
     closed.left = len(search.left)
     between = beside.Beside(closed.masked, closed.guarded, frames)
     try:
-        pieces = [list(between.pieces(birth.spec[kind])) for kind in ("grants", "real_grants")]
+        pieces = [list(between.pieces(grants)) for grants in (birth.spec["grants"], birth.spec["real_grants"])]
     except beside.TooMany as too_many:
         raise StageFailed("blocked_paths", str(too_many)) from too_many
     closed.framed = sorted(between.frames & {path for path, _ in pieces[1]})

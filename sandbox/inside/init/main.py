@@ -16,24 +16,38 @@ import gc
 import os
 import signal
 import socket
+from types import MappingProxyType
 
 from sandbox import wire
-from sandbox.inside.init import probes as findings
+from sandbox.inside.init import probes
 from sandbox.inside.init.birth import Birth
 from sandbox.inside.init.prepare import Ahead
 from sandbox.inside.keeper import keeper
-from sandbox.inside.keeper.wakeup import RETRY_S, Wakeup
+from sandbox.inside.keeper.wakeup import Wakeup
 from sandbox.inside.opener import main as opener
 from sandbox.inside.stages import StageFailed, stage
 from sandbox.kernel import process, processes, seccomp
+from sandbox.protocol import RETRY_S, TO_INIT
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import NoReturn
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, NoReturn
 
     from sandbox.inside.blocked_paths import Search
-
+    from sandbox.protocol import (
+        BirthSpec,
+        Born,
+        GoAhead,
+        Greet,
+        Greeted,
+        KeeperForked,
+        KeeperWanted,
+        LayerFound,
+        NotBorn,
+        Short,
+        WayIn,
+    )
 
 TERMINAL_MAKER = "/dev/pts/ptmx"
 
@@ -48,51 +62,80 @@ def main(fd: int, broker_pid: int) -> NoReturn:
     try:
         born = _be_born(sock)
     except StageFailed as failed:
-        wire.send(sock, {"op": "failed", "stage": failed.stage, "why": failed.why, "errno": failed.errno})
+        news: NotBorn = {"op": "failed", "stage": failed.stage, "why": failed.why, "errno": failed.errno}
+        wire.send(sock, news)
         os._exit(1)
     gc.disable()  # as in the keepers and leaders: what they make is reused or gone soon
-    Init(sock, born).serve()
+    ServingInit(sock, born).serve()
     os._exit(0)
 
 
 def _be_born(sock: socket.socket) -> Birth:
     """Go ahead as far as the broker says, wait for the spec, raise the walls, report. Raises StageFailed."""
-    ahead = Ahead()
-    message, fds = _receive(sock)
-    if message["op"] == "ahead":
-        ahead.move(message["flags"], sock)
-        ahead.prepare(internet=message["internet"], patterns=message["patterns"])
-        message, fds = _receive(sock)
-    if message["besieged"]:
-        from sandbox.inside.init import attacks as siege  # noqa: F401, PLC0415  here and nowhere else: no real session has it at hand
-    birth = Birth(message, ahead)
+    spec, opener_fd, ahead = Unborn(sock).wait_spec()
+    if spec["besieged"]:
+        from sandbox.inside.init import attacks  # noqa: F401, PLC0415  here and nowhere else: no real session has it at hand
+    birth = Birth(spec, ahead)
     birth.raise_walls()
-    layers = findings.report(birth)
+    layers = probes.report(birth)
     gc.freeze()  # keeps the collector of whatever is forked from here on from writing into pages that all share
     with stage("opener"):  # after the report: what we touch after a fork is there twice
-        birth.opener_pid = _fork_opener(fds[0], birth.search)
-    if message["seccomp"]:
+        birth.opener_pid = _fork_opener(opener_fd, birth.search)
+    if spec["seccomp"]:
         with stage("seccomp"):
             seccomp.forbid_openat2()
     _say_born(sock, birth, layers)
     return birth
 
 
-def _say_born(sock: socket.socket, birth: Birth, layers: list[findings.Layer]) -> None:
+def _say_born(sock: socket.socket, birth: Birth, layers: Sequence[LayerFound]) -> None:
     """Report, and hand over what makes terminals in here, if those are ours."""
     makers = [os.open(TERMINAL_MAKER, os.O_PATH | os.O_CLOEXEC)] if birth.ahead.flags else []
-    wire.send(sock, {"op": "born", "layers": layers}, makers)
+    born: Born = {"op": "born", "layers": layers}
+    wire.send(sock, born, makers)
     for fd in makers:
         os.close(fd)
 
 
-def _receive(sock: socket.socket) -> tuple[wire.Message, list[int]]:
-    """Wait for what is to be done; meanwhile return greetings."""
-    while (received := wire.receive(sock)) is not None:
-        if received[0]["op"] != "greet":
-            return received
-        wire.send(sock, {"op": "greet"})
-    os._exit(0)  # the broker needs no further session
+class Unborn:
+    """An init that waits for its birth: returns greetings, goes ahead."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Borrow *sock*."""
+        self._sock = sock
+        self._ahead = Ahead()
+        self._born: tuple[BirthSpec, int] | None = None
+
+    def wait_spec(self) -> tuple[BirthSpec, int, Ahead]:
+        """Return the spec, the opener's socket and what was done ahead; exit if no further session is needed.
+
+        Raises:
+            StageFailed: going ahead came to nothing.
+        """
+        while self._born is None:
+            received = wire.hear(self._sock, TO_INIT["moved" if self._ahead.flags else "waiting"])
+            if received is None:
+                os._exit(0)
+            message, fds = received
+            BEFORE_BIRTH[message["op"]](self, message, fds)
+        return *self._born, self._ahead
+
+    def _greet(self, _message: Greet, _fds: list[int]) -> None:
+        greeted: Greeted = {"op": "greet"}
+        wire.send(self._sock, greeted)
+
+    def _go_ahead(self, order: GoAhead, _fds: list[int]) -> None:
+        self._ahead.move(order["flags"], self._sock)
+        self._ahead.prepare(internet=order["internet"], patterns=order["patterns"])
+
+    def _take_spec(self, spec: BirthSpec, fds: list[int]) -> None:
+        self._born = spec, fds[0]
+
+
+BEFORE_BIRTH: Mapping[str, Callable[[Unborn, Any, list[int]], None]] = MappingProxyType(
+    {"greet": Unborn._greet, "ahead": Unborn._go_ahead, "birth": Unborn._take_spec}  # noqa: SLF001  a table of its own
+)
+"""By kind of a message, who performs it. What may come when: TO_INIT."""
 
 
 def fork(child: Callable[[], None]) -> int:
@@ -120,21 +163,21 @@ def _fork_opener(fd: int, search: Search | None) -> int:
     return pid
 
 
-class Init:
+class ServingInit:
     """Forks keepers, reaps, ends it all."""
 
     def __init__(self, sock: socket.socket, birth: Birth) -> None:
         """Own *sock* and everything below this process."""
         self._sock = sock
-        self._abi: int = birth.spec["abi"]
+        self._abi = birth.spec["abi"]
         self._tasks_room = birth.tasks_room
-        self._grouped: bool = birth.spec["cgroup"]
-        self._broker_pid: int = birth.spec["broker_pid"]
+        self._grouped = birth.spec["cgroup"]
+        self._broker_pid = birth.spec["broker_pid"]
         self._first = bool(birth.ahead.flags)
         self._ours = {birth.opener_pid}  # the opener and the keepers
         self._keeper_killed = False
         self._wakeup = Wakeup(sock)
-        self._limits: dict[str, int | None] | None = birth.spec["spawn_limits"]
+        self._limits = birth.spec["spawn_limits"]
         # Keepers asked for that are yet to be forked, each with whether it spawns and with its way into a group.
         self._due: list[tuple[bool, list[int]]] = []
         self._short = False  # whether the last one could not be
@@ -158,13 +201,16 @@ class Init:
             if signals:
                 self._reap()
             if readable:
-                received = wire.receive(self._sock)
+                received = wire.hear(self._sock, TO_INIT["serving"])
                 if received is None:
                     return
-                asked, entry = received  # the one thing a broker asks for
-                self._due.append((asked["spawns"], entry))
+                message, fds = received
+                SERVED[message["op"]](self, message, fds)
             if not self._short or not (readable or signals):  # what came of a failure must not lead to the next one
                 self._fork_keepers()
+
+    def _owe_keeper(self, wanted: KeeperWanted, entry: list[int]) -> None:
+        self._due.append((wanted["spawns"], entry))
 
     def _fork_keepers(self) -> None:
         """Fork those that are due, or say why not."""
@@ -184,7 +230,8 @@ class Init:
     def _run_short(self, error: OSError) -> None:
         if not self._short:
             self._short = True
-            wire.send(self._sock, {"op": "short", "why": error.strerror})
+            short: Short = {"op": "short", "why": error.strerror or str(error)}
+            wire.send(self._sock, short)
 
     def _fork_keeper(self, entry: list[int], *, spawns: bool) -> None:
         """Fork a keeper and tell it of the group for its first command, if there are groups."""
@@ -205,10 +252,12 @@ class Init:
             self._ours.add(pid)
             with contextlib.suppress(ConnectionError):  # it is gone already, which the broker learns from its socket
                 for fd in entry:
-                    wire.send(ours, {"op": "leaf"}, [fd])
+                    way_in: WayIn = {"op": "leaf"}
+                    wire.send(ours, way_in, [fd])
             pidfd = os.pidfd_open(pid)  # its number in here may mean nothing outside
             try:
-                wire.send(self._sock, {"op": "keeper"}, [ours.fileno(), pidfd])
+                forked: KeeperForked = {"op": "keeper"}
+                wire.send(self._sock, forked, [ours.fileno(), pidfd])
             finally:
                 os.close(pidfd)
 
@@ -233,6 +282,12 @@ class Init:
         if pid in self._ours:
             self._ours.discard(pid)
             self._keeper_killed = self._keeper_killed or status != 0
+
+
+SERVED: Mapping[str, Callable[[ServingInit, Any, list[int]], None]] = MappingProxyType(
+    {"keeper": ServingInit._owe_keeper}  # noqa: SLF001  a table of its own methods
+)
+"""By kind of a message, who performs it: the one thing that a broker asks for."""
 
 
 def _forget(_pid: int, _status: int) -> None:

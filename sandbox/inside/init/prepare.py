@@ -17,6 +17,9 @@ from sandbox.kernel import namespaces, seccomp, syscalls
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterable
+
+    from sandbox.protocol import Moved
 
 
 class Ahead:
@@ -43,14 +46,15 @@ class Ahead:
         """
         with stage("namespaces"):
             namespaces.unshare(flags)
+        moved: Moved = {"op": "ahead"}
         with stage("pid_namespace"):
-            self.bond = namespaces.clone_first(lambda pidfd: wire.send(sock, {"op": "ahead"}, [pidfd]))
+            self.bond = namespaces.clone_first(lambda pidfd: wire.send(sock, moved, [pidfd]))
         if flags & namespaces.NET:
             with stage("network"):
                 namespaces.raise_loopback()
         self.flags = flags
 
-    def prepare(self, *, internet: bool, patterns: list[str]) -> None:
+    def prepare(self, *, internet: bool, patterns: Iterable[str]) -> None:
         """Make what is likely to be needed: the filter, and the *patterns* of blocked paths.
 
         These stay in the cache of `re`, where whoever compiles the same ones finds them.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import resource
 
-from sandbox.inside import blocked_paths as hiding
+from sandbox.inside import blocked_paths
 from sandbox.inside.init.birth import CANARY, can_list
 from sandbox.inside.stages import StageFailed
 from sandbox.kernel import namespaces, process, processes, seccomp
@@ -16,11 +16,10 @@ from sandbox.kernel import namespaces, process, processes, seccomp
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from sandbox.inside.init.birth import Birth
+    from sandbox.protocol import LayerFound, LayerState
 
-    Layer = dict[str, str]
 
-
-def report(birth: Birth) -> list[Layer]:
+def report(birth: Birth) -> list[LayerFound]:
     """Say of each layer what is true in here now. Raises StageFailed where a wall does not hold."""
     return [
         _user(birth),
@@ -36,16 +35,16 @@ def report(birth: Birth) -> list[Layer]:
     ]
 
 
-def _layer(name: str, state: str, detail: str) -> Layer:
+def _layer(name: str, state: LayerState, detail: str) -> LayerFound:
     return {"name": name, "state": state, "detail": detail}
 
 
-def _as_expected(birth: Birth, name: str) -> Layer:
+def _as_expected(birth: Birth, name: str) -> LayerFound:
     """What the plan said: nothing was tried, or the probes only confirm it."""
     return _layer(name, *birth.spec["expected"][name])
 
 
-def _user(birth: Birth) -> Layer:
+def _user(birth: Birth) -> LayerFound:
     spec = birth.spec
     uids, gids = os.getresuid(), os.getresgid()
     if set(uids) != {spec["uid"]} or set(gids) != {spec["gid"]}:
@@ -57,7 +56,7 @@ def _user(birth: Birth) -> Layer:
     raise StageFailed("user", "root could be had back")
 
 
-def _no_new_privs() -> Layer:
+def _no_new_privs() -> LayerFound:
     if process.prctl(process.GET_NO_NEW_PRIVS) != 1:
         raise StageFailed("no_new_privs", "the flag is not set")
     if process.prctl(process.GET_DUMPABLE) != 0:
@@ -67,7 +66,7 @@ def _no_new_privs() -> Layer:
     return _layer("no_new_privs", "enforced", "set-user-ID programs gain nothing")
 
 
-def _landlock(birth: Birth) -> Layer:
+def _landlock(birth: Birth) -> LayerFound:
     spec = birth.spec
     if not spec["abi"]:
         return _as_expected(birth, "landlock")
@@ -96,7 +95,7 @@ def _some(paths: tuple[str, ...]) -> str:
     return shown if len(paths) <= 5 else f"{shown} and {len(paths) - 5} more"
 
 
-def _process_tree(birth: Birth) -> Layer:
+def _process_tree(birth: Birth) -> LayerFound:
     if not process.is_subreaper():
         raise StageFailed("process_tree", "orphans would escape")
     scoped = birth.spec["abi"] >= 6
@@ -105,19 +104,19 @@ def _process_tree(birth: Birth) -> Layer:
     return _as_expected(birth, "process_tree")
 
 
-def _rlimits(birth: Birth) -> Layer:
+def _rlimits(birth: Birth) -> LayerFound:
     if resource.getrlimit(resource.RLIMIT_CORE) != (0, 0):
         raise StageFailed("rlimits", "core files are not switched off")
     return _as_expected(birth, "rlimits")
 
 
-def _seccomp(birth: Birth) -> Layer:
+def _seccomp(birth: Birth) -> LayerFound:
     if birth.spec["seccomp"] and (weak := seccomp.weak_points(birth.filter_options)):
         raise StageFailed("seccomp", f"these calls are not refused: {', '.join(weak)}")
     return _as_expected(birth, "seccomp")
 
 
-def _pid_namespace(birth: Birth) -> Layer:
+def _pid_namespace(birth: Birth) -> LayerFound:
     if birth.ahead.flags:
         pids = {name for name in os.listdir("/proc") if name.isdigit()}
         if os.getpid() != 1 or pids != {"1"}:
@@ -125,7 +124,7 @@ def _pid_namespace(birth: Birth) -> Layer:
     return _as_expected(birth, "pid_namespace")
 
 
-def _mount_namespace(birth: Birth) -> Layer:
+def _mount_namespace(birth: Birth) -> LayerFound:
     if birth.ahead.flags:
         for line in namespaces.read_bytes("/proc/self/mountinfo").splitlines():
             _, _, _, _, place, options, *_ = line.split(b" ")
@@ -135,13 +134,13 @@ def _mount_namespace(birth: Birth) -> Layer:
     return _as_expected(birth, "mount_namespace")
 
 
-def _network(birth: Birth) -> Layer:
+def _network(birth: Birth) -> LayerFound:
     if birth.ahead.flags & namespaces.NET and namespaces.interfaces() != ("lo",):
         raise StageFailed("network", f"interfaces {_some(namespaces.interfaces())} are in sight")
     return _as_expected(birth, "network")
 
 
-def _blocked_paths(birth: Birth) -> Layer:
+def _blocked_paths(birth: Birth) -> LayerFound:
     if birth.search is None:
         return _as_expected(birth, "blocked_paths")
     closed = birth.closed
@@ -153,8 +152,8 @@ def _blocked_paths(birth: Birth) -> Layer:
         counts.append(f"{len(closed.framed)} directories take no new names: {_some(tuple(closed.framed))}")
     if missed := birth.search.missed:
         detail += (
-            f"; NOT ALL: there are more than {hiding.MAX_NAMES} names, and commands can reach what is blocked in "
-            f"{len(missed)} directories that were not looked at, with all beneath: {_some(missed)}"
+            f"; NOT ALL: there are more than {blocked_paths.MAX_NAMES} names, and commands can reach what is blocked "
+            f"in {len(missed)} directories that were not looked at, with all beneath: {_some(missed)}"
         )
     if not birth.spec["close"]["system_known"]:
         detail += "; NOT ALL: the system's directories were not looked through yet when this session began"

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
+    from sandbox.protocol import TrialVerdict
+
 # Of the machine's tree and of private directories: what is tried is the way, not the place.
 ENOUGH = (("/usr", READ_ONLY),)
 _IN_HERE = 3  # tasks
@@ -88,6 +90,6 @@ def _unshare(flags: int, uid: int, gid: int) -> None:
     namespaces.unshare(flags)
 
 
-def _say(verdict: dict[str, str | bool]) -> NoReturn:
+def _say(verdict: TrialVerdict) -> NoReturn:
     os.write(1, json.dumps(verdict).encode("ascii") + b"\n")
     os._exit(0)

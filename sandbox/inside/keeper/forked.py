@@ -14,21 +14,22 @@ import sys
 import termios
 
 from sandbox import wire
-from sandbox.inside.keeper import search_output as seeker
+from sandbox.inside.keeper import search_output
 from sandbox.kernel import landlock, process, rlimits, seccomp
+from sandbox.protocol import EXIT_NOT_STARTED, TO_LEADER
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import NoReturn
+
+    from sandbox.protocol import CommandSpec, NotStarted
 
 # Files are to come out as programs expect them (git, npm and pip compare modes); privacy is the home's, which
 # is 0700.
 UMASK = 0o022
-EXIT_NOT_STARTED = 127
 
 Failure = tuple[str, OSError | ValueError | MemoryError]
-NO_ROOM = "keeper_limits"  # the stage at which a keeper has no room for a process within the limits it lives in
 
 
 def main(
@@ -42,7 +43,7 @@ def main(
     if arrive is not None:
         fault = arrive() or fault
     sock = socket.socket(fileno=process.keep_only(launch_fd))
-    received = wire.receive(sock)
+    received = wire.hear(sock, TO_LEADER)
     if received is None:  # nobody needs us any more
         os._exit(0)
     # A fault is kept until somebody asks: ending at once would only have the keeper fork the next one to fail.
@@ -69,8 +70,9 @@ def _rehearse() -> None:
     ours, theirs = wire.pair()
     with ours, theirs:
         limits = dict.fromkeys(rlimits.RESOURCES)
-        wire.send(ours, {"argv": ["true"], "env": {"PATH": "/bin"}, "limits": limits, "fds": [1]}, [1])
-        received = wire.receive(theirs)
+        spec = {"program": "", "argv": ["true"], "env": {"PATH": "/bin"}, "limits": limits, "fds": [1]}
+        wire.send(ours, spec, [1])
+        received = wire.hear(theirs, TO_LEADER)
     if received is not None:
         spec, fds = received
         _place(fds, spec["fds"])
@@ -78,7 +80,7 @@ def _rehearse() -> None:
         os.close(fds[0])
 
 
-def _become(sock: socket.socket, spec: wire.Message, fds: list[int], *, abi: int, tasks_room: int) -> Failure:
+def _become(sock: socket.socket, spec: CommandSpec, fds: list[int], *, abi: int, tasks_room: int) -> Failure:
     """Exec the command; returns only where that fails."""
     stage = "descriptors"
     try:
@@ -98,7 +100,7 @@ def _become(sock: socket.socket, spec: wire.Message, fds: list[int], *, abi: int
         if spec["search"] is not None:  # a search is no program: this process does it and ends
             stage = "search"
             sock.close()
-            seeker.main(spec["search"])
+            search_output.main(spec["search"])
         if spec["attack"] is not None:  # likewise; only the doctor's session has loaded what can do it
             stage = "attack"
             sock.close()
@@ -109,13 +111,13 @@ def _become(sock: socket.socket, spec: wire.Message, fds: list[int], *, abi: int
         return stage, error
 
 
-def _place(fds: list[int], numbers: list[int]) -> None:
+def _place(fds: list[int], numbers: Sequence[int]) -> None:
     """Put what came over the socket on its number; the originals close with exec."""
     for fd, number in zip(fds, numbers, strict=True):
         os.dup2(fd, number, inheritable=True)
 
 
-def narrow(exec_paths: list[str] | None, abi: int) -> None:
+def narrow(exec_paths: Sequence[str] | None, abi: int) -> None:
     """Enter the domain of a command whose rule says what it may run; None: it may run what the session may."""
     if exec_paths is not None:
         landlock.narrow_execution(abi, exec_paths)
@@ -124,8 +126,9 @@ def narrow(exec_paths: list[str] | None, abi: int) -> None:
 def report(sock: socket.socket, stage: str, error: Exception) -> None:
     """Say to whoever launched this at which stage it failed, and why."""
     code = error.errno if isinstance(error, OSError) else None
-    why = error.strerror if isinstance(error, OSError) else str(error) or "out of memory"
+    why = (error.strerror if isinstance(error, OSError) else None) or str(error) or "out of memory"
+    failed: NotStarted = {"stage": stage, "errno": code, "why": why}
     try:
-        wire.send(sock, {"stage": stage, "errno": code, "why": why})
+        wire.send(sock, failed)
     except OSError:  # the broker is gone, and with it whoever would care
         return

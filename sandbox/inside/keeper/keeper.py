@@ -7,14 +7,11 @@ for by PR_SET_PDEATHSIG: SIGKILL would leave the tree without anybody to end it)
 There are two kinds. One lives within the limits of its commands and spawns them (`spawned.py`); the other has no limits
 and forks, for each command, a process that takes on what it must have (`forked.py`).
 
-Messages out: ready {serial} + launch socket, and pidfd of the leader if there is one already; ended {serial, status,
-empty}; empty {serial}; short {why}, once, when the kernel has no process for the next leader, which it is asked for
-again until it has.
-Messages in: signal {serial, signal}; kill {serial}. A serial that is no longer current is ignored, so that an
-order cannot hit the next command.
+What it is told and says is in `sandbox/protocol.py`. An order whose serial is no longer current is ignored, so that it
+cannot hit the next command. A kernel that has no process for the next leader is asked again until it has.
 
-In a session with control groups every leader gets one of its own: leaf + the way into it comes in before a leader is
-forked, and the leader enters and says ready by itself, because entering takes the kernel milliseconds.
+In a session with control groups every leader gets one of its own: the way into it comes in before a leader is forked,
+and the leader enters and says ready by itself, because entering takes the kernel milliseconds.
 """
 
 from __future__ import annotations
@@ -24,16 +21,21 @@ import contextlib
 import os
 import signal
 import socket
+from types import MappingProxyType
 
 from sandbox import wire
-from sandbox.inside.keeper import forked as leader
+from sandbox.inside.keeper import forked
 from sandbox.inside.keeper.spawned import Spawn, signal_group
-from sandbox.inside.keeper.wakeup import RETRY_S, Wakeup
+from sandbox.inside.keeper.wakeup import Wakeup
 from sandbox.kernel import landlock, process, processes, rlimits
+from sandbox.protocol import EXIT_NOT_STARTED, RETRY_S, TO_KEEPER
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from collections.abc import Callable, Mapping
+    from typing import Any, NoReturn
+
+    from sandbox.protocol import KillOrder, LeaderEnded, ProcessLimits, Ready, Short, SignalOrder, TreeGone, WayIn
 
 
 def main(
@@ -43,7 +45,7 @@ def main(
     tasks_room: int,
     init_pid: int,
     grouped: bool,
-    limits: dict[str, int | None] | None,
+    limits: ProcessLimits | None,
 ) -> NoReturn:
     """Keep commands until there is nobody to keep them for. *limits*: those of all of them, which are then spawned."""
     process.default_signals(signal.SIGTERM)  # the init's handler came along, and would swallow it until ours is there
@@ -53,7 +55,7 @@ def main(
     landlock.scope_signals(abi)
     if limits is not None:
         rlimits.apply(limits, tasks_room)
-        os.umask(leader.UMASK)
+        os.umask(forked.UMASK)
     # The init has our user, so only the domain can be what refuses the signal.
     scoped = processes.scope_holds(init_pid)
     keeper = Keeper(sock, abi=abi, tasks_room=tasks_room, scoped=scoped, grouped=grouped, spawns=limits is not None)
@@ -146,7 +148,8 @@ class Keeper:
         except OSError as error:  # no process, or no descriptor
             if not self._short:
                 self._short = True
-                wire.send(self._sock, {"op": "short", "why": error.strerror})
+                short: Short = {"op": "short", "why": error.strerror or str(error)}
+                wire.send(self._sock, short)
         else:
             self._short = False
 
@@ -160,7 +163,7 @@ class Keeper:
                 raise
             self._serial += 1
             self._have(spawn)
-            wire.send(self._sock, {"op": "ready", "serial": self._serial}, [ours.fileno()])
+            self._say_ready([ours.fileno()])
 
     def _have(self, leader_to_be: Forked | Spawn) -> None:
         self._leader = leader_to_be
@@ -190,7 +193,7 @@ class Keeper:
             raise
         if pid == 0:
             try:
-                leader.main(
+                forked.main(
                     theirs.fileno(),
                     abi=self._abi,
                     tasks_room=self._tasks_room,
@@ -198,15 +201,15 @@ class Keeper:
                     arrive=(lambda: self._enter(ours)) if self._grouped else None,
                 )
             finally:
-                os._exit(leader.EXIT_NOT_STARTED)
+                os._exit(EXIT_NOT_STARTED)
         return pid
 
-    def _enter(self, ours: socket.socket) -> leader.Failure | None:
+    def _enter(self, ours: socket.socket) -> forked.Failure | None:
         """In the leader: enter its group, then say ready; a failure waits for who wants to launch something."""
         try:
             os.write(self._entry, b"0")
         except OSError as error:
-            fault: leader.Failure | None = ("cgroup", error)
+            fault: forked.Failure | None = ("cgroup", error)
         else:
             fault = None
         self._announce(os.getpid(), ours)
@@ -215,26 +218,42 @@ class Keeper:
     def _announce(self, leader_pid: int, ours: socket.socket) -> None:
         pidfd = os.pidfd_open(leader_pid)  # its number in here may mean nothing outside
         try:
-            wire.send(self._sock, {"op": "ready", "serial": self._serial}, [ours.fileno(), pidfd])
+            self._say_ready([ours.fileno(), pidfd])
         finally:
             os.close(pidfd)
 
+    def _say_ready(self, fds: list[int]) -> None:
+        ready: Ready = {"op": "ready", "serial": self._serial}
+        wire.send(self._sock, ready, fds)
+
+    @property
+    def _state(self) -> str:
+        """Which orders may come now: a key of TO_KEEPER."""
+        if not self._grouped:
+            return "alone"
+        return "wanting" if self._entry < 0 else "holding"
+
     def _obey(self) -> bool:
-        received = wire.receive(self._sock)
+        received = wire.hear(self._sock, TO_KEEPER[self._state])
         if received is None:
             return False
         order, fds = received
-        if order["op"] == "leaf":
-            (self._entry,) = fds
-            if not (self._keeping or self._short):
-                self._arm()
-        elif order["serial"] == self._serial:
-            if order["op"] == "kill":
-                self.end_tree()
-                self._settle(empty=True)
-            else:
-                self._leader.signal(order["signal"])
+        ORDERS[order["op"]](self, order, fds)
         return True
+
+    def _enter_next(self, _order: WayIn, fds: list[int]) -> None:
+        (self._entry,) = fds
+        if not (self._keeping or self._short):
+            self._arm()
+
+    def _signal(self, order: SignalOrder, _fds: list[int]) -> None:
+        if order["serial"] == self._serial:
+            self._leader.signal(order["signal"])
+
+    def _kill(self, order: KillOrder, _fds: list[int]) -> None:
+        if order["serial"] == self._serial:
+            self.end_tree()
+            self._settle(empty=True)
 
     def _exited(self, pid: int, status: int) -> None:
         if pid == self._leader.pid:
@@ -264,11 +283,18 @@ class Keeper:
         """Say what is news, and get the next leader ready once the tree is gone."""
         if self._leader.status is not None and not self._told:
             self._told = True
-            ended = {"op": "ended", "serial": self._serial, "status": self._leader.status, "empty": empty}
+            ended: LeaderEnded = {"op": "ended", "serial": self._serial, "status": self._leader.status, "empty": empty}
             wire.send(self._sock, ended)
         elif empty:
-            wire.send(self._sock, {"op": "empty", "serial": self._serial})
+            gone: TreeGone = {"op": "empty", "serial": self._serial}
+            wire.send(self._sock, gone)
         if empty:
             self._keeping = False
             if not self._short:
                 self._arm()
+
+
+ORDERS: Mapping[str, Callable[[Keeper, Any, list[int]], None]] = MappingProxyType(
+    {"leaf": Keeper._enter_next, "signal": Keeper._signal, "kill": Keeper._kill}  # noqa: SLF001  a table of its own
+)
+"""By kind of an order, who performs it. What may come when: TO_KEEPER."""

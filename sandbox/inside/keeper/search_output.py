@@ -11,32 +11,30 @@ from __future__ import annotations
 import json
 import os
 import re
-import struct
 from collections import deque
+
+from sandbox.protocol import BAD_PATTERN, FRAME_HEADER, STREAM_BIT, STREAMS
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import NoReturn
 
-    from sandbox import wire
+    from sandbox.protocol import PatternRefused, Searched, SearchMatch, SearchSpec, Stream
 
-HEADER = struct.Struct("<I")
-STREAM_BIT = 1 << 31
 READ_BYTES = 1024 * 1024
 LINE_BYTES = 64 * 1024  # a longer line is searched in pieces
 SHOWN_CHARACTERS = 500
-NAMES = ("stdout", "stderr")
-BAD_PATTERN = 2
 
 
-def main(spec: wire.Message) -> NoReturn:
+def main(spec: SearchSpec) -> NoReturn:
     """Search as *spec* says and exit."""
     with os.fdopen(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False) as out:
         try:
             pattern = re.compile(spec["pattern"], re.IGNORECASE if spec["ignore_case"] else 0)
         except (re.error, OverflowError, RecursionError) as error:
-            out.write(json.dumps({"problem": str(error)}))
+            refused: PatternRefused = {"problem": str(error)}
+            out.write(json.dumps(refused))
             out.flush()
             os._exit(BAD_PATTERN)
         hunt = Hunt(pattern, spec)
@@ -50,22 +48,22 @@ def main(spec: wire.Message) -> NoReturn:
 class Hunt:
     """One search: the lines of each stream in the order they ended."""
 
-    def __init__(self, pattern: re.Pattern[str], spec: wire.Message) -> None:
+    def __init__(self, pattern: re.Pattern[str], spec: SearchSpec) -> None:
         """Search what *spec* names."""
         self._pattern = pattern
-        self._wanted = NAMES if spec["stream"] == "both" else (spec["stream"],)
+        self._wanted = STREAMS if spec["stream"] == "both" else (spec["stream"],)
         self._at, self._stop = spec["begin"], spec["stop"]
         self._from = spec["from"]
         self._context = spec["context"]
         self._left = spec["max_matches"]
-        self._starts = dict(zip(NAMES, spec["offsets"], strict=True))
+        self._starts = dict(zip(STREAMS, spec["offsets"], strict=True))
         self._resume = dict(self._starts)  # before the first line that was not searched
-        self._partial = dict.fromkeys(NAMES, b"")
-        self._numbers = dict.fromkeys(NAMES, 0)
-        self._before: dict[str, deque[str]] = {name: deque(maxlen=self._context) for name in NAMES}
-        self._after: dict[str, list[wire.Message]] = {name: [] for name in NAMES}
+        self._partial = dict.fromkeys(STREAMS, b"")
+        self._numbers = dict.fromkeys(STREAMS, 0)
+        self._before: dict[Stream, deque[str]] = {name: deque(maxlen=self._context) for name in STREAMS}
+        self._after: dict[Stream, list[SearchMatch]] = {name: [] for name in STREAMS}
 
-    def findings(self) -> Iterator[wire.Message]:
+    def findings(self) -> Iterator[SearchMatch | Searched]:
         """Yield each match, when its context is complete, and at last how far the search came."""
         for name, data in _frames(self._at, self._stop):
             if name in self._wanted:
@@ -78,7 +76,7 @@ class Hunt:
             yield from self._ripe(name, everything=True)
         yield {"done": True, "complete": self._left > 0, "cursors": self._resume}
 
-    def _take(self, name: str, data: bytes) -> Iterator[wire.Message]:
+    def _take(self, name: Stream, data: bytes) -> Iterator[SearchMatch]:
         text = self._partial[name] + data
         *lines, rest = text.split(b"\n")
         for line in lines:
@@ -88,7 +86,7 @@ class Hunt:
             rest = rest[LINE_BYTES:]
         self._partial[name] = rest
 
-    def _line(self, name: str, line: bytes, *, ended: bool) -> Iterator[wire.Message]:
+    def _line(self, name: Stream, line: bytes, *, ended: bool) -> Iterator[SearchMatch]:
         start = self._starts[name]
         self._starts[name] = start + len(line) + ended
         self._numbers[name] += 1
@@ -106,7 +104,7 @@ class Hunt:
             yield from self._ripe(name, everything=False)
         self._before[name].append(text[:SHOWN_CHARACTERS])
 
-    def _match(self, name: str, start: int, text: str, found: re.Match[str]) -> wire.Message:
+    def _match(self, name: Stream, start: int, text: str, found: re.Match[str]) -> SearchMatch:
         cut = max(0, found.start() - SHOWN_CHARACTERS // 2)
         return {
             "stream": name,
@@ -117,13 +115,13 @@ class Hunt:
             "after": [],
         }
 
-    def _ripe(self, name: str, *, everything: bool) -> Iterator[wire.Message]:
+    def _ripe(self, name: Stream, *, everything: bool) -> Iterator[SearchMatch]:
         waiting = self._after[name]
         while waiting and (everything or len(waiting[0]["after"]) >= self._context):
             yield waiting.pop(0)
 
 
-def _frames(at: int, stop: int) -> Iterator[tuple[str, bytes]]:
+def _frames(at: int, stop: int) -> Iterator[tuple[Stream, bytes]]:
     """Yield the log's frames from *at* to *stop*; long ones were never longer than a read."""
     rest = b""
     while at < stop:
@@ -133,11 +131,11 @@ def _frames(at: int, stop: int) -> Iterator[tuple[str, bytes]]:
         at += len(chunk)
         rest += chunk
         index = 0
-        while len(rest) - index >= HEADER.size:
-            (word,) = HEADER.unpack_from(rest, index)
-            end = index + HEADER.size + (word & ~STREAM_BIT)
+        while len(rest) - index >= FRAME_HEADER.size:
+            (word,) = FRAME_HEADER.unpack_from(rest, index)
+            end = index + FRAME_HEADER.size + (word & ~STREAM_BIT)
             if end > len(rest):
                 break
-            yield NAMES[bool(word & STREAM_BIT)], rest[index + HEADER.size : end]
+            yield STREAMS[bool(word & STREAM_BIT)], rest[index + FRAME_HEADER.size : end]
             index = end
         rest = rest[index:]

@@ -21,13 +21,16 @@ import os
 import signal
 
 from sandbox import wire
-from sandbox.inside.keeper.forked import EXIT_NOT_STARTED, NO_ROOM, narrow, report
+from sandbox.inside.keeper.forked import narrow, report
 from sandbox.kernel import landlock, rlimits, seccomp
+from sandbox.protocol import EXIT_NOT_STARTED, NO_ROOM, TO_LEADER
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+
+    from sandbox.protocol import CommandSpec, Started
 
 STACK_BYTES = 256 * 1024  # of the thread: the usual 8 MiB would count as memory that the keeper uses
 BEGIN_S = 1.0  # for a thread to say that it has begun, which takes less than a millisecond
@@ -131,7 +134,7 @@ class Spawn:
             fault = error
         else:
             self._stage = "descriptors"
-        received = wire.receive(self._sock)
+        received = wire.hear(self._sock, TO_LEADER)
         if received is None:
             self._unborn_status = 0
             return
@@ -144,7 +147,7 @@ class Spawn:
             for fd in fds:
                 os.close(fd)
 
-    def _become(self, spec: wire.Message, fds: list[int]) -> None:
+    def _become(self, spec: CommandSpec, fds: list[int]) -> None:
         if spec["room"] is not None:  # the keeper's limits are for all that ever may be, these are for now
             self._stage = "rlimits"
             rlimits.apply(spec["limits"], spec["room"][0])
@@ -165,7 +168,7 @@ class Spawn:
         finally:
             os.close(cwd)
 
-    def _spawn(self, spec: wire.Message, fds: list[int]) -> None:
+    def _spawn(self, spec: CommandSpec, fds: list[int]) -> None:
         """Start the process, and hand over what stands for it. Only with the lock."""
         places = [(os.POSIX_SPAWN_DUP2, fd, number) for fd, number in zip(fds, spec["fds"], strict=True)]
         try:
@@ -181,7 +184,8 @@ class Spawn:
         try:
             pidfd = os.pidfd_open(self.pid)
             try:
-                wire.send(self._sock, {"started": True}, [pidfd])
+                started: Started = {"started": True}
+                wire.send(self._sock, started, [pidfd])
             finally:
                 os.close(pidfd)
         except (OSError, MemoryError):  # whatever there is too little of, or nobody there: it runs, its number unknown

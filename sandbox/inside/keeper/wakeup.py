@@ -15,7 +15,6 @@ TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     import socket
 
-RETRY_S = 0.05  # until the kernel is asked again for what it refused: a process, a descriptor
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM)
 
 

@@ -11,8 +11,9 @@ import trio
 import trio.testing
 
 from sandbox.commands.spill import PENDING_BYTES, OutputRoom, Quota, Spill
-from sandbox.commands.transcript import HEADER, STDERR, STDOUT
+from sandbox.commands.transcript import STDERR, STDOUT
 from sandbox.kernel.files import open_nameless
+from sandbox.protocol import FRAME_HEADER
 from tests.transfers.test_transfers_upload_ends import files_limited_to
 
 MIB = 1024 * 1024
@@ -91,7 +92,7 @@ async def test_a_full_quota_drops_with_exact_counts(folder: Path) -> None:
     spill = new_spill(folder, quota=quota)
     await say(spill, b"x" * (3 * MIB))
     kept = spill.total("stdout")
-    assert MIB - kept < 64 * HEADER.size
+    assert MIB - kept < 64 * FRAME_HEADER.size
     assert spill.dropped("stdout") == 3 * MIB - kept
     assert spill.stdout.total_bytes == 3 * MIB
     assert quota.used_bytes <= MIB

@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from sandbox.commands import transcript
 from sandbox.commands.excerpt import Ends, rest_of_character, whole_characters
-from sandbox.commands.transcript import HEADER, STDERR, STDOUT, Extract, Transcript, View
+from sandbox.commands.transcript import STDERR, STDOUT, Extract, Transcript, View
+from sandbox.protocol import FRAME_HEADER
 
 VIEWS: tuple[View, ...] = ("stdout", "stderr", "both")
 streams = st.sampled_from([STDOUT, STDERR])
@@ -100,7 +101,7 @@ def test_streams_that_alternate_byte_by_byte_cost_their_headers_and_no_memory() 
     log = Transcript()
     for i in range(50_000):
         log.append(STDOUT if i % 2 else STDERR, b"x", 1 << 40)
-    assert log.size == 50_000 * (HEADER.size + 1)
+    assert log.size == 50_000 * (FRAME_HEADER.size + 1)
     assert len(log._points[0]) <= 1 + log.size // transcript.CHECKPOINT_BYTES
 
 

@@ -15,9 +15,9 @@ import pytest
 import trio
 
 from sandbox.commands.run import Exited
-from sandbox.inside.keeper.forked import EXIT_NOT_STARTED, NO_ROOM
 from sandbox.kernel import processes
 from sandbox.plan.limits import KEEPER_BYTES, KEEPER_FILES, Limits
+from sandbox.protocol import EXIT_NOT_STARTED, NO_ROOM
 from tests.sandbox.init.test_sandbox_births import (
     ABI,
     PLAIN,
