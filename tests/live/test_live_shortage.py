@@ -31,7 +31,7 @@ from tests.support.live import (
     running_broker,
     write_config,
 )
-from tests.support.live_plain_user import UID, PlainUser, plain_user
+from tests.support.live_plain_user import PlainUser, own_uid, plain_user
 
 POLICY = {"allowed_commands": {**COMMANDS, "python3": {"executable": "/usr/bin/python3"}}}
 TAKE_BACK = """
@@ -134,7 +134,7 @@ def limited(user: PlainUser, processes: int) -> PlainUser:
 def test_a_start_that_runs_short_of_processes_says_so_in_one_line(processes: int) -> None:
     with live_folder() as base:
         write_config(base, {}, POLICY)
-        user = limited(plain_user(base), processes)
+        user = limited(plain_user(base, own_uid()), processes)
         with (
             pytest.raises(BrokerFailed, match="ended with status 3") as failed,
             broker_in(base, python=user.python, environment=user.environment),
@@ -152,7 +152,8 @@ async def test_with_a_handful_of_processes_every_answer_is_typed(processes: int)
     with live_folder() as base:
         # The shorter wait for a keeper is not a setting: a call that needs one takes ten seconds to give up.
         write_config(base, {"sandbox": {"enable_namespaces": False}}, POLICY)
-        user = limited(plain_user(base), processes)
+        uid = own_uid()
+        user = limited(plain_user(base, uid), processes)
         with broker_in(base, python=user.python, environment=user.environment) as broker:
             async with connect(broker) as client:
                 created = await call(client, "create_session")
@@ -160,7 +161,7 @@ async def test_with_a_handful_of_processes_every_answer_is_typed(processes: int)
                 if not short:
                     short = require_typed(await sweep(client, created["session_id"], broker.workspace, name="short"))
                 assert short, "the control: something was short"
-                as_user = ("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--")
+                as_user = ("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--")
                 allow = ("prlimit", f"--pid={broker.process.pid}", f"--nproc={ENOUGH}:{ENOUGH}")
                 subprocess.run([*as_user, *allow], check=True)
                 await call(client, "create_session")  # has the process that was started ahead, under the limit
