@@ -44,6 +44,7 @@ Asked = TypeVar("Asked", bound="Mapping[str, object]")
 Said = TypeVar("Said", bound="Mapping[str, object]")
 
 PATH_MAX_BYTES = 4096
+REFUSING = ("refused", "errno", "why", "led_to")
 UNHEARD = "it was done, and there were no descriptors left to hear the whole answer"
 
 
@@ -286,7 +287,7 @@ class Exchange:
 def _is_answer(body: Any) -> TypeGuard[protocol.AnyAnswer]:
     """Tell whether *body* has the shape that all here rely on: a fault of the sender must be no exception of ours."""
     is_numbered = type(body.get("n")) is int and isinstance(body.get("piece", []), list)
-    return is_numbered and ("refused" not in body or is_refusal(body))
+    return is_numbered and (body.keys().isdisjoint(REFUSING) or is_refusal(body))
 
 
 def checked_path(path: str) -> str:

@@ -53,7 +53,7 @@ def _breaks(target: Callable[[bytes], None], data: bytes) -> bool:
         ("request_head", "_framing_fault", _but(None)),
         ("transfer_head", "wanted_range", lambda _, size, __: (0, size + 1)),
         ("tar", "_members", _but([("other", False, 0, 0)])),
-        ("git_configuration", "is_plain", _but(True)),
+        ("git_configuration", "is_plain_configuration", _but(True)),
         ("text", "safe_text", lambda text: text),
         ("ansi", "strip_ansi", lambda text: text.replace("\x1b", "")),
         ("redaction", "redact_text", lambda text: text * 3000),
