@@ -4,15 +4,15 @@ from __future__ import annotations
 
 
 class SandboxError(Exception):
-    """Any failure of this package's process side."""
+    """Failure of this package's process side."""
 
 
 class UserUnavailable(SandboxError):
-    """There is nobody the commands could run as; the broker cannot start."""
+    """Lack of a user that the commands could run as; the broker cannot start."""
 
 
 class BirthFailed(SandboxError):
-    """A session init could not be born; `stage` names the step. Nothing of it is left."""
+    """Failure to bring a session init to life; `stage` names the step. Nothing of it is left."""
 
     def __init__(self, stage: str, why: str, errno: int | None = None) -> None:
         """Keep stage, reason and the kernel's number apart."""
@@ -23,11 +23,11 @@ class BirthFailed(SandboxError):
 
 
 class BirthCut(BirthFailed):
-    """Nothing refused: the process was ended, or stopped, while it was set up. Another one may come to be."""
+    """Birth that nothing refused: the process was ended, or stopped, while it was set up. Another one may succeed."""
 
 
 class SpawnFailed(SandboxError):
-    """A command did not start; `stage` names the step. Nothing of its program ran."""
+    """Failure to start a command; `stage` names the step. Nothing of its program ran."""
 
     def __init__(self, stage: str, why: str, errno: int | None = None, path: str = "") -> None:
         """Keep stage, reason and the kernel's number apart. *path*: of what the stage is about."""
@@ -38,7 +38,7 @@ class SpawnFailed(SandboxError):
 
 
 class NeverBegan(SpawnFailed):
-    """The process that was to become the command ended before it was told what it is; another one may do it."""
+    """End of the process that was to become the command, before it was told what it is; another one may do it."""
 
     def __init__(self) -> None:
         """Say so."""
@@ -46,7 +46,7 @@ class NeverBegan(SpawnFailed):
 
 
 class ProcessNotFound(SandboxError):
-    """The session has no such process."""
+    """Question about a process that the session does not have."""
 
     def __init__(self, pid: int) -> None:
         """Remember which process was asked for."""

@@ -1,4 +1,4 @@
-"""Is one path beneath another, by its name? Pure, stdlib only, for both sides."""
+"""Tell whether one path is beneath another, by its name. Pure, stdlib only, for both sides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Descriptors that tasks wait for, and how they are closed. Broker side.
+"""Descriptors that tasks wait for, and how they are closed. Outside the walls.
 
 The kernel polls a number together with the file behind it. A number that is closed while somebody else has the file (a
 duplicate, or a process that is just being started) is polled on, and what happens to that file then wakes whoever waits

@@ -1,7 +1,7 @@
-"""What a machine, a user or a control group can run out of, and what is then said of it.
+"""Shortages of a machine, a user or a control group, and what is then said of them.
 
 Owns the one table from errno to words. Stdlib only. A disk that is full under a client's file is not here: that is
-`file_errors.NoSpace`.
+`files.errors.NoSpace`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LIMITS: Mapping[int, str] = MappingProxyType(
         errno.ENOBUFS: _MEMORY,
     }
 )
-"""Which limit was met where a system call answers this. EAGAIN: of a call that waits for nothing, such as fork."""
+"""Limit that was met where a system call answers this. EAGAIN: of a call that waits for nothing, such as fork."""
 
 
 _OWN_DISK: Mapping[int, str] = MappingProxyType(

@@ -1,4 +1,4 @@
-"""Work that blocks, in a thread, also while there is none to be had (broker side).
+"""Work that blocks, in a thread, also while there is none to be had (outside the walls).
 
 Python says that the kernel refuses a thread by a RuntimeError, which nobody expects of a call that reads a file. Here
 it becomes the OSError that such a shortage is everywhere else. `transfers/threads.py` is the same for its package,

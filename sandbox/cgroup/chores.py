@@ -1,8 +1,8 @@
-"""What takes the kernel's one lock over all control groups, done beside the loop, in order. Broker side.
+"""Work on control groups that waits for the kernel's one lock over all of them, done beside the loop, in order.
 
-Making and removing a group, killing one and moving a process wait for that lock, and whoever moves a process holds
-it for as long as the kernel needs to be sure of all processors: 6 ms, measured. A call must not wait for that, and
-the loop must not either; so it is asked for here, ahead of need or after the fact.
+Making and removing a group, killing one and moving a process wait for that lock, and moving a process holds it for as
+long as the kernel needs to be sure of all processors: 6 ms, measured. A call must not wait for that, and the loop must
+not either; so it is asked for here, ahead of need or after the fact. Outside the walls.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One control group (cgroup v2): its limits, its members, what they used, and their end. Broker side.
+"""One control group (cgroup v2): its limits, its members, what they used, and their end. Outside the walls.
 
 Every limit is read back after it was written, and no file is ever created: a directory that only looks like a
 cgroup enforces nothing. The calls block for a fraction of a millisecond, `join` for some more when the kernel is
@@ -30,7 +30,7 @@ READ_BYTES = 1 << 16
 
 
 class CgroupFault(SandboxError):
-    """Something about a control group could not be done; the text says at which file and why."""
+    """Failure at a control group; the text says at which file and why."""
 
     def __init__(self, path: str, why: str) -> None:
         """Keep place and reason apart."""
@@ -141,15 +141,6 @@ class Group:
         """List the members, without those of groups below."""
         return [int(line) for line in self.read("cgroup.procs").split()]
 
-    def populated(self) -> bool:
-        """Tell whether anything lives in this group or below it; a removed group is empty."""
-        try:
-            return read_flat(self.read("cgroup.events")).get("populated", 0) != 0
-        except CgroupFault:
-            if os.path.isdir(self.path):
-                raise
-            return False
-
     def freeze(self, *, frozen: bool = True) -> None:
         """Ask that everything here and below stands still or goes on; cgroup.events tells when it does."""
         self.write("cgroup.freeze", "1" if frozen else "0")
@@ -213,9 +204,7 @@ class Group:
             memory_peak_bytes=self._number("memory.peak"),  # Linux 5.19
             cpu_user_us=cpu["user_usec"],
             cpu_system_us=cpu["system_usec"],
-            cpu_throttled_us=cpu.get("throttled_usec", 0),
             oom_kills=self.counted("memory.events", "oom_kill"),
-            forks_refused=self.counted("pids.events", "max"),
         )
 
     def _number(self, name: str) -> int | None:

@@ -1,7 +1,7 @@
-"""The cgroup layer from the settings to what is said of it: where groups can be made, and what they limit there.
+"""Layer of control groups, from the settings to what is said of it: where they can be made, and what they limit.
 
 `look` finds a place without changing anything, before the broker decides whether to start; `open_groups` makes the
-broker's tree there. What stands in the way of either is the layer's report, and its remedy part of it. Broker side.
+broker's tree there. What stands in the way of either is the layer's report, with its remedy. Outside the walls.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TELL = "tell the operating system's keeper of cgroups (systemd: Delegate=yes) t
 
 @attrs.frozen(kw_only=True)
 class CgroupPlace:
-    """Where groups can be made, as far as looking tells; `base` is None where they cannot."""
+    """Place where groups can be made, as far as looking tells; `base` is None where they cannot."""
 
     base: Group | None
     report: LayerReport

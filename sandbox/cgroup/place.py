@@ -1,4 +1,4 @@
-"""Where control groups may be made: a subtree that somebody delegated to us, found or named. Broker side.
+"""Find where control groups may be made: a subtree that somebody delegated to us. Outside the walls.
 
 Believes the kernel and not the path: a base is a directory of a cgroup v2 file system, has the controllers that
 limits need, and lets us write. Hybrid machines mount cgroup v2 without any controller.
@@ -28,7 +28,7 @@ _REMEDY = (
 
 
 class NoCgroup(CgroupFault):
-    """There is no place where this process may make groups that limit anything; `remedy` says what would help."""
+    """Lack of a place where this process may make groups that limit anything; `remedy` says what would help."""
 
     def __init__(self, path: str, why: str, remedy: str = _REMEDY) -> None:
         """Keep the three parts apart."""

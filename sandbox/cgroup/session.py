@@ -3,7 +3,7 @@
 A leaf holds a command and all it starts, daemons that outlive it included, and nothing of ours: its out-of-memory
 kill takes everything in it, and the keeper must live to tell. The process that becomes the command enters by itself,
 through a descriptor that the broker opened (the kernel asks what the opener may do), long before there is a command.
-Broker side.
+Outside the walls.
 """
 
 from __future__ import annotations
@@ -209,4 +209,4 @@ def _limit(session: SessionGroup, limits: GroupLimits) -> None:
 
 
 def _ignore(_result: object) -> None:
-    """Nobody waits for it."""
+    """Do nothing: nobody waits for it."""

@@ -1,4 +1,4 @@
-"""Where our control groups live: the delegated subtree found or named, the broker's tree, sessions, commands.
+"""Tree of our control groups: the delegated subtree found or named, the broker's own, sessions, commands.
 
     base                          delegated to us: our own cgroup, one above it, or `sandbox.cgroup_base`
       remote-broker-<token>       this broker's, locked as long as it lives
@@ -11,7 +11,7 @@ A session may use what its commands together may, and what its own processes nee
 reaches its own limit first. Several that each use up theirs reach the session's together; what the session then wants
 to start itself, the next command included, waits for room (`inside/init/main.py`, `inside/keeper/keeper.py`).
 
-A tree whose lock can be had belonged to a broker that is gone; the next one kills and removes it. Broker side.
+A tree whose lock can be had belonged to a broker that is gone; the next one kills and removes it. Outside the walls.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Values for what a control group says that it used, and how its files are read. Pure."""
+"""Usage of a control group, as values, and how its files are read. Pure."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ def shown_size(size_bytes: int) -> str:
 
 @attrs.frozen(kw_only=True)
 class Usage:
-    """What the members of a group have used so far, the gone ones included. None: this kernel does not tell."""
+    """Usage of all members of a group so far, the gone ones included. None: this kernel does not tell."""
 
     memory_peak_bytes: int | None
     cpu_user_us: int
     cpu_system_us: int
-    cpu_throttled_us: int
     oom_kills: int  # processes killed for memory; a plain SIGKILL does not count
-    forks_refused: int
 
 
 @attrs.frozen(kw_only=True)
 class CommandUsage:
-    """What a command and all it started used up to its end. `killed_by`: the memory limit that ended it, in words."""
+    """Usage of a command and all it started, up to its end. `killed_by`: the memory limit that ended it, in words."""
 
     memory_peak_bytes: int | None
     cpu_user_ms: int

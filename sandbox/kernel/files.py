@@ -68,7 +68,7 @@ KINDS = MappingProxyType(
 
 
 class Refused(Exception):
-    """The opener will not do this; `kind` is the word of the protocol for it, `why` a clause for a person."""
+    """Refusal of the opener or a worker; `kind` is the word of the protocol for it, `why` a clause for a person."""
 
     def __init__(self, kind: str, number: int, why: str) -> None:
         super().__init__(why)
@@ -76,7 +76,7 @@ class Refused(Exception):
 
 
 class ReserveReached(OSError):
-    """What is to be written would leave less room than must stay free; it was not written."""
+    """Refusal to write what would leave less room than must stay free; nothing of it was written."""
 
     def __init__(self) -> None:
         super().__init__(errno.ENOSPC, "it would take of what must stay free of its file system")

@@ -33,7 +33,7 @@ _NOTHING = READ_ONLY | NO_SUID | NO_DEV | NO_EXEC
 
 
 class MaskOutcome:
-    """What was closed: the paths that were covered, those that are guarded, and the directories that are framed.
+    """Result of closing: the paths that were covered, those that are guarded, and the directories that are framed.
 
     `left`: how many are guarded from the file tools alone.
     """
@@ -88,7 +88,7 @@ def close(
 
 
 class _Closing:
-    """The mounts of one session, while they are made."""
+    """Mounts of one session, while they are made."""
 
     def __init__(self, holes: Iterable[Bind]) -> None:
         self.outcome = MaskOutcome()

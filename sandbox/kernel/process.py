@@ -1,4 +1,4 @@
-"""What a process says about itself to the kernel: prctl(2), descriptors, signals. Child side, stdlib only."""
+"""Settings of the calling process: prctl(2), descriptors, signals, memory. Child side, stdlib only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SET_NO_NEW_PRIVS = 38
 GET_NO_NEW_PRIVS = 39
 SYS_CLOSE_RANGE = 436
 KEPT_FD = 3
-NO_LAST_FD = 0xFFFFFFFF
+NO_LAST_FD = 0xFFFFFFFF  # of close_range: whatever the highest one is
 OOM_SCORE_ADJ = "/proc/self/oom_score_adj"
 FIRST_TO_GO = 500
 """Of 1000, which stand for all the memory that may be used: whatever has this is ended before a broker that is using

@@ -1,4 +1,4 @@
-"""Processes by /proc: whose number is whose, which trees they form, and how one is ended. Both sides, stdlib only.
+"""Processes by /proc: which number is whose, which trees they form, and how one is ended. Both sides, stdlib only.
 
 A process in a pid namespace of its own knows itself and its children by numbers that mean something else, or
 nobody, outside. So it hands over pidfds, which mean the same everywhere, and the kernel says the number.

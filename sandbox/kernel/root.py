@@ -1,4 +1,4 @@
-"""The file system of a session: a new root that holds what was named and nothing else. Child side, stdlib only.
+"""File system of a session: a new root that holds what was named and nothing else. Child side, stdlib only.
 
 A new root instead of the old one made read-only: what is not there cannot be connected to (sockets in /run and
 /tmp), asked for its size, owner or age, or have its mode changed, and Landlock prevents none of these. Trees of
@@ -40,7 +40,7 @@ _FILES_MIN = 64
 
 
 class RootPlan:
-    """What a new root is made of.
+    """Contents of a new root.
 
     Attributes:
         binds: trees and files of the machine; one beneath another takes its place there. "/" is the machine's
@@ -74,7 +74,7 @@ class RootPlan:
 
 
 class RootOutcome:
-    """What became of a plan: the binds that are not there, and what was closed."""
+    """Result of building: the binds that are not there, and what was closed."""
 
     __slots__ = ("closed", "missing")
 

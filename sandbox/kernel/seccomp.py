@@ -1,4 +1,4 @@
-"""The system call filter: a table of refusals, assembled into BPF. Child side, stdlib only.
+"""System call filter: a table of refusals, assembled into BPF. Child side, stdlib only.
 
 A deny list, first match wins. It is the second fence behind missing capabilities and Landlock, and the first one
 against kernel code that nobody in a session needs. What programs probe for and can do without is answered as if
@@ -64,12 +64,12 @@ class Condition:
 
 
 def has_any(argument: int, bits: int) -> Condition:
-    """One of *bits* is set."""
+    """Return the condition that one of *bits* is set."""
     return Condition(argument, 0, mask=bits, equal=False)
 
 
 class Rule:
-    """What becomes of calls by these names when all tests hold."""
+    """One line of the table: what becomes of calls by these names when all tests hold."""
 
     __slots__ = ("action", "names", "tests")
 
@@ -80,7 +80,7 @@ class Rule:
 
 
 class Options:
-    """Which optional rules are on; their defaults are the strict ones.
+    """Choice of the optional rules; the defaults are the strict ones.
 
     Attributes:
         internet: sockets of the internet families may be made. Off, this is the network layer of hosts without

@@ -124,7 +124,7 @@ _libc.syscall.restype = ctypes.c_long
 
 
 class UnknownMachine(Exception):
-    """There is no table for this machine, so nothing is known about its system calls."""
+    """Lack of a table for this machine: nothing is known about its system calls."""
 
 
 def this_machine() -> str:

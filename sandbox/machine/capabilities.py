@@ -1,4 +1,4 @@
-"""What this kernel and this user can do, as one frozen value.
+"""Capabilities of this kernel and this user, as one frozen value.
 
 Only looks, and has one thing tried by a process of its own; nothing here changes this one. Each feature carries the
 sentence that says why it is missing, because `plan` and the operator need the reason and not only the fact.
@@ -44,7 +44,7 @@ class Feature:
 
 @attrs.frozen(kw_only=True)
 class Capabilities:
-    """The facts `plan` decides on."""
+    """Facts that `plan` decides on."""
 
     landlock_abi: int
     landlock_detail: str
@@ -54,7 +54,7 @@ class Capabilities:
     namespaces: Feature
     network_namespace: Feature
     own_task_count: bool
-    """The kernel counts the tasks of a user namespace by themselves, where sessions have one."""
+    """True where the kernel counts the tasks of a user namespace by themselves, if sessions have one."""
 
 
 def probe() -> Capabilities:

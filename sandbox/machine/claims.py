@@ -1,4 +1,4 @@
-"""Which user ids the running brokers of root have chosen: one file of this machine that they lock parts of.
+"""User ids that running brokers of root have chosen: one file of this machine that they lock parts of.
 
 An idle broker has no process of its session user, so nothing else tells another broker that the id is taken. A claim
 ends with the descriptor that holds it, however its broker ends; what is left is a file that says nothing. Brokers
@@ -28,10 +28,10 @@ _REMEDY = "name a user in sandbox.unprivileged_user, who needs no claim"
 
 
 class Claims:
-    """What one broker holds; a context manager whose end gives it up. Opens nothing before it is asked for."""
+    """Claims of one broker; a context manager whose end gives them up. Opens nothing before it is asked for."""
 
     def __init__(self, lock_file: Path = LOCK_FILE) -> None:
-        """*lock_file*: the same one for all brokers that could choose the same ids."""
+        """Use *lock_file*: the same one for all brokers that could choose the same ids."""
         self._lock_file = lock_file
         self._fd = -1
 

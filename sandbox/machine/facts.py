@@ -1,4 +1,4 @@
-"""What the machine and its processes are doing: psutil, in threads.
+"""Facts about the machine and its processes now: psutil, in threads.
 
 Owns the samples that a usage is the difference to; knows no session and no rule. Nothing here waits for a
 measuring interval: a usage is measured from the last time it was asked for.
@@ -62,7 +62,7 @@ class DiskFacts:
 
 @attrs.frozen(kw_only=True)
 class SystemFacts:
-    """The machine at one moment."""
+    """State of the machine at one moment."""
 
     hostname: str
     platform: str
@@ -84,7 +84,6 @@ class ProcessFacts:
     status: str
     cpu_percent: float
     memory_rss_bytes: int
-    started_at_s: float
 
 
 def _platform() -> str:
@@ -95,7 +94,7 @@ def _platform() -> str:
 
 
 class FactSource:
-    """Answers what the machine does now. One for the whole broker; any number of tasks may ask."""
+    """Source of such facts. One for the whole broker; any number of tasks may ask."""
 
     def __init__(self) -> None:
         self._limiter = trio.CapacityLimiter(FACT_THREADS)
@@ -150,14 +149,13 @@ class FactSource:
                     status=process.status(),
                     cpu_percent=self._processes.percent(process),
                     memory_rss_bytes=process.memory_info().rss,
-                    started_at_s=process.create_time(),
                 )
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return None  # it ended meanwhile, or /proc hides it from us (hidepid)
 
 
 class _CpuUsage:
-    """The processors' work between two questions; safe to ask from several threads."""
+    """Work of the processors between two questions; safe to ask from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -183,7 +181,7 @@ class _CpuUsage:
 
 
 class _ProcessUsage:
-    """Each process's work between two questions; pids that were used again are told apart by their start."""
+    """Work of each process between two questions; pids that were used again are told apart by their start."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

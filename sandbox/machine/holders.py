@@ -1,10 +1,11 @@
-"""Which process holds a socket, and is it one of a session? By /proc; broker side, blocking for milliseconds.
+"""Find the process that holds a socket, and tell whether it is one of a session, by /proc. Outside the walls.
 
-What identifies a process of a session: it is in the pid namespace that its session has, from which nothing leads out;
-and where sessions have none, it descends from the broker (its init and keepers are the reapers of what it leaves, and
-out of reach of its signals) or has the marks that nothing takes off: no_new_privs, and a filter more than the broker.
-So who is told apart are the others, by certain knowledge alone: the broker's own pid namespace, or a whole line of
-ancestors without the broker. Whoever cannot be looked at is not known to be one of them.
+Blocks for milliseconds. A process of a session is known by this: it is in the pid namespace that its session has, from
+which nothing leads out; and where sessions have none, it descends from the broker (its init and keepers are the reapers
+of what it leaves, and out of reach of its signals) or has the marks that nothing takes off: no_new_privs, and a filter
+more than the broker.
+So the others are told apart, and only where it is certain: they are in the broker's own pid namespace, or have a whole
+line of ancestors without the broker. A process that cannot be looked at is not known to be one of them.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ class Holder:
 
 @attrs.frozen(kw_only=True)
 class Holders:
-    """Looks for them. `own_namespaces`: sessions have pid namespaces of their own. `filtered`: they have a filter."""
+    """Search for holders. `own_namespaces`: sessions have pid namespaces of their own. `filtered`: and a filter."""
 
     own_namespaces: bool
     filtered: bool
 
     def find(self, inode: int, likely: Sequence[int] = ()) -> Holder | None:
-        """The process that has the socket *inode*: one of a session before any other; None: none that we can see.
+        """Return the process that has the socket *inode*, one of a session first; None: none that we can see.
 
         Args:
             inode: of the socket.
@@ -57,7 +58,7 @@ class Holders:
         return suspect
 
     def find_inside(self, inode: int) -> int | None:
-        """The number of a descendant of ours that has the socket *inode*, in whichever of its threads; or None."""
+        """Return the number of a descendant of ours that has the socket *inode* in one of its threads; or None."""
         for entry in processes.descendants(os.getpid()):
             threads = f"/proc/{entry.pid}/task"
             with contextlib.suppress(OSError):  # it ended, or is not ours to see
@@ -81,7 +82,7 @@ class Holders:
 
 
 def _in_order(likely: Sequence[int]) -> Iterator[int]:
-    """The likely ones, then all processes, the youngest first: clients are younger than what a machine starts with."""
+    """Yield the likely ones, then all processes, the youngest first: clients are younger than daemons."""
     yield from likely
     yield from sorted((int(name) for name in os.listdir("/proc") if name.isdigit()), reverse=True)
 
@@ -108,7 +109,7 @@ def _pid_namespace(pid: int) -> str:
 
 
 def _whole_line(pid: int) -> tuple[int, ...] | None:
-    """The numbers of a process and all its ancestors, up to one without; None if one of them cannot be seen."""
+    """Return the numbers of a process and all its ancestors; None if one of them cannot be seen."""
     line = [pid]
     while (entry := processes.read_entry(line[-1])) is not None and entry.parent > 0:
         line.append(entry.parent)
@@ -116,7 +117,7 @@ def _whole_line(pid: int) -> tuple[int, ...] | None:
 
 
 def _restraint(pid: int) -> tuple[int, int] | None:
-    """no_new_privs, and how many filters (before Linux 5.9: whether any); None if it cannot be seen."""
+    """Return no_new_privs, and how many filters (before Linux 5.9: whether any); None if it cannot be seen."""
     try:
         with open(f"/proc/{pid}/status", "rb") as status:
             fields = dict(line.split(b":", 1) for line in status.read(STATUS_BYTES).splitlines() if b":" in line)

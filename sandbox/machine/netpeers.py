@@ -1,4 +1,4 @@
-"""Who is at the other end of a TCP connection, as far as that end is on this machine: the kernel's word. Broker side.
+"""Ask the kernel who is at the other end of a TCP connection, where that end is on this machine. Outside the walls.
 
 sock_diag says it in 20 microseconds, /proc/net/tcp in milliseconds; so nothing here needs a thread. What an end that is
 closed says of itself (uid 0, inode 0) is nobody's: a `SocketOwner` comes of an established connection alone.
@@ -34,19 +34,19 @@ _ANY_COOKIE = 0xFFFFFFFF
 
 
 class PeersUnknown(Exception):
-    """This kernel does not say who holds the other end of a connection; the text says what was tried."""
+    """Lack of an answer: this kernel does not say who holds the other end. The text says what was tried."""
 
 
 @attrs.frozen
 class SocketOwner:
-    """Who made the other end (`uid`, as we see it), and what it is called among the descriptors of its holders."""
+    """Maker of the other end (`uid`, as we see it), and what it is called among the descriptors of its holders."""
 
     uid: int
     inode: int
 
 
 class Gone(Exception):
-    """The other end is of this machine and closed, or half closed: nobody says whose it was."""
+    """Answer that the other end is of this machine and closed, or half closed: nobody says whose it was."""
 
 
 @attrs.frozen
@@ -72,12 +72,12 @@ class _End:
 
 @attrs.frozen
 class NetPeers:
-    """The way of asking that works here; `choose_peers` finds it."""
+    """Way of asking that works here; `choose_peers` finds it."""
 
     _look_up: LookUp
 
     def owner(self, peer: tuple[Any, ...], own: tuple[Any, ...]) -> SocketOwner | None:
-        """Whose the other end of a connection is; None: it is not in our network namespace.
+        """Return whose the other end of a connection is; None: it is not in our network namespace.
 
         Args:
             peer: what getpeername says at this end.

@@ -27,7 +27,7 @@ SEARCH_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/s
 
 @attrs.frozen(kw_only=True)
 class Program:
-    """What an absolute path leads to; `problem` is empty where it can be executed."""
+    """Program that an absolute path leads to; `problem` is empty where it can be executed."""
 
     path: str
     real_path: str
@@ -36,7 +36,7 @@ class Program:
 
     @property
     def exec_paths(self) -> tuple[str, ...]:
-        """The real files which a domain must allow to be executed for this program to run."""
+        """Real files that a domain must allow to be executed for this program to run."""
         return (self.real_path, *self.interpreters)
 
 

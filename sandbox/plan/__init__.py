@@ -1,4 +1,4 @@
-"""What a session is to get: walls, spaces, limits, user.
+"""Plan of a session: its walls, namespaces, limits and user.
 
 Outside the walls. May import machine and the kernel.
 """

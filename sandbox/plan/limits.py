@@ -1,4 +1,4 @@
-"""What processes may use, as one value: told to setrlimit(2) and to control groups. Pure."""
+"""Limits of what processes may use, as values: told to setrlimit(2) and to control groups. Pure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _weight(_owner: object, field: attrs.Attribute[int | None], value: int | Non
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """What processes may use; None leaves what the surroundings have. Swap, cores and weight need a cgroup."""
+    """Limits of a session or command; None leaves what the surroundings have. Swap, cores and weight need a cgroup."""
 
     memory_max_bytes: int | None = attrs.field(default=None, validator=_at_least_one)
     pids_max: int | None = attrs.field(default=None, validator=_at_least_one)
@@ -46,7 +46,7 @@ class Limits:
     io_weight: int | None = None
 
     def overridden(self, override: Limits | None) -> Limits:
-        """These limits, with what *override* names put in its place."""
+        """Return these limits, with what *override* names put in its place."""
         if override is None:
             return self
         named = {name: value for name, value in attrs.asdict(override).items() if value is not None}
@@ -64,7 +64,7 @@ class Limits:
 
     @property
     def hold_a_keeper(self) -> bool:
-        """Whether a keeper can do its work within them, and not only its commands."""
+        """Tell whether a keeper can do its work within them, and not only its commands."""
         memory, files = self.memory_max_bytes, self.open_files_max
         return (memory is None or memory >= KEEPER_BYTES) and (files is None or files >= KEEPER_FILES)
 
@@ -80,7 +80,7 @@ class Limits:
 
 @attrs.frozen(kw_only=True)
 class GroupLimits:
-    """What all members together may use; None leaves it to the group above.
+    """Limits of all members of a control group together; None leaves it to the group above.
 
     `kill_together`: when memory runs out the whole group dies instead of its biggest process.
     """

@@ -1,4 +1,4 @@
-"""What a session's walls are to be, decided from facts and settings: pure, no IO.
+"""Decide what a session's walls are to be, from facts and settings: pure, no IO.
 
 `make_plan` either says which layers this host will enforce, or refuses because a layer that the operator marked
 as required cannot be had. What was really enforced is reported later, by probes run inside the session.
@@ -13,7 +13,7 @@ import attrs
 
 from sandbox.kernel import namespaces
 from sandbox.plan.limits import Limits
-from sandbox.plan.spaces import NAMESPACES_REMEDY, NETWORK_REMEDY, SIGNAL_SCOPE_ABI, choose_spaces
+from sandbox.plan.spaces import NAMESPACES_REMEDY, NETWORK_REMEDY, choose_spaces
 
 if TYPE_CHECKING:
     from sandbox.machine.capabilities import Capabilities
@@ -34,11 +34,11 @@ LAYERS = (
 )
 State = Literal["enforced", "partial", "unavailable"]
 TASKS_TOGETHER = "processes of a session's commands together"
-"""What the rlimits layer says where a command is held to its limit of processes without a cgroup."""
+"""Words of the rlimits layer where a command is held to its limit of processes without a cgroup."""
 
 
 class LayerUnavailable(Exception):
-    """A layer the operator requires cannot be had on this host."""
+    """Refusal to start: a layer that the operator requires cannot be had on this host."""
 
     def __init__(self, *, layer: str, why: str, remedy: str) -> None:
         """Keep the three parts apart: a person reads them, a test compares them."""
@@ -62,7 +62,7 @@ def _absolute(_owner: object, field: attrs.Attribute[tuple[str, ...]], paths: tu
 
 @attrs.frozen(kw_only=True)
 class SandboxSettings:
-    """The `sandbox` section of server.yaml. Defaults live in the shipped file, not here."""
+    """Settings of the `sandbox` section of server.yaml. Defaults live in the shipped file, not here."""
 
     unprivileged_user: str
     cgroup_base: str
@@ -75,7 +75,7 @@ class SandboxSettings:
 
 @attrs.frozen(kw_only=True)
 class SessionUser:
-    """Who the session's processes are.
+    """User of the session's processes.
 
     Attributes:
         home: of the account; what `~` means in paths, and where a session begins.
@@ -94,7 +94,7 @@ class SessionUser:
 
     @property
     def own_home(self) -> str:
-        """What HOME says in commands."""
+        """Value of HOME in commands."""
         return self.kept_home or self.home
 
 
@@ -112,7 +112,7 @@ class Names:
 
 @attrs.frozen(kw_only=True)
 class ClosedPaths:
-    """What stays closed in the trees that a session sees.
+    """Paths that stay closed in the trees that a session sees.
 
     Attributes:
         blocked: neither read nor changed, with all beneath.
@@ -141,7 +141,7 @@ class ClosedPaths:
 
 @attrs.frozen(kw_only=True)
 class Walls:
-    """What one session may reach: absolute paths; a directory means everything beneath it.
+    """Reach of one session: absolute paths; a directory means everything beneath it.
 
     The system's own directories are readable beside `read_paths`; `home` and `working_dir` are writable beside
     `write_paths`. `exec_paths` are real files (the program, its interpreters, its loader) or directories;
@@ -161,7 +161,7 @@ class Walls:
 
 @attrs.frozen(kw_only=True)
 class LayerReport:
-    """What one layer does for this session, in words for a user."""
+    """State of one layer for this session, in words for a user."""
 
     name: str
     state: State
@@ -173,10 +173,9 @@ NO_CGROUP = LayerReport(name="cgroup", state="unavailable", detail="nobody looke
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """How inits are born on this host."""
+    """Plan of how inits are born on this host."""
 
     landlock_abi: int
-    signal_scope: bool
     switch_user: bool
     seccomp: bool
     spaces: int  # see `Spaces.ahead`
@@ -191,7 +190,7 @@ class Plan:
 
     @property
     def shares_network(self) -> bool:
-        """Whether a command of some session may reach what listens on this machine, the broker's own port included."""
+        """Tell whether commands may reach what listens on this machine, the broker's own port included."""
         return not self.spaces & namespaces.NET and (self.internet or not self.seccomp)
 
     def with_cgroup(self, report: LayerReport) -> Plan:
@@ -227,7 +226,6 @@ def make_plan(
         check_enforced(expected[name])
     return Plan(
         landlock_abi=capabilities.landlock_abi,
-        signal_scope=capabilities.landlock_abi >= SIGNAL_SCOPE_ABI,
         switch_user=capabilities.is_root,
         seccomp=capabilities.seccomp.present,
         spaces=spaces.ahead,

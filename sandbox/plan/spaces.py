@@ -1,4 +1,4 @@
-"""Which namespaces sessions get, and what that makes of their layers: pure, no IO."""
+"""Choose the namespaces that sessions get, and say what that makes of their layers: pure, no IO."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sandbox.machine.capabilities import Capabilities
 
 NetworkUse = Literal["none", "some", "all"]
-"""Which commands the policy allows to use the network."""
+"""Commands that the policy allows to use the network."""
 
 Words = tuple[Literal["enforced", "partial", "unavailable"], str]
 SIGNAL_SCOPE_ABI = 6  # Linux 6.12: a Landlock domain may not signal what lies outside of it
@@ -38,7 +38,9 @@ _ALWAYS = namespaces.PID | namespaces.IPC | namespaces.UTS
 
 @attrs.frozen(kw_only=True)
 class Spaces:
-    """`ahead`: flags of what is unshared before a birth, 0 for no namespaces at all; mounts are at the birth.
+    """Namespaces of sessions, and what the layers say of them.
+
+    `ahead`: flags of what is unshared before a birth, 0 for no namespaces at all; mounts are at the birth.
 
     `internet`: the session's own filter lets it through.
     """

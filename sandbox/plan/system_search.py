@@ -1,4 +1,4 @@
-"""Find what the rules block in the system's own directories, once for all sessions. Broker side.
+"""Find what the rules block in the system's own directories, once for all sessions. Outside the walls.
 
 These hold a hundred thousand names that no session changes, so they are looked through once, in a thread, and not at
 each birth. On a slow file system that takes minutes: a birth waits a moment for the end, takes what is found by then,
@@ -49,7 +49,7 @@ class _Look:
 
     @property
     def given_up(self) -> bool:
-        """Whether it ended before it had looked at everything."""
+        """Tell whether it ended before it had looked at everything."""
         return self._stop.is_set() and not self.done.is_set()
 
     def _walk(self, roots: tuple[str, ...]) -> None:
@@ -65,7 +65,7 @@ class _Look:
 
 
 class SystemSearch:
-    """What is found, by the names that were looked for last."""
+    """Search for blocked paths in the system's directories, by the names that were asked for last."""
 
     def __init__(self, nursery: trio.Nursery, roots: tuple[str, ...] = SYSTEM_PATHS) -> None:
         """Look for nothing yet; looks end with *nursery*."""

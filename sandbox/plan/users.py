@@ -1,4 +1,4 @@
-"""Who a session's processes are: the user that started the broker, or, under root, somebody else. Never root.
+"""User of a session's processes: the one that started the broker, or, under root, somebody else. Never root.
 
 Reads the user database and /proc, and makes the home that commands have: never that of a person, whose programs obey
 what stands there. Blocking; runs once, at start.

@@ -1,4 +1,4 @@
-"""What a session sees of the file system, and with what rights: as Landlock grants, as a new root, and of the system.
+"""Paths of a session, and its rights on them: as Landlock grants, as a new root, and of the system.
 
 From a session's `Walls` to what its process is told: `kernel/landlock.py` gets the grants, `kernel/root.py` the new
 root, `inside/blocked_paths.py` what is to be closed in it. Pure, but for `readable_paths` and `sockets`, which look at
@@ -50,7 +50,7 @@ SYSTEM_PATHS = (
 )
 PROGRAM_FOLDERS = frozenset({"bin", "sbin", "games", "libexec"})
 LISTED = ("/usr", "/bin", "/sbin")
-"""Their names can be read, with all beneath; of their files those in `readable_paths` and what may be executed."""
+"""Directories whose names can be read, with all beneath; of their files those in `readable_paths` and what may run."""
 _BOUND_SOCKETS = "/proc/net/unix"
 _COLUMNS = 7  # of numbers, before the name
 _SPLIT = ("/usr", "/usr/local")  # what has folders of programs beside others

@@ -22,7 +22,7 @@ for name, spaces, internet, seccomp in (
     ("filtered", 0, False, True),
     ("no filter", 0, False, False),
 ):
-    plan = Plan(landlock_abi=7, signal_scope=True, switch_user=True, seccomp=seccomp, spaces=spaces, internet=internet,
+    plan = Plan(landlock_abi=7, switch_user=True, seccomp=seccomp, spaces=spaces, internet=internet,
                 network="some", own_task_count=False, private_tmp=False, private_tmp_bytes=0, require=(), layers=())
     try:
         open_watch(plan, None, None, None, None)

@@ -195,7 +195,7 @@ async def test_processes_are_counted() -> None:
             leaf.group.join(child.pid)
             go(child)
             assert await code_of(child) == 3
-        assert leaf.group.usage().forks_refused >= 1
+        assert leaf.group.counted("pids.events", "max") >= 1
 
 
 async def test_processor_time_is_throttled() -> None:
@@ -207,7 +207,7 @@ async def test_processor_time_is_throttled() -> None:
                 await session.join(child.pid)
                 go(child)
                 assert await code_of(child) == 0
-            assert session.group.usage().cpu_throttled_us > 0
+            assert session.group.counted("cpu.stat", "throttled_usec") > 0
 
 
 async def test_kill_ends_daemons_that_left_their_session() -> None:
@@ -218,10 +218,10 @@ async def test_kill_ends_daemons_that_left_their_session() -> None:
             assert child.stdout
             assert await trio.to_thread.run_sync(child.stdout.readline) == b"up\n"
             assert await code_of(child) == 0
-            assert session.group.populated()
+            assert session.group.counted("cgroup.events", "populated")
             session.group.kill()
             await session.group.wait_empty()
-        assert not session.group.populated()
+        assert not session.group.counted("cgroup.events", "populated")
 
 
 async def test_without_a_kill_file_everything_below_dies_too_also_who_forks_without_end() -> None:
@@ -339,7 +339,7 @@ async def test_strangers_in_our_group_are_not_moved() -> None:
             with pytest.raises(NoCgroup, match="1 processes that are not the broker's"):
                 async with open_tree(session.group):
                     pytest.fail("a stranger was taken along")
-            assert session.group.populated()
+            assert session.group.counted("cgroup.events", "populated")
             assert session.group.children() == []
 
 

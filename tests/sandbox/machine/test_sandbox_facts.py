@@ -97,7 +97,6 @@ async def test_processes_are_described_and_the_vanished_left_out() -> None:
         assert facts.name == Path(f"/proc/{sleeper.pid}/comm").read_text().strip()
         assert facts.status == "sleeping"
         assert facts.memory_rss_bytes > 1_000_000
-        assert abs(facts.started_at_s - time.time()) < 60
 
 
 async def test_a_zombie_is_a_process_without_a_command_line() -> None:
