@@ -28,7 +28,7 @@ from broker.session.session import EndReason
 from broker.session.supervisor import SessionEnd
 from broker.session.urls import EarlyEnd
 from sandbox.cgroup.usage import CommandUsage
-from sandbox.commands.run import Exited, Signalled, TimedOut
+from sandbox.commands.values import Exited, Signalled, TimedOut
 from transfers.upload import Cause, Discarded
 
 USED = tuple(field.name for field in attrs.fields(CommandUsage))

@@ -36,8 +36,8 @@ from broker.session.supervisor import SupervisorSettings, open_supervisor
 from broker.wiring import Foundation, build_host
 from config.load import Config
 from sandbox.cgroup.layer import open_groups
-from sandbox.commands.launching import open_command
-from sandbox.commands.run import Ended, ExecPlan, run_command
+from sandbox.commands.run import open_command, run_command
+from sandbox.commands.values import Ended, ExecPlan, Times
 from sandbox.errors import BirthFailed
 from sandbox.init.init import Init
 from sandbox.init.launcher import open_launcher
@@ -180,9 +180,7 @@ async def _inside(init: Init, around: Fixtures, check: Check, spec: Mapping[str,
     ended = await run_command(
         init,
         attrs.evolve(_plan(around, spec, SMALL if check.limited else None), network=check.network),
-        timeout_s=ATTACK_S,
-        grace_s=0,
-        drain_s=1,
+        Times(timeout_s=ATTACK_S, grace_s=0, drain_s=1),
         output_bytes=OUTPUT_BYTES,
     )
     return _heard(ended.stdout.data, _end(ended))

@@ -17,10 +17,11 @@ import attrs
 import trio
 
 from broker.contract.encode import utc_now
-from sandbox.commands.run import Ended, ExecPlan, Partner, run_command
+from sandbox.commands.run import run_command
 from sandbox.commands.running import Command
 from sandbox.commands.spill import THREADS, OutputRoom, Quota, Spill
 from sandbox.commands.terminal import Size
+from sandbox.commands.values import Ended, ExecPlan, Partner, Times
 from sandbox.init.init import Init
 
 WAITING_BYTES = 1024 * 1024
@@ -46,15 +47,6 @@ class CommandOrigin:
     client: str
     request_id: str
     session_over: Callable[[], bool]
-
-
-@attrs.frozen(kw_only=True)
-class Times:
-    """Seconds: until the command is ended, from SIGTERM to SIGKILL, and for output after its end."""
-
-    timeout_s: float
-    grace_s: float
-    drain_s: float
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -95,9 +87,7 @@ class SessionCommand:
             self.ended = await run_command(
                 init,
                 plan,
-                timeout_s=times.timeout_s,
-                grace_s=times.grace_s,
-                drain_s=times.drain_s,
+                times,
                 output_bytes=0,
                 on_started=self._begin,
                 partner=Partner(spill=self.spill, on_launched=self._have),

@@ -35,7 +35,7 @@ from broker.contract.encode import encode
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.grants import limits_of
 from broker.scope import Host, Scope, Step
-from broker.session.commands import SIGNALS, CommandOrigin, SessionCommand, Times
+from broker.session.commands import SIGNALS, CommandOrigin, SessionCommand
 from broker.session.resources import SessionResources
 from broker.session.session import Session, SessionClosed
 from broker.tools.ansi import strip_ansi
@@ -43,8 +43,8 @@ from broker.tools.progress import narrated
 from policy.decision import Run
 from policy.environment import build_environment
 from sandbox.commands.excerpt import Excerpt
-from sandbox.commands.run import ExecPlan, Exited, Signalled, TimedOut
 from sandbox.commands.terminal import Size
+from sandbox.commands.values import ExecPlan, Exited, Signalled, TimedOut, Times
 
 R = TypeVar("R", bound=ExecuteCommandResult)
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP)

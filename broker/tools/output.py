@@ -18,9 +18,10 @@ from broker.session.session import WIND_DOWN_S, SessionClosed
 from broker.tools.ansi import strip_ansi, whole_sequences
 from broker.tools.progress import narrated
 from sandbox.commands.excerpt import whole_characters
-from sandbox.commands.run import Ended, ExecPlan, Exited, Signalled, TimedOut, run_command
+from sandbox.commands.run import run_command
 from sandbox.commands.spill import Page
 from sandbox.commands.transcript import Point
+from sandbox.commands.values import Ended, ExecPlan, Exited, Signalled, TimedOut, Times
 from sandbox.protocol import BAD_PATTERN
 from sandbox.shortage import shortage_of
 
@@ -115,9 +116,7 @@ async def perform_search_output(scope: Scope, request: SearchOutput, _: None) ->
             ExecPlan(
                 program="", argv=(), env={}, cwd="/", stdin_fd=fd, search=_search(request, begin, stop), limits=None
             ),
-            timeout_s=SEARCH_S,
-            grace_s=0,
-            drain_s=scope.host.commands.drain_s,
+            Times(timeout_s=SEARCH_S, grace_s=0, drain_s=scope.host.commands.drain_s),
             output_bytes=FINDINGS_BYTES,
         )
     finally:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import socket
 
     from sandbox.cgroup.session import Leaves
-    from sandbox.commands.run import ExecPlan
     from sandbox.init.spare import Child
     from sandbox.plan.limits import Limits
     from sandbox.plan.plan import LayerReport
@@ -68,11 +67,16 @@ class Init:
         """Have what the first command needs on its way, for whoever has nothing more to wait for himself."""
         (self.spawning or self.forking).get_ready()
 
-    def pool_for(self, plan: ExecPlan) -> SlotPool:
-        """Return where the slots are that *plan* can be launched in."""
-        if self.spawning is None or plan.forked or plan.terminal or plan.search or plan.attack:
+    def pool_for(self, limits: Limits | None, *, forked: bool) -> SlotPool:
+        """Return where the slots are in which a command can be launched.
+
+        Args:
+            limits: its own, in the place of those of the session.
+            forked: it must be forked in any case.
+        """
+        if self.spawning is None or forked:
             return self.forking
-        own = self.limits.overridden(plan.limits)
+        own = self.limits.overridden(limits)
         same = own.of_process(grouped=False) == self.limits.of_process(grouped=False)
         return self.spawning if same else self.forking
 

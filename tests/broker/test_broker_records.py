@@ -19,9 +19,9 @@ from broker.session.commands import CommandOrigin, SessionCommand, SessionComman
 from broker.session.session import EndReason
 from broker.session.supervisor import SessionEnd
 from sandbox.cgroup.usage import CommandUsage
-from sandbox.commands.run import Ended, Exited, How, Signalled, TimedOut
 from sandbox.commands.spill import OutputRoom
 from sandbox.commands.streams import Captured
+from sandbox.commands.values import Ended, Exited, How, Signalled, TimedOut
 from sandbox.errors import SpawnFailed
 from transfers.upload import Cause, Discarded
 

@@ -12,7 +12,6 @@ MOVES: Mapping[str, str] = {}
 """By room, the modules that go there from its package's folder; `old:new` where the name changes."""
 
 JOINED: Mapping[str, str] = {
-    "sandbox/commands": "launching:run",
     "sandbox/init": "farewell:init keepers:keeper_pool",
 }
 """By room, the pieces that become part of another file after the move: `piece:whole`."""

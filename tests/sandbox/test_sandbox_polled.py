@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from sandbox import wire
-from sandbox.commands.run import Exited
+from sandbox.commands.values import Exited
 from sandbox.errors import ProcessNotFound, SandboxError
 from sandbox.init.launcher import open_launcher
 from sandbox.init.spare import Child, start_interpreter

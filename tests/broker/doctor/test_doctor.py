@@ -17,7 +17,7 @@ import trio
 
 from broker.doctor.approaches import OF_THE_POLICY
 from broker.doctor.checks import CHECKS, CHECKS_AROUND, Attempt, Check, Fence, judge
-from sandbox.commands.run import Exited
+from sandbox.commands.values import Exited
 from sandbox.plan.plan import LAYERS, LayerReport
 from tests.sandbox.init.test_sandbox_births import open_world
 from tests.support.live import ROOT, connect, live_folder, marked, new_session, ok, running_broker, write_config

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from sandbox.commands.run import Exited, Signalled, TimedOut
+from sandbox.commands.values import Exited, Signalled, TimedOut
 from sandbox.errors import ProcessNotFound, SpawnFailed
 from sandbox.kernel import processes
 from sandbox.plan.limits import Limits

@@ -14,10 +14,10 @@ import attrs
 import pytest
 import trio
 
-from sandbox.commands.launching import open_command
-from sandbox.commands.run import Ended, Exited, Partner, Signalled, run_command
+from sandbox.commands.run import open_command, run_command
 from sandbox.commands.spill import OutputRoom, Quota, Spill
 from sandbox.commands.terminal import Size, open_terminal
+from sandbox.commands.values import Ended, Exited, Partner, Signalled, Times
 from tests.sandbox.init.test_sandbox_births import AS_ROOT, World, open_world, stray_fds, wait_exit
 from tests.support.descriptors import open_descriptors
 
@@ -68,9 +68,7 @@ async def talking(world: World, *argv: str, **fields: Any) -> AsyncIterator[Talk
             await run_command(
                 world.init,
                 plan,
-                timeout_s=20,
-                grace_s=0.2,
-                drain_s=0.3,
+                Times(timeout_s=20, grace_s=0.2, drain_s=0.3),
                 output_bytes=0,
                 partner=partner,
                 on_started=talk.pids.append,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from sandbox.commands.launching import open_command
-from sandbox.commands.run import Exited, TimedOut
+from sandbox.commands.run import open_command
 from sandbox.commands.running import Command
+from sandbox.commands.values import Exited, TimedOut
 from sandbox.kernel import processes
 from tests.sandbox.init.test_sandbox_births import (
     ABI,

@@ -19,7 +19,8 @@ import attrs
 import pytest
 import trio
 
-from sandbox.commands.run import Ended, ExecPlan, Exited, run_command
+from sandbox.commands.run import run_command
+from sandbox.commands.values import Ended, ExecPlan, Exited, Times
 from sandbox.errors import BirthCut, BirthFailed, SpawnFailed
 from sandbox.init.init import Init
 from sandbox.init.launcher import Launcher, open_launcher
@@ -98,9 +99,7 @@ class World:
         return await run_command(
             self.init,
             self.exec_plan(*argv, **fields),
-            timeout_s=timeout_s,
-            grace_s=grace_s,
-            drain_s=0.3,
+            Times(timeout_s=timeout_s, grace_s=grace_s, drain_s=0.3),
             output_bytes=1 << 20,
             on_started=on_started,
         )

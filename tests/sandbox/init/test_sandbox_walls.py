@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from sandbox import wire
-from sandbox.commands.run import Exited
+from sandbox.commands.values import Exited
 from sandbox.errors import SpawnFailed
 from sandbox.init.launcher import open_launcher
 from sandbox.init.spare import PACKAGE_PARENT

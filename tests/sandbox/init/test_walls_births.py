@@ -21,8 +21,8 @@ import psutil
 import pytest
 import trio
 
-from sandbox.commands.run import Exited
 from sandbox.commands.terminal import Size
+from sandbox.commands.values import Exited
 from sandbox.errors import ProcessNotFound, SpawnFailed
 from sandbox.files.files import open_files
 from sandbox.init.launcher import open_launcher

@@ -15,7 +15,7 @@ import pytest
 from broker.grants import closed_by
 from policy.path import PathRules
 from policy.rules import ClosedPath
-from sandbox.commands.run import Exited
+from sandbox.commands.values import Exited
 from sandbox.init.launcher import open_launcher
 from sandbox.plan import system_search
 from sandbox.plan.plan import ClosedPaths, Plan

@@ -20,7 +20,7 @@ import pytest
 from broker.grants import closed_by, find_grants, without_own_files
 from config.load import load_config
 from policy.path import PathRules
-from sandbox.commands.run import Exited
+from sandbox.commands.values import Exited
 from sandbox.init.launcher import open_launcher
 from sandbox.inside.blocked_paths import Search
 from sandbox.inside.stages import StageFailed

@@ -13,7 +13,7 @@ import attrs
 import pytest
 import trio
 
-from sandbox.commands.run import Exited
+from sandbox.commands.values import Exited
 from sandbox.kernel import rlimits
 from sandbox.plan.limits import Limits
 from sandbox.plan.plan import TASKS_TOGETHER

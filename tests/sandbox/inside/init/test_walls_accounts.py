@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sandbox.commands.run import Exited
+from sandbox.commands.values import Exited
 from sandbox.inside.init.accounts import GROUP, PASSWD, Account, group_with, passwd_with
 from sandbox.machine.programs import resolve_program
 from sandbox.plan.plan import ClosedPaths, Names

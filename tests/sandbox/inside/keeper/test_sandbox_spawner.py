@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 
-from sandbox.commands.run import Exited
+from sandbox.commands.values import Exited
 from sandbox.kernel import processes
 from sandbox.plan.limits import KEEPER_BYTES, KEEPER_FILES, Limits
 from sandbox.protocol import EXIT_NOT_STARTED, NO_ROOM

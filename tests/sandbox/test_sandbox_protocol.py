@@ -14,9 +14,6 @@ from typing import Any
 
 import pytest
 import trio
-from descriptors import open_descriptors
-from test_sandbox_births import ABI, PLAIN, open_world, plan_for
-from test_sandbox_shortage import eventually
 
 from sandbox import protocol, sniffing, wire
 from sandbox.commands import running
@@ -30,8 +27,11 @@ from sandbox.init.spare import Child, start_interpreter
 from sandbox.inside.init import main as init_main
 from sandbox.inside.init.main import Unborn
 from sandbox.inside.keeper import keeper as keeper_inside
+from tests.sandbox.init.test_sandbox_births import ABI, PLAIN, open_world, plan_for
+from tests.sandbox.test_sandbox_shortage import eventually
+from tests.support.descriptors import open_descriptors
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OF_A_LEADER = ("program", "started", "stage")  # these messages have no `op`, and are known by their first key
 TABLES: Mapping[str, protocol.Legal] = {
     **{f"to_init {state}": legal for state, legal in protocol.TO_INIT.items()},

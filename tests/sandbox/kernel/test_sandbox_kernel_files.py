@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from descriptors import open_descriptors
-from test_walls_seccomp import AS_ROOT, become_plain, in_child, outcome
 
 from sandbox.kernel import files, mounting, namespaces, process, seccomp, syscalls
 from sandbox.kernel.files import (
@@ -27,6 +25,8 @@ from sandbox.kernel.files import (
     write_at,
 )
 from sandbox.kernel.seccomp import Rule, has_any, refuse
+from tests.sandbox.kernel.test_walls_seccomp import AS_ROOT, become_plain, in_child, outcome
+from tests.support.descriptors import open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
