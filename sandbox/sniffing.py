@@ -22,7 +22,7 @@ import trio
 
 from sandbox.errors import BirthFailed
 from sandbox.init.spare import END_S, PACKAGE_PARENT, SOCKET_FD, Child, start_interpreter
-from sandbox.protocol import FROM_SNIFFER, PACKET_BYTES, READY
+from sandbox.protocol.commands import FROM_SNIFFER, PACKET_BYTES, READY
 from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from sandbox.protocol import Legal
+    from sandbox.protocol.commands import Legal
 
     Message = dict[str, Any]  # of the opener and its workers, whose messages have no types yet
 
@@ -109,7 +109,7 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
 
 
 def hear(sock: socket.socket, legal: Legal) -> tuple[Any, list[int]] | None:
-    """Receive one message, as `receive` does, if it is *legal*. Its type is the one `protocol.py` has for its kind.
+    """Receive one message, as `receive` does, if it is *legal*. `sandbox/protocol/` has the type of each kind.
 
     Raises:
         WireBroken: also where such a message may not come now, or not with so many descriptors; these are closed.

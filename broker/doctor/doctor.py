@@ -46,7 +46,7 @@ from sandbox.plan.plan import LayerReport, LayerUnavailable
 from sandbox.sniffing import open_sniffing
 
 if TYPE_CHECKING:
-    from sandbox.protocol import Attack, AttackSaid
+    from sandbox.protocol.commands import Attack, AttackSaid
 
 CANNOT_EXAMINE = (BirthFailed, ListenFailed, OSError)
 """What `examine` raises where there can be no session, alone or in a group."""

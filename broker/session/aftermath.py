@@ -11,15 +11,18 @@ Which names they are and what is not found: `sandbox/inside/worker/aftermath.py`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
 from broker.session.commands import SessionCommand
-from sandbox import protocol
 from sandbox.errors import SpawnFailed
 from sandbox.files.errors import FileError
 from sandbox.files.trees import AFTERMATH, TreeWork
+
+if TYPE_CHECKING:
+    from sandbox.protocol.files import FindClosedNames
 
 REST_S = 0.2
 """Before each look: what a client asks next comes first, and several commands get one look."""
@@ -108,7 +111,7 @@ class Aftermath:
         if command is None or len(self._told) >= MAX_TOLD:
             self._last = None
             return
-        spec: protocol.FindClosedNames = {"first": working_dir, "max_items": MAX_FOUND}
+        spec: FindClosedNames = {"first": working_dir, "max_items": MAX_FOUND}
         try:
             work = await trees.run(AFTERMATH, working_dir, spec, (), timeout_s=timeout_s)
         except FileError as fault:  # its worker was ended, or has no process to be

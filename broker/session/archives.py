@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
-from sandbox import protocol
 from sandbox.files.archives import Archives, Packing, Summary, Unpacking
 from sandbox.files.errors import Changed, FileError, TooLarge
 from sandbox.files.files import EntryPlace, Resolved
@@ -29,6 +29,9 @@ from transfers.refusals import (
 from transfers.upload import Cause, Quota
 from transfers.upload_state import Declared
 
+if TYPE_CHECKING:
+    from sandbox.protocol.files import Pack, UnpackAnywhere, UnpackBounded
+
 ARCHIVE_S = 6 * 3600.0
 """Seconds from an archive's first byte to its last. Who says nothing is cut off long before."""
 
@@ -39,7 +42,7 @@ class ArchiveSource:
 
     _found: Resolved
     _archives: Archives
-    _spec: protocol.Pack
+    _spec: Pack
     size_bytes: int | None = attrs.field(default=None, init=False)
     tag: str = attrs.field(default="", init=False)
     sent_bytes: int = attrs.field(default=0, init=False)
@@ -138,7 +141,7 @@ class ArchiveSink:
     _archives: Archives
     _quota: Quota
     _declared: Declared
-    _spec: protocol.UnpackAnywhere
+    _spec: UnpackAnywhere
     _full_disk_told: Callable[[int, int], AbstractAsyncContextManager[None]]
     """With the directory and the bytes that are needed, around what may find the disk full."""
     _in_turn: Callable[[], AbstractAsyncContextManager[None]]
@@ -201,7 +204,7 @@ class ArchiveSink:
         if self._unpacking is None:
             # Of a compressed archive the account sees only what came; the worker may not make more than there is left.
             left = self._quota.limit_bytes - self._quota.used_bytes + self.received_bytes
-            spec: protocol.UnpackBounded = {**self._spec, "max_content_bytes": left}
+            spec: UnpackBounded = {**self._spec, "max_content_bytes": left}
             self._unpacking = self._archives.open_unpack(self._target, spec, timeout_s=ARCHIVE_S)
         return self._unpacking
 

@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -17,7 +18,6 @@ import trio
 from broker.session.aftermath import LAST_LOOK_S, STOP_BOUND_S, Aftermath, Listeners
 from broker.session.commands import SessionCommands
 from broker.session.urls import SessionTransfers, TransferRegistry
-from sandbox import protocol
 from sandbox.commands.spill import OutputRoom
 from sandbox.files.disk import Disk
 from sandbox.files.errors import FileError, OutcomeUnknown
@@ -30,6 +30,9 @@ from sandbox.plan.plan import Walls
 from transfers.settings import TransferSettings
 from transfers.store import Transfers, open_transfers
 from transfers.upload import Discarded, ReplacementUnknown
+
+if TYPE_CHECKING:
+    from sandbox.protocol.files import SweepTrees
 
 SWEPT_NAMES = 10_000
 SWEEP_S = 5.0
@@ -139,7 +142,7 @@ async def sweep_leftovers(files: Files, directory: Resolved) -> None:
     with suppress(FileError):  # whatever stands against it, the session can begin
         if await files.names.sweep(directory):
             fds = (directory.directory(),)
-            spec: protocol.SweepTrees = {"limit": SWEPT_NAMES}
+            spec: SweepTrees = {"limit": SWEPT_NAMES}
             await files.trees.run(SWEEP, directory.asked, spec, fds, timeout_s=SWEEP_S)
 
 

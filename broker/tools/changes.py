@@ -12,7 +12,7 @@ import posixpath
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
-from typing import Never
+from typing import TYPE_CHECKING, Never
 
 import trio
 
@@ -42,7 +42,6 @@ from broker.tools.rules import (
     tree_spec,
     written,
 )
-from sandbox import protocol
 from sandbox.files.errors import (
     Changed,
     Exists,
@@ -58,6 +57,9 @@ from sandbox.files.errors import (
 from sandbox.files.files import EntryPlace, FileFacts, Files, Resolved, Work
 from sandbox.files.trees import COPY_FILE, COPY_TREE, MOVE_TREE, REMOVE, SURVEY
 from sandbox.paths import is_beneath_any
+
+if TYPE_CHECKING:
+    from sandbox.protocol.files import Bounds, Copied, CopyFile, CopyTree, MoveTree, Nothing, RemoveTree, SurveyTree
 
 GROWTH_BYTES = 64 * 1024 * 1024
 """By which a directory may grow while it is moved to another file system, if the session may write as much."""
@@ -120,11 +122,9 @@ async def _remove_one(files: Files, entry: EntryPlace) -> None:
         ) from full
 
 
-async def _remove_tree(
-    scope: Scope, entry: EntryPlace, facts: FileFacts, timeout_s: float
-) -> Work[protocol.Nothing, Never]:
+async def _remove_tree(scope: Scope, entry: EntryPlace, facts: FileFacts, timeout_s: float) -> Work[Nothing, Never]:
     tree = tree_spec(scope.host, entry.path)
-    spec: protocol.RemoveTree = {**tree, "name": entry.name, "identity": [*facts.identity]}
+    spec: RemoveTree = {**tree, "name": entry.name, "identity": [*facts.identity]}
     return await scope.own.files.trees.run(
         REMOVE, entry.asked, spec, (entry.fd,), timeout_s=bounded_s(scope.host, timeout_s), changes=True
     )
@@ -171,7 +171,7 @@ async def _require_open_tree(
 ) -> None:
     """Refuse to move a tree that holds a closed path, or would hold one at its new place."""
     with await _same_directory(scope.own.files, source, facts) as found:
-        spec: protocol.SurveyTree = {**tree_spec(scope.host, source.path), "new_path": target.path, "leaves": True}
+        spec: SurveyTree = {**tree_spec(scope.host, source.path), "new_path": target.path, "leaves": True}
         work = await scope.own.files.trees.run(
             SURVEY, source.asked, spec, (found.directory(),), timeout_s=bounded_s(scope.host, timeout_s)
         )
@@ -206,14 +206,14 @@ async def _move_by_copy(scope: Scope, request: MovePath, source: EntryPlace, tar
 async def _move_tree(scope: Scope, source: EntryPlace, facts: FileFacts, target: EntryPlace, timeout_s: float) -> None:
     """Move a directory to another file system, with all that is changed in it until its paths lead there no more."""
     trees, quota = scope.own.files.trees, scope.own.transfers.quota
-    tree: protocol.SurveyTree = {**tree_spec(scope.host, source.path), "new_path": target.path, "leaves": True}
+    tree: SurveyTree = {**tree_spec(scope.host, source.path), "new_path": target.path, "leaves": True}
     with await _same_directory(scope.own.files, source, facts) as found:
         survey = await trees.run(SURVEY, source.asked, tree, (found.directory(),), timeout_s=timeout_s)
     require_finished(survey, source.asked, "nothing was moved")
     size_bytes = survey.counts.get("bytes", 0)
     most = size_bytes + max(0, min(GROWTH_BYTES, quota.limit_bytes - quota.used_bytes - size_bytes))
     aside = f"{source.name[:50]}.being-moved-{secrets.token_hex(12)}"
-    spec: protocol.MoveTree = {
+    spec: MoveTree = {
         **tree,
         "name": source.name,
         "identity": [*facts.identity],
@@ -286,8 +286,8 @@ async def perform_copy_path(scope: Scope, request: CopyPath, paths: TwoPaths) ->
 
 async def _copy_file(
     scope: Scope, source: Resolved, target: EntryPlace, request: CopyPath | MovePath, *, keep_times: bool
-) -> Work[protocol.Copied, Never]:
-    spec: protocol.CopyFile = {
+) -> Work[Copied, Never]:
+    spec: CopyFile = {
         "name": target.name,
         "replace": request.overwrite,
         "keep_times": keep_times,
@@ -302,20 +302,18 @@ async def _copy_file(
     return work
 
 
-def _bounds(host: Host) -> protocol.Bounds:
+def _bounds(host: Host) -> Bounds:
     limits = host.policy.file_limits
     return {"max_file_bytes": limits.max_write_size, "reserve_bytes": limits.min_free_bytes}
 
 
-async def _copy_tree(
-    scope: Scope, source: Resolved, target: EntryPlace, timeout_s: float
-) -> Work[protocol.Copied, Never]:
+async def _copy_tree(scope: Scope, source: Resolved, target: EntryPlace, timeout_s: float) -> Work[Copied, Never]:
     trees, timeout_s = scope.own.files.trees, bounded_s(scope.host, timeout_s)
-    tree: protocol.SurveyTree = {**tree_spec(scope.host, source.path), "new_path": target.path, "leaves": False}
+    tree: SurveyTree = {**tree_spec(scope.host, source.path), "new_path": target.path, "leaves": False}
     survey = await trees.run(SURVEY, source.asked, tree, (source.directory(),), timeout_s=timeout_s)
     require_finished(survey, source.asked, "nothing was copied")
     most = survey.counts.get("bytes", 0)
-    spec: protocol.CopyTree = {**tree, "name": target.name, "max_total_bytes": most, **_bounds(scope.host)}
+    spec: CopyTree = {**tree, "name": target.name, "max_total_bytes": most, **_bounds(scope.host)}
     async with written(scope, target.fd, most):
         fds = (source.directory(), target.fd)
         work = await trees.run(COPY_TREE, target.asked, spec, fds, timeout_s=timeout_s, changes=True)
@@ -324,7 +322,7 @@ async def _copy_tree(
     return work
 
 
-def _copied(work: Work[protocol.Copied, Never], target: EntryPlace) -> CopyPathResult:
+def _copied(work: Work[Copied, Never], target: EntryPlace) -> CopyPathResult:
     return CopyPathResult(
         path=shown_path(target.path),
         files_copied=work.done.get("files", work.counts.get("files", 0)),

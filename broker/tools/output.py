@@ -22,11 +22,11 @@ from sandbox.commands.run import run_command
 from sandbox.commands.spill import Page
 from sandbox.commands.transcript import Point
 from sandbox.commands.values import Ended, ExecPlan, Exited, Signalled, TimedOut, Times
-from sandbox.protocol import BAD_PATTERN
+from sandbox.protocol.commands import BAD_PATTERN
 from sandbox.shortage import shortage_of
 
 if TYPE_CHECKING:
-    from sandbox.protocol import SearchMatch, SearchSpec
+    from sandbox.protocol.commands import SearchMatch, SearchSpec
 
 SEARCH_S = 20.0
 """A search takes about two seconds for 256 MiB of usual lines; a bad pattern would take for ever."""

@@ -12,7 +12,7 @@ import posixpath
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import attrs
 
@@ -25,13 +25,15 @@ from broker.scope import Host, Scope
 from broker.session.name_locks import name_of
 from policy.decision import Deny, shown
 from policy.path import Purpose
-from sandbox import protocol
 from sandbox.files.disk import Data
 from sandbox.files.errors import Changed, NoSpace, NotFound, OutcomeUnknown, TookTooLong
 from sandbox.files.files import EntryPlace, FileFacts, FilePlace, Resolved, Work
 from sandbox.files.trees import JUDGE_NAMES
 from sandbox.paths import is_beneath_any
 from sandbox.threads import run_in_thread
+
+if TYPE_CHECKING:
+    from sandbox.protocol.files import JudgeNames, OfTree, TreeRules
 
 P = TypeVar("P", FilePlace, EntryPlace)
 
@@ -138,7 +140,7 @@ async def require_no_blocked_link(scope: Scope, facts: FileFacts) -> None:
     """
     if facts.kind != "file" or facts.nlink < 2:
         return
-    spec: protocol.JudgeNames = {
+    spec: JudgeNames = {
         **tree_spec(scope.host, posixpath.dirname(facts.path)),
         "path": facts.path,
         "dev": facts.dev,
@@ -187,9 +189,9 @@ def require_size(host: Host, size_bytes: int, what: str = "content") -> None:
         )
 
 
-def tree_spec(host: Host, root: str) -> protocol.OfTree:
+def tree_spec(host: Host, root: str) -> OfTree:
     """Return what a worker that walks the tree of *root* must know: the policy, and where to look for other names."""
-    rules = cast("protocol.TreeRules", attrs.asdict(host.paths.tree))
+    rules = cast("TreeRules", attrs.asdict(host.paths.tree))
     return {"rules": rules, "link_roots": [root, host.user.home, *host.grants.write_paths]}
 
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
@@ -37,13 +37,15 @@ from broker.session.archives import ArchiveSink, ArchiveSource
 from broker.session.resources import PartDestination
 from broker.session.urls import RawDownload, RawUpload
 from broker.tools.rules import full_disk_told, in_turn, require_file, require_not_own, require_place, tree_spec
-from sandbox import protocol
 from sandbox.files.errors import Exists
 from sandbox.files.files import EntryPlace
 from transfers.filestreams import FileSink, open_file_source
 from transfers.refusals import TooLarge
 from transfers.ticket import TicketState
 from transfers.upload_state import Declared
+
+if TYPE_CHECKING:
+    from sandbox.protocol.files import ArchiveLimits, Pack, UnpackAnywhere
 
 
 async def perform_open_transfer(scope: Scope, request: OpenTransfer, path: str) -> OpenTransferResult:
@@ -157,7 +159,7 @@ async def open_archive_source(scope: Scope, path: str, *, gzip: bool) -> Archive
     except BaseException:
         found.close()
         raise
-    spec: protocol.Pack = {**tree_spec(scope.host, found.path), **_caps(scope.host, gzip=gzip)}
+    spec: Pack = {**tree_spec(scope.host, found.path), **_caps(scope.host, gzip=gzip)}
     return ArchiveSource(found=found, archives=files.archives, spec=spec)
 
 
@@ -175,7 +177,7 @@ async def open_archive_sink(scope: Scope, path: str, declared: Declared, *, gzip
     except BaseException:
         target.close()
         raise
-    spec: protocol.UnpackAnywhere = {
+    spec: UnpackAnywhere = {
         **tree_spec(host, target.path),
         **_caps(host, gzip=gzip),
         "new_path": target.path,
@@ -206,7 +208,7 @@ def _require_new_or_empty(scope: Scope, target: EntryPlace) -> None:
     require_not_own(scope, target.path)
 
 
-def _caps(host: Host, *, gzip: bool) -> protocol.ArchiveLimits:
+def _caps(host: Host, *, gzip: bool) -> ArchiveLimits:
     limits = host.policy.file_limits
     return {"max_entries": limits.archive_max_entries, "max_bytes": limits.archive_max_bytes, "gzip": gzip}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -38,12 +38,14 @@ from broker.tools.rules import (
     timestamp,
     tree_spec,
 )
-from sandbox import protocol
 from sandbox.files.errors import Changed, TookTooLong
 from sandbox.files.files import FileFacts, Resolved, Work
 from sandbox.files.trees import FIND, LIST, SEARCH
-from sandbox.protocol import MAX_DEPTH
+from sandbox.protocol.files import MAX_DEPTH
 from sandbox.threads import run_in_thread
+
+if TYPE_CHECKING:
+    from sandbox.protocol.files import Find, ListTree, Search
 
 LIST_S = 20.0
 """Seconds for a listing in depth: about a million entries."""
@@ -60,7 +62,7 @@ async def perform_search_files(scope: Scope, request: SearchFiles, path: str) ->
         if found.facts.kind == "file":
             await require_file(scope, found, "read")
         fd = found.file() if found.facts.kind == "file" else found.directory()
-        spec: protocol.Search = {
+        spec: Search = {
             **tree_spec(host, found.path),
             "pattern": request.pattern,
             "literal": request.literal,
@@ -116,7 +118,7 @@ async def perform_find_files(scope: Scope, request: FindFiles, path: str) -> Fin
     host, own = scope.host, scope.own
     with await own.files.resolve(path, read=True) as found:
         require_path(host, found.path, "list")
-        spec: protocol.Find = {
+        spec: Find = {
             **tree_spec(host, found.path),
             "globs": (request.pattern,),
             "exclude": request.exclude,
@@ -177,7 +179,7 @@ async def perform_list_directory(scope: Scope, request: ListDirectory, path: str
 
 
 async def _list_tree(scope: Scope, request: ListDirectory, found: Resolved, after: str) -> ListDirectoryResult:
-    spec: protocol.ListTree = {
+    spec: ListTree = {
         **tree_spec(scope.host, found.path),
         "depth": request.depth,
         "hidden": request.include_hidden,

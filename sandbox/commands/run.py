@@ -17,7 +17,7 @@ from sandbox.commands.running import KILL_BOUND_S, Command
 from sandbox.commands.streams import Streams
 from sandbox.commands.values import Ended, Exited, Signalled, TimedOut
 from sandbox.errors import NeverBegan, SpawnFailed
-from sandbox.protocol import NO_ROOM
+from sandbox.protocol.commands import NO_ROOM
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sandbox.init.keeper import Slot
     from sandbox.init.keeper_pool import SlotPool
     from sandbox.plan.limits import Limits
-    from sandbox.protocol import CommandSpec
+    from sandbox.protocol.commands import CommandSpec
 
 ATTEMPTS = 3  # a waiting leader may die (out of memory) before it reads its spec
 

@@ -22,7 +22,7 @@ from sandbox import wire
 from sandbox.commands.terminal import resize
 from sandbox.errors import NeverBegan, SpawnFailed
 from sandbox.kernel.processes import take_pid
-from sandbox.protocol import FROM_LEADER
+from sandbox.protocol.commands import FROM_LEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sandbox.commands.streams import Input, Output, Streams
     from sandbox.commands.terminal import Size
     from sandbox.init.keeper import Slot
-    from sandbox.protocol import NotStarted, Started
+    from sandbox.protocol.commands import NotStarted, Started
 
 KILL_BOUND_S = 5.0  # SIGKILL works at once except on a process that hangs in the kernel
 

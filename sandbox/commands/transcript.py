@@ -16,7 +16,7 @@ from typing import Literal
 
 import attrs
 
-from sandbox.protocol import FRAME_HEADER, STREAM_BIT
+from sandbox.protocol.commands import FRAME_HEADER, STREAM_BIT
 
 View = Literal["stdout", "stderr", "both"]
 STDOUT, STDERR = 1, 2

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sandbox.commands.streams import Captured
     from sandbox.commands.terminal import Size
     from sandbox.plan.limits import Limits
-    from sandbox.protocol import Attack, SearchSpec
+    from sandbox.protocol.commands import Attack, SearchSpec
 
 
 @attrs.frozen(kw_only=True)

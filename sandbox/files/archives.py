@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Never, Self
 
-    from sandbox import protocol
     from sandbox.files.names import EntryPlace
     from sandbox.files.opener_client import Exchange
     from sandbox.files.pinned import Resolved
     from sandbox.files.trees import TreeJob, Work
+    from sandbox.protocol.files import Pack, Packed, Unpack, UnpackBounded
 
 PIPE_BYTES = 1024 * 1024
 PIECE_BYTES = 256 * 1024
@@ -63,7 +63,7 @@ class _AtWork:
         self.pipe = pipe
         self.scope = trio.CancelScope()
         self.done = trio.Event()
-        self.work: Work[protocol.Packed, Never] | None = None
+        self.work: Work[Packed, Never] | None = None
         self.error: FileError | None = None
 
     def result(self) -> Summary:
@@ -159,7 +159,7 @@ class Archives:
         self._trees = TreeWork(exchange, WORKERS)  # of their own: a slow client keeps nobody from searching
         self._nursery = nursery
 
-    def open_pack(self, found: Resolved, spec: protocol.Pack, *, timeout_s: float) -> Packing:
+    def open_pack(self, found: Resolved, spec: Pack, *, timeout_s: float) -> Packing:
         """Pack a directory that was resolved with `read=True`.
 
         Args:
@@ -174,7 +174,7 @@ class Archives:
         self._start(packing, PACK, spec, [os.dup(directory), theirs], timeout_s=timeout_s)
         return packing
 
-    def open_unpack(self, target: EntryPlace, spec: protocol.UnpackBounded, *, timeout_s: float) -> Unpacking:
+    def open_unpack(self, target: EntryPlace, spec: UnpackBounded, *, timeout_s: float) -> Unpacking:
         """Unpack to a name that is free, or an empty directory's.
 
         Args:
@@ -187,15 +187,15 @@ class Archives:
         parent = os.dup(target.fd)
         theirs, ours = _pipe()
         unpacking = Unpacking(target.asked, trio.lowlevel.FdStream(ours))
-        named: protocol.Unpack = {**spec, "name": target.name}
+        named: Unpack = {**spec, "name": target.name}
         self._start(unpacking, UNPACK, named, [parent, theirs], timeout_s=timeout_s)
         return unpacking
 
     def _start(
         self,
         at_work: _AtWork,
-        job: TreeJob[Any, protocol.Packed, Never],
-        spec: protocol.Pack,
+        job: TreeJob[Any, Packed, Never],
+        spec: Pack,
         fds: Sequence[int],
         *,
         timeout_s: float,
@@ -209,8 +209,8 @@ class Archives:
     async def _mind(
         self,
         at_work: _AtWork,
-        job: TreeJob[Any, protocol.Packed, Never],
-        spec: protocol.Pack,
+        job: TreeJob[Any, Packed, Never],
+        spec: Pack,
         fds: Sequence[int],
         timeout_s: float,
     ) -> None:

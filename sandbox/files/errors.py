@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import TypeGuard
 
-    from sandbox import protocol
+    from sandbox.protocol.files import Refusal
 
 MAX_ERRNO = 4095  # as the kernel has it
 
@@ -176,14 +176,14 @@ def from_errno(path: str, number: int) -> FileError:
     return kind(path, sentence, errno.errorcode.get(number, str(number)))
 
 
-def is_refusal(body: Any) -> TypeGuard[protocol.Refusal]:
+def is_refusal(body: Any) -> TypeGuard[Refusal]:
     """Tell whether an answer refuses, and has the shape that the error for it relies on."""
     number = body.get("errno")
     texts = (body.get("refused"), body.get("why"), body.get("led_to", ""))
     return type(number) is int and 0 <= number <= MAX_ERRNO and all(isinstance(text, str) for text in texts)
 
 
-def from_refusal(path: str, refusal: protocol.Refusal) -> FileError:
+def from_refusal(path: str, refusal: Refusal) -> FileError:
     """Return the error for an answer of the opener or a worker that refuses."""
     number = refusal["errno"]
     kind = _BY_REFUSAL.get(refusal["refused"])

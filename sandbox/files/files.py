@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Callable
 
-    from sandbox import protocol
+    from sandbox.protocol.files import FindPlace, ListNames, OpenAppend, Resolve, StartPart
 
 __all__ = [
     "EntryPlace",
@@ -110,7 +110,7 @@ class Files:
             mode forbids is said by `Resolved.file()`, after the decision.
         Ownership: the caller closes it (`with`).
         """
-        request: protocol.Resolve = {"path": checked_path(path), "read": read}
+        request: Resolve = {"path": checked_path(path), "read": read}
         answer = await self._exchange.ask(RESOLVE, path, request)
         unreadable = answer.body.pop("unreadable", 0)
         facts = FileFacts.of(answer.body)
@@ -130,7 +130,7 @@ class Files:
 
         Raises: WrongKind, AccessDenied, OpenerGone, Unanswered.
         """
-        request: protocol.ListNames = {"limit": limit, "hidden": include_hidden, "after": after}
+        request: ListNames = {"limit": limit, "hidden": include_hidden, "after": after}
         answer = await self._exchange.ask(LIST, resolved.asked, request, (resolved.directory(),))
         entries = tuple(
             ListedName(name=n, kind=kind, size_bytes=size, mtime_ns=at) for n, kind, size, at in answer.pieces
@@ -143,7 +143,7 @@ class Files:
         Raises: NotFound (a directory on the way), AccessDenied, BadPath, WrongKind (it ends in a slash).
         Ownership: the caller closes it (`with`).
         """
-        request: protocol.FindPlace = {"path": checked_path(path)}
+        request: FindPlace = {"path": checked_path(path)}
         answer = await self._exchange.ask(PLACE, path, request)
         body, existing = answer.body, answer.body["existing"]
         return FilePlace(
@@ -161,7 +161,7 @@ class Files:
         Ownership: the caller discards it (`async with`).
         """
         place.check()
-        request: protocol.StartPart = {"name": place.name}
+        request: StartPart = {"name": place.name}
         answer = await self._exchange.ask(PART, place.asked, request, (place.fd,), undo=DISCARD)
         with ExitStack() as undo:
             undo.callback(answer.close)
@@ -193,7 +193,7 @@ class Files:
                     place.asked, f"{shown(place.asked)}: it appeared meanwhile; try again", "EEXIST"
                 ) from taken
             return
-        request: protocol.OpenAppend = {"name": place.name}
+        request: OpenAppend = {"name": place.name}
         answer = await self._exchange.ask(APPEND, place.asked, request, (place.fd,))
         try:
             now = FileFacts.of(answer.body)

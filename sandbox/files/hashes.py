@@ -26,8 +26,8 @@ from sandbox.files.errors import FileError, WriteFailed, from_refusal, is_refusa
 from sandbox.files.worker_client import WorkerProcess
 
 if TYPE_CHECKING:
-    from sandbox import protocol
     from sandbox.files.opener_client import Exchange
+    from sandbox.protocol.files import AnyJob, FromWorker, Wish
 
 HASHERS = 4  # of one session at a time, at work or with a hash to go on with
 PIECE_BYTES = 8 * 1024 * 1024  # of one wish: a few milliseconds
@@ -60,7 +60,7 @@ class Hashes:
     async def start(self, asked: str, fd: int) -> _Worker:
         """Have a worker at the file. Raises: FileError, as the opener."""
         worker = await _Worker.start(self._exchange, asked)
-        job: protocol.AnyJob = {"op": "hash", "timeout_s": LIFE_S, "grace_s": 1.0}
+        job: AnyJob = {"op": "hash", "timeout_s": LIFE_S, "grace_s": 1.0}
         try:
             worker.ask(job, fd)
         except BaseException:
@@ -156,7 +156,7 @@ class _Worker(WorkerProcess):
         try:
             if not self._wish:
                 self._wish = min(self.at + PIECE_BYTES, length)
-                wish: protocol.Wish = {"until": self._wish}
+                wish: Wish = {"until": self._wish}
                 self.ask(wish)
             self._take(await self._answer())
         except (FileError, wire.WireBroken, trio.ClosedResourceError) as fault:
@@ -165,21 +165,21 @@ class _Worker(WorkerProcess):
                 raise
             raise self._ended() from fault
 
-    def _take(self, body: protocol.FromWorker) -> None:
+    def _take(self, body: FromWorker) -> None:
         at, sha256 = body.get("at"), body.get("sha256")
         if not (type(at) is int and self.at <= at <= self._wish and isinstance(sha256, str) and _DIGEST(sha256)):
             raise wire.WireBroken("an answer came that no worker of ours gives")
         self.ended = at < self._wish
         self.at, self.sha256, self._wish = at, sha256, 0
 
-    def ask(self, message: protocol.AnyJob | protocol.Wish, *fds: int) -> None:
+    def ask(self, message: AnyJob | Wish, *fds: int) -> None:
         """Send *message*, or say that the worker ended. Raises: FileError."""
         try:
             self.send(message, *fds)
         except ConnectionError as fault:
             raise self._ended() from fault
 
-    async def _answer(self) -> protocol.FromWorker:
+    async def _answer(self) -> FromWorker:
         """Wait for the answer; its findings, of which it has none, are passed over."""
         while (body := await self.hear()) is not None:
             if "piece" in body:

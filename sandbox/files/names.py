@@ -16,9 +16,9 @@ from sandbox.files.pinned import FileFacts, OwnedDescriptor, Resolved
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sandbox import protocol
     from sandbox.files.disk import Disk
     from sandbox.files.opener_client import Answer
+    from sandbox.protocol.files import FindEntry, MakeDirectory, Nothing, Remove, Rename
 
 
 class EntryPlace(OwnedDescriptor):
@@ -55,7 +55,7 @@ class NameWork:
         Raises: NotFound (a directory on the way), AccessDenied, BadPath, WrongKind (it has no last name).
         Ownership: the caller closes it (`with`).
         """
-        request: protocol.FindEntry = {"path": checked_path(path)}
+        request: FindEntry = {"path": checked_path(path)}
         answer = await self._exchange.ask(ENTRY, path, request)
         body, existing = answer.body, answer.body["existing"]
         return EntryPlace(
@@ -73,7 +73,7 @@ class NameWork:
         Raises: Exists when something else than a directory has the name, AccessDenied, NoSpace, Changed.
         Ownership: the caller closes it.
         """
-        request: protocol.MakeDirectory = {"name": name}
+        request: MakeDirectory = {"name": name}
         answer = await self._exchange.ask(MAKE, parent.asked, request, (parent.fd,), changes=True)
         made = answer.fds.pop(0)
         try:
@@ -90,7 +90,7 @@ class NameWork:
         Raises: Exists, unless *replace* and a file that may be written is there; Changed when the source is no
             longer what was decided on; FileError with EXDEV when it must be copied instead.
         """
-        request: protocol.Rename = {
+        request: Rename = {
             "name": source.name,
             "new_name": target.name,
             "identity": identity_of(source),
@@ -101,7 +101,7 @@ class NameWork:
 
     async def remove(self, entry: EntryPlace) -> None:
         """Remove a file, link or other name, or an empty directory, durably. Raises: NotEmpty, AccessDenied."""
-        request: protocol.Remove = {"name": entry.name, "identity": identity_of(entry)}
+        request: Remove = {"name": entry.name, "identity": identity_of(entry)}
         answer = await self._exchange.ask(REMOVE, entry.asked, request, (entry.fd,), changes=True)
         await self._flush(entry.asked, answer)
 
@@ -110,7 +110,7 @@ class NameWork:
 
         Those have an owner, or are half-made copies of trees, which a worker removes.
         """
-        request: protocol.Nothing = {}
+        request: Nothing = {}
         answer = await self._exchange.ask(SWEEP, directory.asked, request, (directory.directory(),))
         return answer.body["left"]
 

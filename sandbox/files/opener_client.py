@@ -38,7 +38,30 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
-    from sandbox import protocol
+    from sandbox.protocol.files import (
+        AnyAnswer,
+        CommitPart,
+        DirectoryMade,
+        DiscardPart,
+        EntryFound,
+        Facts,
+        FindEntry,
+        FindPlace,
+        Listed,
+        ListNames,
+        MakeDirectory,
+        Named,
+        Nothing,
+        OpenAppend,
+        PartsLeft,
+        PartStarted,
+        PlaceFound,
+        Remove,
+        Rename,
+        Resolve,
+        Resolved,
+        StartPart,
+    )
 
 Asked = TypeVar("Asked", bound="Mapping[str, object]")
 Said = TypeVar("Said", bound="Mapping[str, object]")
@@ -54,19 +77,19 @@ class Op(str, Generic[Asked, Said]):
     __slots__ = ()
 
 
-RESOLVE: Op[protocol.Resolve, protocol.Resolved] = Op("resolve")
-PLACE: Op[protocol.FindPlace, protocol.PlaceFound] = Op("place")
-ENTRY: Op[protocol.FindEntry, protocol.EntryFound] = Op("entry")
-APPEND: Op[protocol.OpenAppend, protocol.Facts] = Op("append")
-PART: Op[protocol.StartPart, protocol.PartStarted] = Op("part")
-COMMIT: Op[protocol.CommitPart, protocol.Nothing] = Op("commit")
-DISCARD: Op[protocol.DiscardPart, protocol.Nothing] = Op("discard")
-LIST: Op[protocol.ListNames, protocol.Listed] = Op("list")
-MAKE: Op[protocol.MakeDirectory, protocol.DirectoryMade] = Op("make")
-RENAME: Op[protocol.Rename, protocol.Nothing] = Op("rename")
-REMOVE: Op[protocol.Remove, protocol.Nothing] = Op("remove")
-SWEEP: Op[protocol.Nothing, protocol.PartsLeft] = Op("sweep")
-WORKER: Op[protocol.Nothing, protocol.Nothing] = Op("worker")
+RESOLVE: Op[Resolve, Resolved] = Op("resolve")
+PLACE: Op[FindPlace, PlaceFound] = Op("place")
+ENTRY: Op[FindEntry, EntryFound] = Op("entry")
+APPEND: Op[OpenAppend, Facts] = Op("append")
+PART: Op[StartPart, PartStarted] = Op("part")
+COMMIT: Op[CommitPart, Nothing] = Op("commit")
+DISCARD: Op[DiscardPart, Nothing] = Op("discard")
+LIST: Op[ListNames, Listed] = Op("list")
+MAKE: Op[MakeDirectory, DirectoryMade] = Op("make")
+RENAME: Op[Rename, Nothing] = Op("rename")
+REMOVE: Op[Remove, Nothing] = Op("remove")
+SWEEP: Op[Nothing, PartsLeft] = Op("sweep")
+WORKER: Op[Nothing, Nothing] = Op("worker")
 
 
 @attrs.define(eq=False)
@@ -75,7 +98,7 @@ class Answer(Generic[Said]):
 
     body: Said
     fds: list[int]
-    pieces: list[protocol.Named]
+    pieces: list[Named]
 
     def close(self) -> None:
         """Close the descriptors that nobody took."""
@@ -89,7 +112,7 @@ class _Waiting:
     changes: bool
     done: trio.Event = attrs.field(factory=trio.Event)
     asked: bool = False
-    pieces: list[protocol.Named] = attrs.field(factory=list)
+    pieces: list[Named] = attrs.field(factory=list)
     answer: Answer[Any] | None = None
 
 
@@ -248,7 +271,7 @@ class Exchange:
         self._deliver(body, fds)
         return True
 
-    def _cut_off(self, body: protocol.AnyAnswer) -> None:
+    def _cut_off(self, body: AnyAnswer) -> None:
         """Refuse what was answered, for want of descriptors of ours to take the answer, and have it undone."""
         number = body.get("n")
         if number is None:  # whose answer it was, nobody knows: it is missed like one that does not come
@@ -259,7 +282,7 @@ class Exchange:
         self._throw_away(Answer(body, [], []), undo)
         self._deliver({"n": number, "refused": "done" if done else "", "errno": errno.EMFILE, "why": UNHEARD}, [])
 
-    def _deliver(self, body: protocol.AnyAnswer, fds: list[int]) -> None:
+    def _deliver(self, body: AnyAnswer, fds: list[int]) -> None:
         number = body.pop("n")
         waiting = self._waiting.get(number)
         if waiting is None:
@@ -284,7 +307,7 @@ class Exchange:
             one.done.set()
 
 
-def _is_answer(body: Any) -> TypeGuard[protocol.AnyAnswer]:
+def _is_answer(body: Any) -> TypeGuard[AnyAnswer]:
     """Tell whether *body* has the shape that all here rely on: a fault of the sender must be no exception of ours."""
     is_numbered = type(body.get("n")) is int and isinstance(body.get("piece", []), list)
     return is_numbered and (body.keys().isdisjoint(REFUSING) or is_refusal(body))

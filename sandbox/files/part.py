@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from sandbox import protocol
     from sandbox.files.disk import Data, Disk
     from sandbox.files.opener_client import Exchange
     from sandbox.files.pinned import FileFacts, FilePlace
+    from sandbox.protocol.files import CommitPart, Content, DiscardPart
 
 
 class Part(OwnedDescriptor):
@@ -59,7 +59,7 @@ class Part(OwnedDescriptor):
         """
         if not self._flushed:
             await self._disk.run(self.asked, os.fsync, self.fd)
-        request: protocol.CommitPart
+        request: CommitPart
         request = {"name": self._name, "hidden": self._hidden, "replace": replace, "expect": _unchanged(expect)}
         with trio.CancelScope(shield=True):  # bounded by the exchange's own deadline
             answer = await self._exchange.ask(COMMIT, self.asked, request, (self.fd, self._parent.fd), changes=True)
@@ -86,7 +86,7 @@ class Part(OwnedDescriptor):
                     return  # it removed its parts as it went
 
     async def _discard(self, hidden: str) -> None:
-        request: protocol.DiscardPart = {"hidden": hidden}
+        request: DiscardPart = {"hidden": hidden}
         await self._exchange.ask(DISCARD, self.asked, request)
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ class Part(OwnedDescriptor):
             await self._discard("")
 
 
-def _unchanged(expect: FileFacts | None) -> protocol.Content | None:
+def _unchanged(expect: FileFacts | None) -> Content | None:
     if expect is None:
         return None
     return {"dev": expect.dev, "ino": expect.ino, "size": expect.size_bytes, "mtime": expect.mtime_ns}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from sandbox import protocol
+    from sandbox.protocol.files import Facts
 
 
 # As a person calls it.
@@ -43,7 +43,7 @@ class FileFacts:
     mtime_ns: int
 
     @classmethod
-    def of(cls, facts: protocol.Facts) -> Self:
+    def of(cls, facts: Facts) -> Self:
         """Return the facts that the opener told."""
         return cls(**facts)
 

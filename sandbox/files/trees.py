@@ -20,8 +20,34 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Never
 
-    from sandbox import protocol
     from sandbox.files.opener_client import Exchange
+    from sandbox.protocol.files import (
+        Appeared,
+        Copied,
+        CopyFile,
+        CopyTree,
+        Counted,
+        Find,
+        FindClosedNames,
+        FromWorker,
+        JudgeNames,
+        ListTree,
+        Matched,
+        MoveTree,
+        Named,
+        NamesJudged,
+        Nothing,
+        Pack,
+        Packed,
+        Refusal,
+        RemoveTree,
+        Search,
+        Surveyed,
+        SurveyTree,
+        SweepTrees,
+        TreeMoved,
+        Unpack,
+    )
 
 Spec = TypeVar("Spec", bound="Mapping[str, object]")
 Done = TypeVar("Done", bound="Mapping[str, object]")
@@ -40,19 +66,19 @@ class TreeJob(str, Generic[Spec, Done, Item]):
     __slots__ = ()
 
 
-SEARCH: TreeJob[protocol.Search, protocol.Nothing, protocol.Matched] = TreeJob("search")
-FIND: TreeJob[protocol.Find, protocol.Nothing, protocol.Named] = TreeJob("find")
-LIST: TreeJob[protocol.ListTree, protocol.Counted, protocol.Named] = TreeJob("list")
-SURVEY: TreeJob[protocol.SurveyTree, protocol.Surveyed, Never] = TreeJob("survey")
-REMOVE: TreeJob[protocol.RemoveTree, protocol.Nothing, Never] = TreeJob("remove")
-COPY_FILE: TreeJob[protocol.CopyFile, protocol.Copied, Never] = TreeJob("copy_file")
-COPY_TREE: TreeJob[protocol.CopyTree, protocol.Copied, Never] = TreeJob("copy_tree")
-MOVE_TREE: TreeJob[protocol.MoveTree, protocol.TreeMoved, Never] = TreeJob("move_tree")
-SWEEP: TreeJob[protocol.SweepTrees, protocol.Nothing, Never] = TreeJob("sweep")
-JUDGE_NAMES: TreeJob[protocol.JudgeNames, protocol.NamesJudged, Never] = TreeJob("judge_names")
-PACK: TreeJob[protocol.Pack, protocol.Packed, Never] = TreeJob("pack")
-UNPACK: TreeJob[protocol.Unpack, protocol.Packed, Never] = TreeJob("unpack")
-AFTERMATH: TreeJob[protocol.FindClosedNames, protocol.Nothing, protocol.Appeared] = TreeJob("aftermath")
+SEARCH: TreeJob[Search, Nothing, Matched] = TreeJob("search")
+FIND: TreeJob[Find, Nothing, Named] = TreeJob("find")
+LIST: TreeJob[ListTree, Counted, Named] = TreeJob("list")
+SURVEY: TreeJob[SurveyTree, Surveyed, Never] = TreeJob("survey")
+REMOVE: TreeJob[RemoveTree, Nothing, Never] = TreeJob("remove")
+COPY_FILE: TreeJob[CopyFile, Copied, Never] = TreeJob("copy_file")
+COPY_TREE: TreeJob[CopyTree, Copied, Never] = TreeJob("copy_tree")
+MOVE_TREE: TreeJob[MoveTree, TreeMoved, Never] = TreeJob("move_tree")
+SWEEP: TreeJob[SweepTrees, Nothing, Never] = TreeJob("sweep")
+JUDGE_NAMES: TreeJob[JudgeNames, NamesJudged, Never] = TreeJob("judge_names")
+PACK: TreeJob[Pack, Packed, Never] = TreeJob("pack")
+UNPACK: TreeJob[Unpack, Packed, Never] = TreeJob("unpack")
+AFTERMATH: TreeJob[FindClosedNames, Nothing, Appeared] = TreeJob("aftermath")
 
 
 @attrs.frozen(kw_only=True)
@@ -72,9 +98,9 @@ class Work(Generic[Done, Item]):
 class _Heard:
     items: list[Any] = attrs.field(factory=list)
     counts: dict[str, int] = attrs.field(factory=dict)
-    last: protocol.FromWorker | None = None
+    last: FromWorker | None = None
 
-    def take(self, message: protocol.FromWorker) -> None:
+    def take(self, message: FromWorker) -> None:
         self.counts = message.get("counts", self.counts)
         if "piece" in message:
             self.items.extend(message["piece"])
@@ -156,7 +182,7 @@ def _work(asked: str, heard: _Heard, *, late: bool, changes: bool) -> Work[Any, 
     return Work(items=tuple(heard.items), counts=heard.counts, done=last["done"], stopped=last["stopped"])
 
 
-def _refusal(asked: str, last: protocol.Refusal, counts: dict[str, int]) -> FileError:
+def _refusal(asked: str, last: Refusal, counts: dict[str, int]) -> FileError:
     error = from_refusal(asked, last)
     if isinstance(error, NoSpace):
         error.needed_bytes = counts.get("needed")

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self
 
-    from sandbox import protocol
     from sandbox.files.opener_client import Exchange
+    from sandbox.protocol.files import FromWorker, Nothing
 
 
 @attrs.define(eq=False)
@@ -40,7 +40,7 @@ class WorkerProcess:
     @classmethod
     async def start(cls, exchange: Exchange, asked: str) -> Self:
         """Have the opener fork a worker. Raises: FileError, as the opener. Ownership: the caller ends it."""
-        nothing: protocol.Nothing = {}
+        nothing: Nothing = {}
         sock_fd, pidfd = (await exchange.ask(WORKER, asked, nothing)).fds
         sock = socket.socket(fileno=sock_fd)
         sock.setblocking(False)
@@ -58,7 +58,7 @@ class WorkerProcess:
         except OSError as fault:  # too many descriptors under way
             raise from_errno(self.asked, fault.errno or errno.EIO) from fault
 
-    async def hear(self) -> protocol.FromWorker | None:
+    async def hear(self) -> FromWorker | None:
         """Wait for what it says next; None when it has ended. Raises: WireBroken, trio.ClosedResourceError."""
         received = await receive_from(self._sock, wire.receive)
         if received is None:
@@ -69,7 +69,7 @@ class WorkerProcess:
             os.close(fd)  # a worker sends none
         if "refused" in said and not is_refusal(said):
             raise wire.WireBroken("an answer came that no worker of ours gives")
-        heard: protocol.FromWorker = said
+        heard: FromWorker = said
         return heard
 
     def has_exited(self) -> bool:

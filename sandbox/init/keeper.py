@@ -14,14 +14,14 @@ import trio
 from sandbox import wire
 from sandbox.kernel.processes import take_pid
 from sandbox.polled import close_descriptor, close_socket
-from sandbox.protocol import FROM_KEEPER
+from sandbox.protocol.commands import FROM_KEEPER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
     from sandbox.cgroup.session import Leaf, Leaves
-    from sandbox.protocol import KillOrder, LeaderEnded, Ready, Short, SignalOrder, TreeGone, WayIn
+    from sandbox.protocol.commands import KillOrder, LeaderEnded, Ready, Short, SignalOrder, TreeGone, WayIn
 
 
 @attrs.define(eq=False)

@@ -18,7 +18,7 @@ import trio
 
 from sandbox.errors import SpawnFailed
 from sandbox.init.keeper import Slot
-from sandbox.protocol import NO_ROOM, RETRY_S
+from sandbox.protocol.commands import NO_ROOM, RETRY_S
 
 if TYPE_CHECKING:
     import socket

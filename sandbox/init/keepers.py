@@ -17,14 +17,14 @@ import trio
 
 from sandbox import wire
 from sandbox.kernel.processes import take_pid
-from sandbox.protocol import FROM_INIT
+from sandbox.protocol.commands import FROM_INIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
     from sandbox.cgroup.session import Leaf
-    from sandbox.protocol import KeeperForked, KeeperWanted, Short
+    from sandbox.protocol.commands import KeeperForked, KeeperWanted, Short
 
 
 class Pool(Protocol):

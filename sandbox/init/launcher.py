@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from sandbox.cgroup.session import SessionGroup
     from sandbox.cgroup.tree import Tree
     from sandbox.plan.plan import ClosedPaths
-    from sandbox.protocol import BirthSpec, LayerFound, ProcessLimits
+    from sandbox.protocol.commands import BirthSpec, LayerFound, ProcessLimits
 
 BIRTH_S = 30.0  # it takes about 10 ms from a warm spare and 50 ms from a cold one; seconds where the disk is far
 SPARE_S = 1.0  # for a spare to say that it is there: it takes less than a millisecond unless it is stopped

@@ -24,7 +24,7 @@ from sandbox import wire
 from sandbox.errors import BirthCut, BirthFailed
 from sandbox.kernel.processes import pid_of
 from sandbox.polled import close_descriptor, close_socket, wait_ended
-from sandbox.protocol import FROM_INIT
+from sandbox.protocol.commands import FROM_INIT
 from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, Literal
 
-    from sandbox.protocol import Born, GoAhead, Greet, Greeted, Legal, Moved, NotBorn
+    from sandbox.protocol.commands import Born, GoAhead, Greet, Greeted, Legal, Moved, NotBorn
 
 # Appended, not put first: beside an installed package lie others, which must not shadow the standard library.
 BOOTSTRAP = "import sys; sys.path.append({parent!r}); from sandbox.inside.init.main import main; main(3, {broker_pid})"

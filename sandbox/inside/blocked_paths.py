@@ -35,7 +35,7 @@ TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sandbox.protocol import CloseSpec
+    from sandbox.protocol.commands import CloseSpec
 
 MAX_NAMES = 200_000  # some tenths of a second
 MAX_FOUND = 20_000  # each one is a mount: about a second

@@ -20,7 +20,7 @@ import sys
 
 from sandbox.inside.stages import StageFailed, stage
 from sandbox.kernel import landlock, namespaces, process, rlimits, seccomp, syscalls
-from sandbox.protocol import PACKET_BYTES, READY, UNABLE
+from sandbox.protocol.commands import PACKET_BYTES, READY, UNABLE
 
 TYPE_CHECKING = False  # importing typing costs half a megabyte
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import sandbox
 from sandbox.kernel import landlock, namespaces, syscalls
 
 if TYPE_CHECKING:
-    from sandbox.protocol import TrialVerdict
+    from sandbox.protocol.commands import TrialVerdict
 
 CAP_SETGID_BIT = 6
 CAP_SETUID_BIT = 7

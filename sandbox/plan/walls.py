@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sandbox.kernel.landlock import Grant
     from sandbox.plan.plan import Plan, Walls
-    from sandbox.protocol import CloseSpec, RootSpec
+    from sandbox.protocol.commands import CloseSpec, RootSpec
 
 # What programs read wherever they run. Not /dev/shm and not /tmp: those are everybody's, and a policy that wants
 # them names them. /etc/resolv.conf often points to one of the two files; beside them are sockets of the resolver,

@@ -16,7 +16,7 @@ import trio
 
 from sandbox.inside.sniffer import NOBODY
 from sandbox.kernel import landlock
-from sandbox.protocol import PACKET_BYTES
+from sandbox.protocol.commands import PACKET_BYTES
 from sandbox.sniffing import LOOK_S, UNASKED, Sniffing, open_sniffing
 from tests.support.magicfiles import CLAIM, CLAIMED, HANG, home_with_magic, told_by_a_plain_libmagic
 

@@ -29,7 +29,7 @@ TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from sandbox.protocol import Attack, AttackSaid
+    from sandbox.protocol.commands import Attack, AttackSaid
 
 PTRACE_SEIZE = 0x4206  # unlike an attach, it does not stop who is traced
 NEW_USER = 0x10000000

@@ -14,7 +14,7 @@ import stat
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from sandbox.protocol import Attack, Laid
+    from sandbox.protocol.commands import Attack, Laid
 
 REFUSED_LAST = (errno.ENOTEMPTY, errno.EEXIST)  # because it is not empty, not because it may not be renamed
 LAID = b"of the doctor\n"

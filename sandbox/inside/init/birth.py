@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sandbox.inside.init.prepare import Ahead
     from sandbox.kernel.landlock import Grant
-    from sandbox.protocol import BirthSpec
+    from sandbox.protocol.commands import BirthSpec
 
 CANARY = "/"  # listing it is granted by no rule of ours, and every user may do it outside
 

@@ -27,7 +27,7 @@ from sandbox.inside.keeper.wakeup import Wakeup
 from sandbox.inside.opener import main as opener
 from sandbox.inside.stages import StageFailed, stage
 from sandbox.kernel import process, processes, seccomp
-from sandbox.protocol import RETRY_S, TO_INIT
+from sandbox.protocol.commands import RETRY_S, TO_INIT
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from sandbox.inside.blocked_paths import Search
-    from sandbox.protocol import (
+    from sandbox.protocol.commands import (
         BirthSpec,
         Born,
         GoAhead,

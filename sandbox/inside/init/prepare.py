@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable
 
-    from sandbox.protocol import Moved
+    from sandbox.protocol.commands import Moved
 
 
 class Ahead:

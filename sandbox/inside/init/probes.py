@@ -16,7 +16,7 @@ from sandbox.kernel import namespaces, process, processes, seccomp
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from sandbox.inside.init.birth import Birth
-    from sandbox.protocol import LayerFound, LayerState
+    from sandbox.protocol.commands import LayerFound, LayerState
 
 
 def report(birth: Birth) -> list[LayerFound]:

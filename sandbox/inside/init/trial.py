@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    from sandbox.protocol import TrialVerdict
+    from sandbox.protocol.commands import TrialVerdict
 
 # Of the machine's tree and of private directories: what is tried is the way, not the place.
 ENOUGH = (("/usr", READ_ONLY),)

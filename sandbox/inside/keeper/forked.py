@@ -16,14 +16,14 @@ import termios
 from sandbox import wire
 from sandbox.inside.keeper import search_output
 from sandbox.kernel import landlock, process, rlimits, seccomp
-from sandbox.protocol import EXIT_NOT_STARTED, TO_LEADER
+from sandbox.protocol.commands import EXIT_NOT_STARTED, TO_LEADER
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import NoReturn
 
-    from sandbox.protocol import CommandSpec, NotStarted
+    from sandbox.protocol.commands import CommandSpec, NotStarted
 
 # Files are to come out as programs expect them (git, npm and pip compare modes); privacy is the home's, which
 # is 0700.

@@ -7,8 +7,8 @@ for by PR_SET_PDEATHSIG: SIGKILL would leave the tree without anybody to end it)
 There are two kinds. One lives within the limits of its commands and spawns them (`spawned.py`); the other has no limits
 and forks, for each command, a process that takes on what it must have (`forked.py`).
 
-What it is told and says is in `sandbox/protocol.py`. An order whose serial is no longer current is ignored, so that it
-cannot hit the next command. A kernel that has no process for the next leader is asked again until it has.
+What it is told and says is in `sandbox/protocol/commands.py`. An order whose serial is no longer current is ignored, so
+that it cannot hit the next command. A kernel that has no process for the next leader is asked again until it has.
 
 In a session with control groups every leader gets one of its own: the way into it comes in before a leader is forked,
 and the leader enters and says ready by itself, because entering takes the kernel milliseconds.
@@ -28,14 +28,23 @@ from sandbox.inside.keeper import forked
 from sandbox.inside.keeper.spawned import Spawn, signal_group
 from sandbox.inside.keeper.wakeup import Wakeup
 from sandbox.kernel import landlock, process, processes, rlimits
-from sandbox.protocol import EXIT_NOT_STARTED, RETRY_S, TO_KEEPER
+from sandbox.protocol.commands import EXIT_NOT_STARTED, RETRY_S, TO_KEEPER
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any, NoReturn
 
-    from sandbox.protocol import KillOrder, LeaderEnded, ProcessLimits, Ready, Short, SignalOrder, TreeGone, WayIn
+    from sandbox.protocol.commands import (
+        KillOrder,
+        LeaderEnded,
+        ProcessLimits,
+        Ready,
+        Short,
+        SignalOrder,
+        TreeGone,
+        WayIn,
+    )
 
 
 def main(

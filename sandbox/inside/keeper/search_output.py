@@ -13,14 +13,14 @@ import os
 import re
 from collections import deque
 
-from sandbox.protocol import BAD_PATTERN, FRAME_HEADER, STREAM_BIT, STREAMS
+from sandbox.protocol.commands import BAD_PATTERN, FRAME_HEADER, STREAM_BIT, STREAMS
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import NoReturn
 
-    from sandbox.protocol import PatternRefused, Searched, SearchMatch, SearchSpec, Stream
+    from sandbox.protocol.commands import PatternRefused, Searched, SearchMatch, SearchSpec, Stream
 
 READ_BYTES = 1024 * 1024
 LINE_BYTES = 64 * 1024  # a longer line is searched in pieces

@@ -23,14 +23,14 @@ import signal
 from sandbox import wire
 from sandbox.inside.keeper.forked import narrow, report
 from sandbox.kernel import landlock, rlimits, seccomp
-from sandbox.protocol import EXIT_NOT_STARTED, NO_ROOM, TO_LEADER
+from sandbox.protocol.commands import EXIT_NOT_STARTED, NO_ROOM, TO_LEADER
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from sandbox.protocol import CommandSpec, Started
+    from sandbox.protocol.commands import CommandSpec, Started
 
 STACK_BYTES = 256 * 1024  # of the thread: the usual 8 MiB would count as memory that the keeper uses
 BEGIN_S = 1.0  # for a thread to say that it has begun, which takes less than a millisecond

@@ -21,7 +21,7 @@ from sandbox.inside.unfinished import hidden
 from sandbox.inside.unfinished.parts import Parts, pin_existing
 from sandbox.inside.worker.main import refusal_of
 from sandbox.kernel.files import KINDS, Held, Refused, open_path, real_path, reopen
-from sandbox.protocol import TO_OPENER
+from sandbox.protocol.files import TO_OPENER
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -29,11 +29,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
-    from sandbox import protocol
     from sandbox.inside.blocked_paths import Search
+    from sandbox.protocol.files import (
+        TO_OPENER,
+        AnyRequest,
+        CommitPart,
+        Content,
+        DiscardPart,
+        FindPlace,
+        FromOpener,
+        Listed,
+        ListNames,
+        Named,
+        OpenAppend,
+        PartStarted,
+        Pieces,
+        PlaceFound,
+        Resolve,
+        Resolved,
+        StartPart,
+    )
 
     Fds = list[int]
-    Reply = tuple[protocol.FromOpener, Fds]
+    Reply = tuple[FromOpener, Fds]
     Perform = Callable[["Opener", Any, Fds], Reply]
 
 CHANGES = ("commit", "rename", "remove", "make")
@@ -71,7 +89,7 @@ class Opener(NameOps):
         self._parts = parts
         self._search = search
 
-    def answer(self, request: protocol.AnyRequest, fds: Fds) -> None:
+    def answer(self, request: AnyRequest, fds: Fds) -> None:
         """Perform one request and send its answer or its failure; close every descriptor it came with."""
         number = self._number = request["n"]
         try:
@@ -90,7 +108,7 @@ class Opener(NameOps):
         finally:
             _close(opened)
 
-    def _performed(self, request: protocol.AnyRequest, fds: Fds) -> Reply:
+    def _performed(self, request: AnyRequest, fds: Fds) -> Reply:
         try:
             return self._accepted(request, fds)(self, request, fds)
         except Refused as refusal:
@@ -104,12 +122,12 @@ class Opener(NameOps):
                 refused["led_to"] = os.path.realpath(request["path"])
             return refused, []
 
-    def _accepted(self, request: protocol.AnyRequest, fds: Fds) -> Perform:
+    def _accepted(self, request: AnyRequest, fds: Fds) -> Perform:
         if len(fds) not in TO_OPENER.get(request["op"], ()):
             raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
         return TABLE[request["op"]]
 
-    def resolve(self, request: protocol.Resolve, _fds: Fds) -> Reply:
+    def resolve(self, request: Resolve, _fds: Fds) -> Reply:
         """Pin a path; with `read`, open a file or directory for reading as well, in the same round trip.
 
         Opening those for reading acts on nothing. What cannot be opened is still answered with its facts:
@@ -121,11 +139,11 @@ class Opener(NameOps):
                 try:
                     return facts, [reopen(pinned.fd, os.O_RDONLY)]
                 except OSError as fault:
-                    unreadable: protocol.Resolved = {**facts, "unreadable": fault.errno or errno.EIO}
+                    unreadable: Resolved = {**facts, "unreadable": fault.errno or errno.EIO}
                     return unreadable, [pinned.keep()]
             return facts, [pinned.keep()]
 
-    def place(self, request: protocol.FindPlace, _fds: Fds) -> Reply:
+    def place(self, request: FindPlace, _fds: Fds) -> Reply:
         """Find the directory and the last name that a path really leads to; that name need not exist yet.
 
         The last symbolic link is followed here, by its text, so that what comes back is always a directory
@@ -145,7 +163,7 @@ class Opener(NameOps):
                 path = target if target.startswith("/") else f"{real_path(parent.fd)}/{target}"
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
-    def append(self, request: protocol.OpenAppend, fds: Fds) -> Reply:
+    def append(self, request: OpenAppend, fds: Fds) -> Reply:
         """Open an existing regular file of the directory for appending."""
         existing = pin_existing(fds[0], request["name"])
         if existing is None:
@@ -156,13 +174,13 @@ class Opener(NameOps):
                 raise Refused("wrong_kind", errno.EINVAL, f"it is a {facts['kind']}; a file is meant")
             return facts, [reopen(existing, os.O_WRONLY | os.O_APPEND)]
 
-    def part(self, request: protocol.StartPart, fds: Fds) -> Reply:
+    def part(self, request: StartPart, fds: Fds) -> Reply:
         """Start a part file for a name of the directory."""
         fd, hidden_name = self._parts.start(fds[0], request["name"])
-        reply: protocol.PartStarted = {"hidden": hidden_name}
+        reply: PartStarted = {"hidden": hidden_name}
         return reply, [fd]
 
-    def commit(self, request: protocol.CommitPart, fds: Fds) -> Reply:
+    def commit(self, request: CommitPart, fds: Fds) -> Reply:
         """Give the part file its name; answer with the directory, open for fsync, where it can be read."""
         part, parent = fds
         if request["hidden"] and not self._parts.has(request["hidden"]):
@@ -171,12 +189,12 @@ class Opener(NameOps):
         self._parts.commit(part, parent, request["name"], hidden=request["hidden"], replace=request["replace"])
         return {}, flushable_of(parent)  # none of what may not be read: the broker makes the name last by other means
 
-    def discard(self, request: protocol.DiscardPart, _fds: Fds) -> Reply:
+    def discard(self, request: DiscardPart, _fds: Fds) -> Reply:
         """Remove a part file that has a name."""
         self._parts.discard(request["hidden"])
         return {}, []
 
-    def list_names(self, request: protocol.ListNames, fds: Fds) -> Reply:
+    def list_names(self, request: ListNames, fds: Fds) -> Reply:
         """List a directory after the name `after`: pieces go out on their own; the reply counts all names."""
         total, later, counted_all, parts = 0, 0, True, []
 
@@ -200,9 +218,9 @@ class Opener(NameOps):
         for name in parts[:MAX_PARTS]:
             hidden.was_reclaimed(fds[0], name, trees=False)
         for piece in _pieces(fds[0], names):
-            pieces: protocol.Pieces = {"piece": piece}
+            pieces: Pieces = {"piece": piece}
             wire.send(self._sock, {"n": self._number, **pieces})
-        reply: protocol.Listed = {"total_count": total, "counted_all": counted_all, "more": later > len(names)}
+        reply: Listed = {"total_count": total, "counted_all": counted_all, "more": later > len(names)}
         return reply, []
 
 
@@ -223,10 +241,10 @@ TABLE: Mapping[str, Perform] = MappingProxyType(
         "worker": Opener.fork_worker,
     }
 )
-"""By name, what performs a request of `protocol.TO_OPENER`; any other is refused, and the opener goes on."""
+"""By name, what performs a request of `TO_OPENER`; any other is refused, and the opener goes on."""
 
 
-def _require_unchanged(parent: int, name: str, expect: protocol.Content | None) -> None:
+def _require_unchanged(parent: int, name: str, expect: Content | None) -> None:
     """Refuse to replace another file than the one that the new content was made from, or a changed one.
 
     Requests are served one by one, so two edits of one session cannot both pass here.
@@ -239,7 +257,7 @@ def _require_unchanged(parent: int, name: str, expect: protocol.Content | None) 
         raise Refused("changed", errno.ESTALE, "it was changed meanwhile; read it again")
 
 
-def _placed(parent: int, name: str) -> protocol.PlaceFound:
+def _placed(parent: int, name: str) -> PlaceFound:
     facts = facts_of(parent)
     existing = pin_existing(parent, name)
     if existing is None:
@@ -248,7 +266,7 @@ def _placed(parent: int, name: str) -> protocol.PlaceFound:
         return {"parent": facts, "name": name, "existing": facts_of(existing)}
 
 
-def _pieces(directory: int, names: list[str]) -> Iterator[list[protocol.Named]]:
+def _pieces(directory: int, names: list[str]) -> Iterator[list[Named]]:
     piece, weight_bytes = [], 0
     for name in names:
         entry = _entry(directory, name)
@@ -263,7 +281,7 @@ def _pieces(directory: int, names: list[str]) -> Iterator[list[protocol.Named]]:
         yield piece
 
 
-def _entry(directory: int, name: str) -> protocol.Named | None:
+def _entry(directory: int, name: str) -> Named | None:
     try:
         status = os.lstat(name, dir_fd=directory)
     except FileNotFoundError:

@@ -30,11 +30,22 @@ from sandbox.kernel.files import (
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from sandbox import protocol
     from sandbox.inside.blocked_paths import Search
+    from sandbox.protocol.files import (
+        DirectoryMade,
+        EntryFound,
+        Facts,
+        FindEntry,
+        FromOpener,
+        MakeDirectory,
+        Nothing,
+        PartsLeft,
+        Remove,
+        Rename,
+    )
 
     Fds = list[int]
-    Reply = tuple[protocol.FromOpener, Fds]
+    Reply = tuple[FromOpener, Fds]
 
 SWEPT_NAMES = 10_000  # of a directory where a session begins: a millisecond or two
 
@@ -44,14 +55,14 @@ class NameOps:
 
     _search: Search | None
 
-    def entry(self, request: protocol.FindEntry, _fds: Fds) -> Reply:
+    def entry(self, request: FindEntry, _fds: Fds) -> Reply:
         """Pin the directory of a path and look at its last name, which is not followed when it is a link."""
         folder, name = os.path.split(request["path"])
         if name in ("", ".", ".."):
             raise Refused("wrong_kind", errno.EISDIR, "it has no name of its own")
         with Held(open_path(folder, flags=os.O_DIRECTORY)) as parent:
             existing = _pin_itself(parent.fd, name)
-            reply: protocol.EntryFound
+            reply: EntryFound
             reply = {"parent": facts_of(parent.fd), "name": name, "existing": None, "target": None}
             if existing is not None:
                 with Held(existing):
@@ -60,7 +71,7 @@ class NameOps:
                         reply["target"] = os.readlink("", dir_fd=existing)
             return reply, [parent.keep()]
 
-    def make(self, request: protocol.MakeDirectory, fds: Fds) -> Reply:
+    def make(self, request: MakeDirectory, fds: Fds) -> Reply:
         """Make a directory; answer with it, pinned, and its parent, open for fsync where it can be read."""
         try:
             os.mkdir(request["name"], dir_fd=fds[0])
@@ -71,7 +82,7 @@ class NameOps:
         except OSError as fault:
             raise unseen(fault) from fault
 
-    def rename(self, request: protocol.Rename, fds: Fds) -> Reply:
+    def rename(self, request: Rename, fds: Fds) -> Reply:
         """Rename what was decided on, to a free name or, with `replace`, over a file that may be written."""
         source, target = fds
         name, new_name = request["name"], request["new_name"]
@@ -83,7 +94,7 @@ class NameOps:
             os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
         return {}, flushable_of(source, target)
 
-    def remove(self, request: protocol.Remove, fds: Fds) -> Reply:
+    def remove(self, request: Remove, fds: Fds) -> Reply:
         """Remove a name that is no directory, or an empty directory."""
         status = _require_same(fds[0], request["name"], request["identity"])
         if stat.S_ISDIR(status.st_mode):
@@ -92,12 +103,12 @@ class NameOps:
             os.unlink(request["name"], dir_fd=fds[0])
         return {}, flushable_of(fds[0])
 
-    def sweep(self, _request: protocol.Nothing, fds: Fds) -> Reply:
+    def sweep(self, _request: Nothing, fds: Fds) -> Reply:
         """Remove part files that a crashed broker left in a directory; say how many parts are left there."""
-        reply: protocol.PartsLeft = {"left": hidden.reclaim(fds[0], SWEPT_NAMES, trees=False)}
+        reply: PartsLeft = {"left": hidden.reclaim(fds[0], SWEPT_NAMES, trees=False)}
         return reply, []
 
-    def fork_worker(self, _request: protocol.Nothing, _fds: Fds) -> Reply:
+    def fork_worker(self, _request: Nothing, _fds: Fds) -> Reply:
         """Fork a process for one slow job; answer with its socket and a pidfd."""
         ours, theirs = wire.pair()
         opener_pid = os.getpid()
@@ -131,11 +142,11 @@ def _directory(parent: int, name: str, *, created: bool) -> Reply:
         if facts["kind"] != "directory":
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         flushable = flushable_of(parent)
-        made: protocol.DirectoryMade = {"facts": facts, "created": created}
+        made: DirectoryMade = {"facts": facts, "created": created}
         return made, [pinned.keep(), *flushable]
 
 
-def facts_of(fd: int) -> protocol.Facts:
+def facts_of(fd: int) -> Facts:
     """Return what is known of *fd*."""
     path, status = real_path(fd), os.fstat(fd)
     return {

@@ -38,9 +38,9 @@ from sandbox.inside.worker.walk import look_into
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from sandbox import protocol
     from sandbox.inside.blocked_paths import Search
     from sandbox.inside.worker.job import Job
+    from sandbox.protocol.files import FindClosedNames, Nothing
 
     Folder = tuple[str, str]  # its name, and what is known of the guarded directory that it is or lies in
 
@@ -56,7 +56,7 @@ _EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 _ITEM_BYTES = 16  # of a finding, beside the path
 
 
-def look(job: Job, spec: protocol.FindClosedNames, _fds: list[int]) -> protocol.Nothing:
+def look(job: Job, spec: FindClosedNames, _fds: list[int]) -> Nothing:
     """Report each closed name that is new: its path, whether it is a program, the name that it was given, or "".
 
     Begins in the directory `first`.

@@ -40,22 +40,33 @@ from sandbox.kernel.files import (
     rename_to_free_name,
     require_room,
 )
-from sandbox.protocol import MAX_DEPTH
+from sandbox.protocol.files import MAX_DEPTH
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from sandbox import protocol
     from sandbox.inside.worker.job import Job
+    from sandbox.protocol.files import (
+        Copied,
+        CopyFile,
+        CopyTree,
+        IntoTree,
+        Left,
+        MoveTree,
+        Nothing,
+        RemoveTree,
+        Surveyed,
+        TreeMoved,
+    )
 
 ROUNDS = 50  # of comparing what no path leads into, a moment apart: a second, for those who are in it already
 _STATE = struct.Struct("=3Q3q")  # a million of these fit in a worker's memory; tuples of numbers do not
 _CTIME_BYTES = 8  # at its end; a rename changes that
 
 
-def remove(job: Job, spec: protocol.RemoveTree, fds: list[int]) -> protocol.Nothing:
+def remove(job: Job, spec: RemoveTree, fds: list[int]) -> Nothing:
     """Remove the directory `name` of the pinned parent, with all it holds."""
     parent, name, rules = fds[0], spec["name"], Rules(spec["rules"])
     fd = open_directory(name, parent)
@@ -78,7 +89,7 @@ def require_same(fd: int, identity: list[int]) -> None:
         raise Refused("changed", errno.ESTALE, "it was replaced meanwhile; try again")
 
 
-def require_free_of(obstacles: protocol.Surveyed) -> None:
+def require_free_of(obstacles: Surveyed) -> None:
     """Refuse a tree of which something stays where it is: *obstacles* are what `survey_tree` found."""
     if obstacles["blocked"]:
         names = ", ".join(map(repr, obstacles["blocked"]))
@@ -123,7 +134,7 @@ class _Remover:
         os.rmdir(name, dir_fd=parent)
 
 
-def copy_file(job: Job, spec: protocol.CopyFile, fds: list[int]) -> protocol.Copied:
+def copy_file(job: Job, spec: CopyFile, fds: list[int]) -> Copied:
     """Copy the open file to `name` of the pinned directory, replacing a file there when `replace` says so."""
     source, parent = fds
     name, status = spec["name"], os.fstat(source)
@@ -144,7 +155,7 @@ def copy_file(job: Job, spec: protocol.CopyFile, fds: list[int]) -> protocol.Cop
     return {"bytes": copied, "files": 1}
 
 
-def copy_tree(job: Job, spec: protocol.CopyTree, fds: list[int]) -> protocol.Copied:
+def copy_tree(job: Job, spec: CopyTree, fds: list[int]) -> Copied:
     """Copy the open directory to the free name `name` of the pinned directory; tell what was passed over."""
     source, parent = fds
     rules = Rules(spec["rules"])
@@ -173,7 +184,7 @@ def require_fit(parent: int, needed: int, limit: int, reserve: int, *, what: str
 # --- to another file system
 
 
-def move_tree(job: Job, spec: protocol.MoveTree, fds: list[int]) -> protocol.TreeMoved:
+def move_tree(job: Job, spec: MoveTree, fds: list[int]) -> TreeMoved:
     """Move the directory `name` of one pinned directory to the free name `new_name` of another.
 
     Returns: `left`, empty when nothing is; else [kind, errno, why] of what stopped the removal after the copy, which
@@ -200,7 +211,7 @@ def move_tree(job: Job, spec: protocol.MoveTree, fds: list[int]) -> protocol.Tre
                 return {"left": _removed(mirror, aside)}
 
 
-def _removed(mirror: Mirror, aside: Aside) -> protocol.Left:
+def _removed(mirror: Mirror, aside: Aside) -> Left:
     try:
         mirror.take_away()
         aside.remove()
@@ -254,7 +265,7 @@ class Aside:
 class Mirror(Copier):
     """A copy that follows its source: each time what is not as it was copied is copied again."""
 
-    def __init__(self, job: Job, rules: Rules, spec: protocol.IntoTree, root: int) -> None:
+    def __init__(self, job: Job, rules: Rules, spec: IntoTree, root: int) -> None:
         super().__init__(job, rules, spec, strict=True)
         self._root, self._path = root, real_path(root)
         self._at = self._path

@@ -9,12 +9,12 @@ import stat
 from sandbox.inside.unfinished.parts import PLAIN_MODE
 from sandbox.inside.worker.walk import Links, Rules, open_directory
 from sandbox.kernel.files import STEP_BYTES, Held, Refused, open_path, real_path, reopen, require_room
-from sandbox.protocol import MAX_DEPTH
+from sandbox.protocol.files import MAX_DEPTH
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from sandbox import protocol
     from sandbox.inside.worker.job import Job
+    from sandbox.protocol.files import IntoTree
 
 BUFFER_BYTES = 1024 * 1024
 # The kernel copies within and between most file systems itself; where it does not, we do.
@@ -81,7 +81,7 @@ class Copier:
     With *strict* all must be copied, with its times, as for a move.
     """
 
-    def __init__(self, job: Job, rules: Rules, spec: protocol.IntoTree, *, strict: bool) -> None:
+    def __init__(self, job: Job, rules: Rules, spec: IntoTree, *, strict: bool) -> None:
         self._job = job
         self._rules = rules
         self._links = Links(job, rules, [*spec["link_roots"]])

@@ -12,8 +12,8 @@ TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from typing import Any
 
-    from sandbox import protocol
     from sandbox.inside.worker.job import Job
+    from sandbox.protocol.files import Nothing
 
 BUFFER_BYTES = 256 * 1024  # stays in the cache of the processor
 # Python's own: it is at hand in every session, for some kilobytes. OpenSSL's is several times as fast and costs
@@ -21,7 +21,7 @@ BUFFER_BYTES = 256 * 1024  # stays in the cache of the processor
 _plain = __import__("_sha2" if sys.version_info >= (3, 12) else "_sha256")
 
 
-def digest(job: Job, _spec: protocol.Nothing, fds: list[int]) -> protocol.Nothing:
+def digest(job: Job, _spec: Nothing, fds: list[int]) -> Nothing:
     """Hash the open file up to where each wish says, and tell how far that was and what it is up to there.
 
     Less far than was wished for: the file ends there. Raises: Stop, OSError.

@@ -16,15 +16,15 @@ import signal
 import time
 
 from sandbox import wire
-from sandbox.protocol import TO_WORKER
+from sandbox.protocol.files import TO_WORKER
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     import socket
     from typing import Any
 
-    from sandbox import protocol
     from sandbox.inside.blocked_paths import Search
+    from sandbox.protocol.files import AnyJob, Finding, Finished, Hashed, Refusal, Wish
 
 MEMORY_BYTES = 512 * 1024 * 1024
 NICE = 5  # a search of everything must not slow the machine's other work down
@@ -44,7 +44,7 @@ class Stop(Exception):
 class Job:
     """The worker's side of one job: findings go out in pieces, counts with them."""
 
-    def __init__(self, sock: socket.socket, spec: protocol.AnyJob, search: Search | None = None) -> None:
+    def __init__(self, sock: socket.socket, spec: AnyJob, search: Search | None = None) -> None:
         """Begin. *search*: what the session's birth knows of closed names, if it looked for any."""
         self.search = search
         self._sock = sock
@@ -54,7 +54,7 @@ class Job:
         self._deadline = now + spec["timeout_s"]
         self._look_at = now
         self._flush_at = now + FLUSH_S
-        self._piece: list[protocol.Finding] = []
+        self._piece: list[Finding] = []
         self._piece_bytes = 0
         self._items_left: int = spec.get("max_items", 1 << 62)
         self._bytes_left: int = spec.get("max_bytes", 1 << 62)
@@ -94,7 +94,7 @@ class Job:
         if any(number == self._sock.fileno() for number, _ in ready):
             raise Stop("left")
 
-    def emit(self, item: protocol.Finding, size_bytes: int) -> None:
+    def emit(self, item: Finding, size_bytes: int) -> None:
         """Report a finding of about *size_bytes*. Raises: Stop when it is one more than was asked for."""
         if self._items_left <= 0:
             raise Stop("count")
@@ -116,7 +116,7 @@ class Job:
         self._piece, self._piece_bytes = [], 0
         self._flush_at = time.monotonic() + FLUSH_S
 
-    def next_wish(self) -> protocol.Wish:
+    def next_wish(self) -> Wish:
         """Wait for what the broker asks next, of work that it asks for bit by bit.
 
         Raises: Stop when it has left; OSError for what is no wish.
@@ -130,17 +130,17 @@ class Job:
             os.close(fd)
         if len(fds) not in TO_WORKER["hashing"].get(next(iter(message), ""), ()):
             raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
-        wish: protocol.Wish = message
+        wish: Wish = message
         return wish
 
-    def tell(self, message: protocol.Hashed) -> None:
+    def tell(self, message: Hashed) -> None:
         """Answer a wish. Raises: Stop when nobody listens."""
         try:
             wire.send(self._sock, message)
         except ConnectionError:
             raise Stop("left") from None
 
-    def finish(self, message: protocol.Finished | protocol.Refusal) -> None:
+    def finish(self, message: Finished | Refusal) -> None:
         """Send the last message."""
         try:
             self.flush()

@@ -10,16 +10,16 @@ from sandbox.inside.worker.walk import Rules, Walk
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from sandbox import protocol
     from sandbox.inside.worker.job import Job
     from sandbox.inside.worker.walk import Found
+    from sandbox.protocol.files import Counted, Find, ListTree, Nothing, Surveyed, SurveyTree, SweepTrees
 
 COUNTED_ENTRIES = 1_000_000
 SHOWN_PATHS = 5
 ENTRY_BYTES = 80  # of an answer, beside the name itself
 
 
-def find(job: Job, spec: protocol.Find, fds: list[int]) -> protocol.Nothing:
+def find(job: Job, spec: Find, fds: list[int]) -> Nothing:
     """Report what matches one of the globs and is of the kind asked for."""
     matches, excluded = compile_globs(spec["globs"]), compile_globs(spec["exclude"])
     walk = Walk(job, Rules(spec["rules"]), hidden=spec["hidden"], depth=spec["depth"])
@@ -34,7 +34,7 @@ def find(job: Job, spec: protocol.Find, fds: list[int]) -> protocol.Nothing:
     return {}
 
 
-def listing(job: Job, spec: protocol.ListTree, fds: list[int]) -> protocol.Counted:
+def listing(job: Job, spec: ListTree, fds: list[int]) -> Counted:
     """Report the entries after a place, a directory before what it holds, and count all there are.
 
     A name that must not be touched is shown, as in any listing, and not looked into.
@@ -59,12 +59,12 @@ def _emit(job: Job, found: Found) -> None:
     job.emit((found.relative, found.kind, size, mtime_ns), ENTRY_BYTES + len(found.relative))
 
 
-def survey(job: Job, spec: protocol.SurveyTree, fds: list[int]) -> protocol.Surveyed:
+def survey(job: Job, spec: SurveyTree, fds: list[int]) -> Surveyed:
     """Tell what a tree holds that stands against copying it to `new_path`, or with `leaves` against moving it there."""
     return survey_tree(job, Rules(spec["rules"]), fds[0], spec["new_path"], leaves=spec["leaves"])
 
 
-def survey_tree(job: Job, rules: Rules, root_fd: int, new_path: str, *, leaves: bool) -> protocol.Surveyed:
+def survey_tree(job: Job, rules: Rules, root_fd: int, new_path: str, *, leaves: bool) -> Surveyed:
     """Do as `survey`, for a caller that goes on with the tree.
 
     `new_path` is empty where nothing gets a new path. `leaves`: nothing stays where it is, so that all must be open
@@ -93,7 +93,7 @@ def _remember(paths: list[str], path: str) -> None:
         paths.append(path)
 
 
-def sweep(job: Job, spec: protocol.SweepTrees, fds: list[int]) -> protocol.Nothing:
+def sweep(job: Job, spec: SweepTrees, fds: list[int]) -> Nothing:
     """Remove what crashed brokers left in a directory, half-made copies of trees included."""
     hidden.reclaim(fds[0], spec["limit"], trees=True)
     job.tick()

@@ -11,7 +11,7 @@ from sandbox.inside.worker import aftermath, change, look, pack, search, unpack,
 from sandbox.inside.worker.hash import digest
 from sandbox.inside.worker.job import Job, Stop, limit_worker
 from sandbox.kernel.files import Refused, ReserveReached
-from sandbox.protocol import TO_WORKER
+from sandbox.protocol.files import TO_WORKER
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from sandbox import protocol
     from sandbox.inside.blocked_paths import Search
+    from sandbox.protocol.files import TO_WORKER, AnyJob, Finished, Outcome, Refusal
 
-    Operation = Callable[[Job, Any, list[int]], protocol.Outcome]
+    Operation = Callable[[Job, Any, list[int]], Outcome]
 
 TABLE: Mapping[str, Operation] = MappingProxyType(
     {
@@ -42,7 +42,7 @@ TABLE: Mapping[str, Operation] = MappingProxyType(
         "hash": digest,
     }
 )
-"""By name, what does a job of `protocol.TO_WORKER`; any other is refused."""
+"""By name, what does a job of `TO_WORKER`; any other is refused."""
 
 
 def serve(sock: socket.socket, search: Search | None = None) -> None:
@@ -57,7 +57,7 @@ def serve(sock: socket.socket, search: Search | None = None) -> None:
     job.finish(_outcome(job, spec, fds))
 
 
-def _outcome(job: Job, spec: protocol.AnyJob, fds: list[int]) -> protocol.Finished | protocol.Refusal:
+def _outcome(job: Job, spec: AnyJob, fds: list[int]) -> Finished | Refusal:
     try:
         return {"done": _accepted(spec, fds)(job, spec, fds), "stopped": ""}
     except Stop as stop:
@@ -68,13 +68,13 @@ def _outcome(job: Job, spec: protocol.AnyJob, fds: list[int]) -> protocol.Finish
         return refusal_of(Refused("too_large", errno.ENOMEM, "it needs more memory than a search may take"))
 
 
-def _accepted(spec: protocol.AnyJob, fds: list[int]) -> Operation:
+def _accepted(spec: AnyJob, fds: list[int]) -> Operation:
     if len(fds) not in TO_WORKER["new"].get(spec["op"], ()):
         raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
     return TABLE[spec["op"]]
 
 
-def refusal_of(error: Refused | OSError) -> protocol.Refusal:
+def refusal_of(error: Refused | OSError) -> Refusal:
     """Return what the broker is told of an error."""
     if isinstance(error, Refused):
         return {"refused": error.kind, "errno": error.number, "why": error.why}

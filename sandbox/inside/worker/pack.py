@@ -20,16 +20,16 @@ from sandbox.kernel.files import Held, Refused, kind_of, open_path, real_path, r
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
-    from sandbox import protocol
     from sandbox.inside.worker.job import Job
     from sandbox.inside.worker.walk import Found
+    from sandbox.protocol.files import Pack, Packed
 
 REPORTED = 50  # of what was left out
 UNENTERED = ("unreadable", "blocked", "too_deep")  # as the walk counts them
 SAME = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
-def pack(job: Job, spec: protocol.Pack, fds: list[int]) -> protocol.Packed:
+def pack(job: Job, spec: Pack, fds: list[int]) -> Packed:
     """Pack what the open directory holds into the pipe. Names are relative to it; it is not an entry itself."""
     directory, pipe = fds
     outlet = Outlet(job, pipe, max_bytes=spec["max_bytes"], gzip=spec["gzip"])
@@ -49,7 +49,7 @@ def pack(job: Job, spec: protocol.Pack, fds: list[int]) -> protocol.Packed:
 
 
 class _Packer:
-    def __init__(self, job: Job, outlet: Outlet, spec: protocol.Pack) -> None:
+    def __init__(self, job: Job, outlet: Outlet, spec: Pack) -> None:
         self._job = job
         self._outlet = outlet
         self._max_entries: int = spec["max_entries"]

@@ -21,9 +21,9 @@ TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sandbox import protocol
     from sandbox.inside.worker.job import Job
     from sandbox.inside.worker.walk import Found
+    from sandbox.protocol.files import Matched, Nothing, Search
 
 BLOCK_BYTES = 1024 * 1024
 LINE_BYTES = 4 * 1024 * 1024  # a longer line is searched in parts
@@ -33,7 +33,7 @@ BEFORE_MATCH = 100  # of those, in front of the match
 ITEM_BYTES = 100
 
 
-def search(job: Job, spec: protocol.Search, fds: list[int]) -> protocol.Nothing:
+def search(job: Job, spec: Search, fds: list[int]) -> Nothing:
     """Report every line of the tree, or of the one file, that matches."""
     searcher = _Searcher(job, spec, _expression(spec))
     if stat.S_ISREG(os.fstat(fds[0]).st_mode):
@@ -50,7 +50,7 @@ def search(job: Job, spec: protocol.Search, fds: list[int]) -> protocol.Nothing:
     return {}
 
 
-def _expression(spec: protocol.Search) -> Callable[[str], re.Match[str] | None]:
+def _expression(spec: Search) -> Callable[[str], re.Match[str] | None]:
     text = re.escape(spec["pattern"]) if spec["literal"] else spec["pattern"]
     try:
         return re.compile(text, 0 if spec["case_sensitive"] else re.IGNORECASE).search
@@ -61,7 +61,7 @@ def _expression(spec: protocol.Search) -> Callable[[str], re.Match[str] | None]:
 class _Searcher:
     """A search, and all that stays the same from file to file."""
 
-    def __init__(self, job: Job, spec: protocol.Search, match: Callable[[str], re.Match[str] | None]) -> None:
+    def __init__(self, job: Job, spec: Search, match: Callable[[str], re.Match[str] | None]) -> None:
         self._job = job
         self._match = match
         self._around: int = spec["context"]
@@ -132,7 +132,7 @@ class _Lines:
         self._around = around
         self._number = 1
         self._before: deque[str] = deque(maxlen=around)
-        self._open: deque[protocol.Matched] = deque()
+        self._open: deque[Matched] = deque()
         self.matches = 0
 
     @property
@@ -173,7 +173,7 @@ class _Lines:
         self.matches += 1
         self._job.count("matches")
         text, cut = _shown(line, found.start())
-        item: protocol.Matched = (self._relative, number, found.start() + 1, text, cut, list(self._before), [])
+        item: Matched = (self._relative, number, found.start() + 1, text, cut, list(self._before), [])
         if self._around:
             self._open.append(item)
         else:
@@ -185,7 +185,7 @@ class _Lines:
         while self._open:
             self._emit(self._open.popleft())
 
-    def _emit(self, item: protocol.Matched) -> None:
+    def _emit(self, item: Matched) -> None:
         around = sum(len(line) for line in (*item[5], *item[6]))
         self._job.emit(item, ITEM_BYTES + len(self._relative) + len(item[3]) + around)
 

@@ -9,7 +9,7 @@ from sandbox.inside.unfinished import hidden
 from sandbox.inside.worker import tar
 from sandbox.inside.worker.tar import BLOCK, bad, padding
 from sandbox.kernel.files import Refused
-from sandbox.protocol import MAX_DEPTH
+from sandbox.protocol.files import MAX_DEPTH
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:

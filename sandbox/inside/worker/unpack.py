@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from sandbox import protocol
     from sandbox.inside.worker.job import Job
     from sandbox.inside.worker.tar_members import Member
+    from sandbox.protocol.files import Packed, Unpack
 
 PATH_BYTES = 4095
 NEW_DIRECTORY = 0o777
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def unpack(job: Job, spec: protocol.Unpack, fds: list[int]) -> protocol.Packed:
+def unpack(job: Job, spec: Unpack, fds: list[int]) -> Packed:
     """Unpack what comes through the pipe to `name` of the pinned directory, which is free or an empty directory."""
     parent, pipe = fds
     inlet = Inlet(job, pipe, max_bytes=spec["max_bytes"], gzip=spec["gzip"])
@@ -53,7 +53,7 @@ def unpack(job: Job, spec: protocol.Unpack, fds: list[int]) -> protocol.Packed:
 
 
 class _Unpacker:
-    def __init__(self, job: Job, spec: protocol.Unpack, top: int) -> None:
+    def __init__(self, job: Job, spec: Unpack, top: int) -> None:
         self._job = job
         self._rules = Rules(spec["rules"])
         self._new_path: str = spec["new_path"].rstrip("/")

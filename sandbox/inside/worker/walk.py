@@ -30,15 +30,15 @@ from sandbox.kernel.files import (
     open_path,
     real_path,
 )
-from sandbox.protocol import MAX_DEPTH
+from sandbox.protocol.files import MAX_DEPTH
 
 TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import TypeVar
 
-    from sandbox import protocol
     from sandbox.inside.worker.job import Job
+    from sandbox.protocol.files import JudgeNames, NamesJudged, TreeRules
 
     Identity = tuple[int, int]  # device and inode
     T = TypeVar("T")
@@ -54,7 +54,7 @@ STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Rules:
     """Which paths may be touched."""
 
-    def __init__(self, spec: protocol.TreeRules) -> None:
+    def __init__(self, spec: TreeRules) -> None:
         self._allowed = re.compile(spec["allowed"]).fullmatch
         self._opened = re.compile(spec["opened"]).match
         self._blocked_from_root = re.compile(spec["blocked_from_root"]).match
@@ -333,7 +333,7 @@ def _open_beneath(root: str, steps: Iterable[str]) -> int:
         os.close(fd)
 
 
-def judge_names(job: Job, spec: protocol.JudgeNames, _fds: list[int]) -> protocol.NamesJudged:
+def judge_names(job: Job, spec: JudgeNames, _fds: list[int]) -> NamesJudged:
     """Say what stands against using the file at `path`, and how many of its names were found.
 
     Raises: Refused when it is not the file that was decided on any more.

@@ -13,7 +13,7 @@ import trio.testing
 from sandbox.commands.spill import PENDING_BYTES, OutputRoom, Quota, Spill
 from sandbox.commands.transcript import STDERR, STDOUT
 from sandbox.kernel.files import open_nameless
-from sandbox.protocol import FRAME_HEADER
+from sandbox.protocol.commands import FRAME_HEADER
 from tests.transfers.test_transfers_upload_ends import files_limited_to
 
 MIB = 1024 * 1024

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from sandbox.commands import transcript
 from sandbox.commands.excerpt import Ends, rest_of_character, whole_characters
 from sandbox.commands.transcript import STDERR, STDOUT, Extract, Transcript, View
-from sandbox.protocol import FRAME_HEADER
+from sandbox.protocol.commands import FRAME_HEADER
 
 VIEWS: tuple[View, ...] = ("stdout", "stderr", "both")
 streams = st.sampled_from([STDOUT, STDERR])

@@ -17,7 +17,7 @@ import trio
 from sandbox.commands.values import Exited
 from sandbox.kernel import processes
 from sandbox.plan.limits import KEEPER_BYTES, KEEPER_FILES, Limits
-from sandbox.protocol import EXIT_NOT_STARTED, NO_ROOM
+from sandbox.protocol.commands import EXIT_NOT_STARTED, NO_ROOM
 from tests.sandbox.init.test_sandbox_births import (
     ABI,
     PLAIN,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 
-from sandbox import protocol, sniffing, wire
+from sandbox import sniffing, wire
 from sandbox.commands import running
 from sandbox.commands.running import Command
 from sandbox.commands.streams import Streams
@@ -27,19 +27,31 @@ from sandbox.init.spare import Child, start_interpreter
 from sandbox.inside.init import main as init_main
 from sandbox.inside.init.main import Unborn
 from sandbox.inside.keeper import keeper as keeper_inside
+from sandbox.protocol.commands import (
+    EXIT_NOT_STARTED,
+    FROM_INIT,
+    FROM_KEEPER,
+    FROM_LEADER,
+    FROM_SNIFFER,
+    READY,
+    TO_INIT,
+    TO_KEEPER,
+    TO_LEADER,
+    UNABLE,
+)
 from tests.sandbox.init.test_sandbox_births import ABI, PLAIN, open_world, plan_for
 from tests.sandbox.test_sandbox_shortage import eventually
 from tests.support.descriptors import open_descriptors
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 OF_A_LEADER = ("program", "started", "stage")  # these messages have no `op`, and are known by their first key
-TABLES: Mapping[str, protocol.Legal] = {
-    **{f"to_init {state}": legal for state, legal in protocol.TO_INIT.items()},
-    **{f"from_init {state}": legal for state, legal in protocol.FROM_INIT.items()},
-    **{f"to_keeper {state}": legal for state, legal in protocol.TO_KEEPER.items()},
-    "from_keeper": protocol.FROM_KEEPER,
-    "to_leader": protocol.TO_LEADER,
-    "from_leader": protocol.FROM_LEADER,
+TABLES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
+    **{f"to_init {state}": legal for state, legal in TO_INIT.items()},
+    **{f"from_init {state}": legal for state, legal in FROM_INIT.items()},
+    **{f"to_keeper {state}": legal for state, legal in TO_KEEPER.items()},
+    "from_keeper": FROM_KEEPER,
+    "to_leader": TO_LEADER,
+    "from_leader": FROM_LEADER,
 }
 KINDS = sorted({kind for legal in TABLES.values() for kind in legal} | {"", "unheard_of"})
 MANY = wire.DESCRIPTORS  # descriptors: more than any message brings
@@ -49,7 +61,7 @@ def message(kind: str) -> dict[str, Any]:
     return {kind: 1, "op_": 1} if kind in OF_A_LEADER else {"op": kind, "serial": 1}
 
 
-def illegal(legal: protocol.Legal) -> list[tuple[str, int]]:
+def illegal(legal: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int]]:
     """Every kind that *legal* does not name, and each that it does with a number of descriptors that it does not."""
     return [(kind, 0) for kind in KINDS if kind not in legal] + [(kind, MANY) for kind in legal]
 
@@ -101,7 +113,7 @@ def test_a_message_of_no_kind_is_refused(strange: dict[str, Any]) -> None:
     with ours, theirs:
         wire.send(theirs, strange)
         with pytest.raises(wire.WireBroken):
-            wire.hear(ours, protocol.TO_INIT["waiting"])
+            wire.hear(ours, TO_INIT["waiting"])
 
 
 def test_the_end_of_the_peer_is_heard_in_every_state() -> None:
@@ -115,12 +127,12 @@ def test_the_end_of_the_peer_is_heard_in_every_state() -> None:
 @pytest.mark.parametrize(
     ("performed", "legal"),
     [
-        (init_main.BEFORE_BIRTH, [protocol.TO_INIT["waiting"], protocol.TO_INIT["moved"]]),
-        (init_main.SERVED, [protocol.TO_INIT["serving"]]),
-        (keepers.NEWS, [protocol.FROM_INIT["asked"], protocol.FROM_INIT["idle"]]),
-        (keeper_inside.ORDERS, protocol.TO_KEEPER.values()),
-        (keeper.NEWS, [protocol.FROM_KEEPER]),
-        (running.NEWS, [protocol.FROM_LEADER]),
+        (init_main.BEFORE_BIRTH, [TO_INIT["waiting"], TO_INIT["moved"]]),
+        (init_main.SERVED, [TO_INIT["serving"]]),
+        (keepers.NEWS, [FROM_INIT["asked"], FROM_INIT["idle"]]),
+        (keeper_inside.ORDERS, TO_KEEPER.values()),
+        (keeper.NEWS, [FROM_KEEPER]),
+        (running.NEWS, [FROM_LEADER]),
     ],
 )
 def test_whatever_is_legal_in_some_state_is_performed(performed: Mapping[str, Any], legal: Any) -> None:
@@ -132,7 +144,7 @@ def test_whatever_is_legal_in_some_state_is_performed(performed: Mapping[str, An
 
 @pytest.mark.parametrize("moved", [0, 1])
 def test_an_init_refuses_before_its_birth(moved: int) -> None:
-    for kind, count in illegal(protocol.TO_INIT["moved" if moved else "waiting"]):
+    for kind, count in illegal(TO_INIT["moved" if moved else "waiting"]):
         refuse_before_birth(moved, kind, count)
 
 
@@ -144,7 +156,7 @@ def refuse_before_birth(moved: int, kind: str, count: int) -> None:
             unborn.wait_spec()
 
 
-@pytest.mark.parametrize("kind", [kind for kind, count in illegal(protocol.TO_INIT["serving"]) if not count])
+@pytest.mark.parametrize("kind", [kind for kind, count in illegal(TO_INIT["serving"]) if not count])
 async def test_an_init_that_serves_ends_at_what_it_does_not_serve(kind: str) -> None:
     async with open_world(plan=plan_for(**PLAIN)) as world:
         await world.run("/bin/true")
@@ -167,7 +179,7 @@ async def test_the_broker_refuses_of_an_init(state: str, kind: str, count: int) 
 
 
 async def test_a_spare_that_says_what_it_may_not_on_its_way_is_of_no_use() -> None:
-    for kind, count in illegal(protocol.FROM_INIT["moving"]):
+    for kind, count in illegal(FROM_INIT["moving"]):
         with told(kind, count) as sock, sock.dup() as own:
             assert Child(0, own, -1, 1).exited()
 
@@ -175,10 +187,10 @@ async def test_a_spare_that_says_what_it_may_not_on_its_way_is_of_no_use() -> No
 # --- the keeper
 
 
-@pytest.mark.parametrize("state", protocol.TO_KEEPER)
+@pytest.mark.parametrize("state", TO_KEEPER)
 def test_a_keeper_refuses(state: str) -> None:
     """In a process of its own, because it takes over the handling of signals."""
-    refused = illegal(protocol.TO_KEEPER[state])
+    refused = illegal(TO_KEEPER[state])
     script = f"""
 import json, os, sys
 sys.path.append({str(ROOT)!r})
@@ -222,7 +234,7 @@ def test_the_broker_refuses_of_a_keeper(state: str, kind: str, count: int) -> No
 # --- the leader
 
 
-@pytest.mark.parametrize(("kind", "count"), illegal(protocol.TO_LEADER))
+@pytest.mark.parametrize(("kind", "count"), illegal(TO_LEADER))
 def test_a_leader_refuses(kind: str, count: int) -> None:
     """Forked or spawned: neither begins, and what was spawned says why."""
     script = f"""
@@ -259,7 +271,7 @@ os._exit(0)
         check=True,
         timeout=20,
     )
-    assert json.loads(done.stdout) == [protocol.EXIT_NOT_STARTED, 0, "a message came that may not be sent now"]
+    assert json.loads(done.stdout) == [EXIT_NOT_STARTED, 0, "a message came that may not be sent now"]
 
 
 @pytest.mark.parametrize(("state", "kind", "count"), cases("from_leader"))
@@ -280,8 +292,8 @@ async def test_the_broker_refuses_of_a_leader(state: str, kind: str, count: int)
 
 
 async def test_the_broker_refuses_of_a_sniffer() -> None:
-    for state, legal in protocol.FROM_SNIFFER.items():
-        for first in (protocol.READY, protocol.UNABLE, b"?"):
+    for state, legal in FROM_SNIFFER.items():
+        for first in (READY, UNABLE, b"?"):
             code = f"import socket; socket.socket(fileno={spare.SOCKET_FD}).send({first + b'word'!r})"
             child = start_interpreter(code)
             try:

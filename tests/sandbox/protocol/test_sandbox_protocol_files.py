@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import errno
 import os
 import socket
@@ -13,16 +12,13 @@ from typing import Any
 
 import pytest
 
-from sandbox import protocol, wire
+from sandbox import wire
 from sandbox.files import opener_client, trees
 from sandbox.files.errors import WriteFailed
 from sandbox.inside.opener import main as opener
 from sandbox.inside.worker import main as worker
+from sandbox.protocol.files import TO_OPENER, TO_WORKER
 from tests.support.door import open_door, start_opener
-
-ROOT = Path(__file__).parents[2]
-BORDER_ROOMS = ("sandbox/files", "sandbox/inside/opener", "sandbox/inside/worker", "sandbox/inside/unfinished")
-
 
 # --- what is legal
 
@@ -30,8 +26,8 @@ BORDER_ROOMS = ("sandbox/files", "sandbox/inside/opener", "sandbox/inside/worker
 def test_the_tables_of_both_sides_have_the_same_names() -> None:
     asked = {str(op) for op in vars(opener_client).values() if isinstance(op, opener_client.Op)}
     jobs = {str(job) for job in vars(trees).values() if isinstance(job, trees.TreeJob)}
-    assert asked == opener.TABLE.keys() == protocol.TO_OPENER.keys()
-    assert jobs | {"hash"} == worker.TABLE.keys() == protocol.TO_WORKER["new"].keys()
+    assert asked == opener.TABLE.keys() == TO_OPENER.keys()
+    assert jobs | {"hash"} == worker.TABLE.keys() == TO_WORKER["new"].keys()
 
 
 @contextmanager
@@ -120,41 +116,3 @@ async def test_a_worker_that_hashes_hears_nothing_but_wishes(tmp_path: Path) -> 
                     await hasher._answer()
                 hasher.end()
             assert (await door.files.hashes.whole("f", found.file(), 1))[0] == 1
-
-
-# --- what crosses a border has a type
-
-
-def untyped(source: str) -> Iterator[str]:
-    """Yield the annotations by which a mapping of anything could cross the border."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):
-            what, *of = map(ast.unparse, (node.value, *node.slice.elts))
-            if what.rpartition(".")[2] in {"dict", "Dict", "Mapping", "MutableMapping"} and of[-1] == "Any":
-                yield ast.unparse(node)
-
-
-@pytest.mark.once
-def test_no_message_is_a_mapping_of_anything() -> None:
-    found = {
-        str(path.relative_to(ROOT)): list(untyped(path.read_text()))
-        for room in BORDER_ROOMS
-        for path in (ROOT / room).rglob("*.py")
-    }
-    assert len(found) > 30
-    assert not {path: wrong for path, wrong in found.items() if wrong}
-
-
-@pytest.mark.once
-@pytest.mark.parametrize(
-    "source",
-    [
-        "def f(spec: dict[str, Any]) -> None: ...",
-        "async def f(self) -> tuple[Mapping[str, Any], list[int]] | None: ...",
-        "if TYPE_CHECKING:\n    Reply = tuple[dict[str, Any], Fds]",
-        "class C:\n    body: collections.abc.Mapping[str, Any]",
-    ],
-)
-def test_a_mapping_of_anything_is_found(source: str) -> None:
-    assert list(untyped(source))
-    assert not list(untyped(source.replace("Any", "int")))
