@@ -66,6 +66,8 @@ KINDS = MappingProxyType(
     }
 )
 
+_StatFs = ctypes.c_ulong * 32  # struct statfs has 120 bytes; its first word is f_type
+
 
 class Refused(Exception):
     """Refusal of the opener or a worker; `kind` is the word of the protocol for it, `why` a clause for a person."""
@@ -168,9 +170,9 @@ def kind_of(fd: int, status: os.stat_result) -> str:
 
 def file_system(fd: int) -> int:
     """Return the magic number of the file system that *fd* is on."""
-    answer = ctypes.create_string_buffer(256)  # struct statfs has 120 bytes; its first word is f_type
+    answer = _StatFs()
     syscalls.call_c("fstatfs", fd, answer)
-    return int(ctypes.c_ulong.from_buffer(answer).value) & 0xFFFFFFFF
+    return int(answer[0]) & 0xFFFFFFFF
 
 
 def rename_to_free_name(src_fd: int, src: str, dst_fd: int, dst: str) -> None:

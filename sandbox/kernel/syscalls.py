@@ -119,6 +119,8 @@ _NUMBERS = MappingProxyType(
 AT_FDCWD = -100
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS = 0x02, 0x04
 
+_OPENAT2, _ = _NUMBERS["openat2"]
+_LONG = ctypes.c_long
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
@@ -158,7 +160,8 @@ def call_number(number: int, *arguments: object) -> int:
 
 def call_c(function: str, *arguments: object) -> int:
     """Call a function of the C library that `os` lacks and that fails with -1; raise OSError as `call`."""
-    result: int = getattr(_libc, function)(*(_register(argument) for argument in arguments))
+    # A number fills a whole register: ctypes passes a bare int as 32 bits and leaves the rest to chance.
+    result: int = getattr(_libc, function)(*[_LONG(each) if isinstance(each, int) else each for each in arguments])
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -168,10 +171,4 @@ def call_c(function: str, *arguments: object) -> int:
 def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:
     """Open *path* close-on-exec, its links resolved as the RESOLVE_ bits of *resolve* say; raise OSError as `call`."""
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, resolve)
-    number, _ = _NUMBERS["openat2"]
-    return call_number(number, dir_fd, os.fsencode(path), ctypes.c_char_p(how), len(how))
-
-
-def _register(argument: object) -> object:
-    """Fill a whole register: ctypes passes a bare int as 32 bits and leaves the rest to chance."""
-    return ctypes.c_long(argument) if isinstance(argument, int) else argument
+    return call_c("syscall", _OPENAT2, dir_fd, os.fsencode(path), how, len(how))
