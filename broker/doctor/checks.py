@@ -43,7 +43,7 @@ class Fence:
 
 @attrs.frozen(kw_only=True)
 class Check:
-    """One attack. `needs`: facts of the surroundings without which it cannot be tried; they are given to it."""
+    """One attack. `needs`: facts of the fixtures without which it cannot be tried; they are given to it."""
 
     title: str
     attack: str
@@ -229,7 +229,7 @@ NAMES = MappingProxyType(
         **dict.fromkeys(("tcp", "own_port", "abstract", "named"), "address"),
     }
 )
-"""What a fact of the surroundings is called as an argument of its attack; others keep their name."""
+"""The name of a fact of the fixtures as an argument of its attack; others keep their name."""
 
 
 def judge(check: Check, attempt: Attempt, layers: Sequence[LayerReport], *, as_root: bool) -> Line:

@@ -1,4 +1,4 @@
-"""What the audit is told of what ends by itself: commands after their call, sessions, uploads that were given up."""
+"""What the audit is told of calls and requests, and of what ends by itself: commands, sessions, uploads."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from disks import full_after
 
-from broker.audit.audit import AuditSettings, open_audit
-from broker.records import SHOWN_NAMES, EndRecords, told_and_recorded
+from broker.audit.audit import Audit, AuditSettings, AuditUnavailable, Event, EventType, open_audit
+from broker.audit.refusals import IN_FULL
+from broker.contract.errors import BrokerError, ErrorCode
+from broker.records import SHOWN_NAMES, EndRecords, Record, RecordedFailure, told_and_recorded
 from broker.session.aftermath import Appeared
 from broker.session.commands import CommandOrigin, SessionCommand, SessionCommands
 from broker.session.session import EndReason
 from broker.session.supervisor import SessionEnd
+from broker.session.urls import stalled
 from sandbox.cgroup.usage import CommandUsage
 from sandbox.commands.spill import OutputRoom
 from sandbox.commands.streams import Captured
@@ -34,6 +38,7 @@ USAGE = CommandUsage(memory_peak_bytes=None, cpu_user_ms=0, cpu_system_ms=7, oom
 class Told:
     """What stands in the logs of an audit in this process."""
 
+    audit: Audit
     records: EndRecords
     audit_log: Path
     error_log: Path
@@ -52,12 +57,24 @@ class Told:
         self.records.session_ended(SessionEnd(principal="me", session_id="s", reason=reason, crash=crash))
         return self.lines()[-1]
 
+    def record(self, *, counts_bytes: bool = False) -> Record:
+        """Of one call of write_file."""
+        begun = Event(event_type=EventType.TOOL_CALLED, tool_name="write_file", details={"path": "/f"})
+        done = {"completed": EventType.FILE_WRITE, "failed": EventType.FILE_FAILED}
+        return Record(self.audit, begun, counts_bytes=counts_bytes, **done)
+
+    def timed(self) -> list[dict[str, Any]]:
+        """Every record; a duration is one of this test, in milliseconds, and left out."""
+        found = self.lines()
+        assert all(0 <= line.pop("duration_ms", 0) < 10_000 for line in found)
+        return found
+
 
 @pytest.fixture
 def told(tmp_path: Path) -> Iterator[Told]:
     paths = {name: tmp_path / f"{name}.log" for name in ("audit_log", "error_log")}
     with open_audit(AuditSettings(**paths, max_bytes=0, backup_count=0)) as audit:
-        yield Told(records=EndRecords(audit), **paths)
+        yield Told(audit=audit, records=EndRecords(audit), **paths)
 
 
 @contextmanager
@@ -79,6 +96,138 @@ def a_command(
 def ended(how: How, usage: CommandUsage | None = USAGE) -> Ended:
     nothing = Captured(data=b"", total_bytes=0)
     return Ended(how=how, stdout=nothing, stderr=nothing, drained=True, duration_ms=450, pid=7, usage=usage)
+
+
+# --- what somebody waits for
+
+
+CALLED = {"event_type": "TOOL_CALLED", "tool_name": "write_file"}
+
+
+class Left(BaseException):
+    """Stands for the cancellation of a call."""
+
+
+@attrs.frozen(kw_only=True)
+class Result:
+    """A result with fields that records carry under another name, have in their details, and do not have."""
+
+    bytes_written: int = 7
+    sha256: str | None = None
+    exit_code: int | None = 0
+    command_id: str = "c1"
+    transfer_id: str = ""
+    cpu_user_ms: int | None = 3
+    oom_killed: bool = False
+    content: str = "x"
+    running: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class EndOnly:
+    """A result of which no field is recorded."""
+
+    success: bool
+
+
+async def test_a_call_is_recorded_before_its_effect_and_at_its_end(told: Told) -> None:
+    with told.record() as record:
+        record.note(rule="tools", details={"offset": 3})
+        await record.begin()
+        begun = CALLED | {"rule": "tools", "details": {"path": "/f", "offset": 3}}
+        assert told.lines() == [begun]
+        record.note_result(Result())
+        assert told.lines() == [begun]
+    details = {"path": "/f", "offset": 3, "command_id": "c1", "cpu_user_ms": 3}
+    done = {"event_type": "FILE_WRITE", "bytes": 7, "exit_code": 0, "details": details}
+    assert told.lines()[1]["duration_ms"] >= 0
+    assert told.timed() == [begun, begun | done]
+
+
+async def test_a_call_that_answers_before_its_command_ends_has_another_event(told: Told) -> None:
+    with told.record() as record:
+        await record.begin()
+        record.note_result(Result(running=True))
+    assert told.lines()[1]["event_type"] == "TOOL_COMPLETED"
+
+
+@pytest.mark.parametrize(
+    ("result", "facts"),
+    [
+        (EndOnly(success=True), {}),
+        (Result(), {"bytes": 7, "exit_code": 0, "details": {"command_id": "c1", "cpu_user_ms": 3}}),
+    ],
+)
+async def test_a_result_adds_to_a_record_without_details_what_it_says(
+    told: Told, result: attrs.AttrsInstance, facts: dict[str, Any]
+) -> None:
+    events = {"completed": EventType.FILE_READ, "failed": EventType.FILE_FAILED}
+    with Record(told.audit, Event(event_type=EventType.TOOL_CALLED), **events) as record:
+        await record.begin()
+        record.note_result(result)
+    assert told.timed() == [{"event_type": "TOOL_CALLED"}, {"event_type": "FILE_READ"} | facts]
+
+
+async def failing(record: Record, error: BaseException, *, began: bool = True) -> None:
+    """One call that raises *error*."""
+    with record:
+        if began:
+            await record.begin()
+        raise error
+
+
+async def test_a_failure_is_recorded_as_the_client_is_told_of_it(told: Told) -> None:
+    error = BrokerError(ErrorCode.CMD_TIMEOUT, "too long", partial={"command_id": "c2", "pid": 4}, rule="python3")
+    with pytest.raises(RecordedFailure, match=r"^CMD_TIMEOUT$") as caught:
+        await failing(told.record(), error)
+    assert caught.value.__cause__ is error
+    assert caught.value.failure.message == "too long"
+    failed = {"event_type": "FILE_FAILED", "error": "too long", "error_code": "CMD_002", "rule": "python3"}
+    details = {"path": "/f", "command_id": "c2"}
+    assert told.timed() == [CALLED | {"details": {"path": "/f"}}, CALLED | failed | {"details": details}]
+
+
+async def test_what_began_is_recorded_each_time_and_what_was_refused_is_counted(told: Told) -> None:
+    for began in (True, False):
+        before = len(told.lines())
+        for _ in range(IN_FULL + 1):
+            with pytest.raises(RecordedFailure):
+                await failing(told.record(), BrokerError(ErrorCode.FILE_NOT_FOUND, "no such file"), began=began)
+        assert len(told.lines()) - before == (2 * (IN_FULL + 1) if began else IN_FULL)
+
+
+async def test_a_call_whose_client_left_is_recorded_and_goes_on_its_way(told: Told) -> None:
+    with pytest.raises(Left):
+        await failing(told.record(), Left())
+    end = told.timed()[1]
+    assert (end["event_type"], end["error_code"]) == ("FILE_FAILED", "CALL_001")
+    assert end["error"] == "cancelled: the client left, or the broker stops"
+
+
+async def test_a_request_that_ended_early_says_why_and_how_far_it_was(told: Told) -> None:
+    with told.record(counts_bytes=True) as record:
+        await record.begin()
+        record.moved_bytes += 5
+        record.early_end = stalled(20)
+    end = told.timed()[1]
+    assert (end["event_type"], end["error"], end["error_code"], end["bytes"]) == (
+        "FILE_FAILED",
+        "nothing moved for 20 s (transfers.idle_s)",
+        "TRANSFER_006",
+        5,
+    )
+    with told.record(counts_bytes=True) as record:
+        await record.begin()
+    assert told.timed()[3]["bytes"] == 0
+
+
+async def test_what_frees_something_needs_no_log(told: Told) -> None:
+    with full_after(0), pytest.raises(AuditUnavailable):
+        await told.record().begin()
+    with full_after(0):
+        await told.record().begin(owed=True)
+    told.audit.settle()
+    assert [line["event_type"] for line in told.lines()] == ["TOOL_CALLED", "AUDIT_RESTORED"]
 
 
 # --- commands
