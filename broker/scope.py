@@ -116,7 +116,7 @@ class Scope:
 
     host: Host
     principal: str
-    session: Session[SessionResources] | None
+    _session: Session[SessionResources] | None
     client: str = ""
     request_id: str = ""
     report: Report | None = None
@@ -130,16 +130,16 @@ class Scope:
             await self.reserve(size_bytes)
 
     @property
-    def named_session(self) -> Session[SessionResources]:
+    def session(self) -> Session[SessionResources]:
         """The session of a tool whose arguments name one. Raises: LookupError for any other tool."""
-        if self.session is None:
+        if self._session is None:
             raise LookupError("this tool names no session")
-        return self.session
+        return self._session
 
     @property
     def own(self) -> SessionResources:
         """The resources of the session that the call names."""
-        return self.named_session.own
+        return self.session.own
 
 
 @attrs.frozen

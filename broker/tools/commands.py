@@ -64,14 +64,14 @@ async def perform_execute_command(scope: Scope, request: ExecuteCommand, run: Ru
         await _start(scope, command, work, request.wait_seconds or 0)
     else:
         await _call(scope, command, work)
-    return _answer(ExecuteCommandResult, scope.named_session, command, plain=request.strip_ansi)
+    return _answer(ExecuteCommandResult, scope.session, command, plain=request.strip_ansi)
 
 
 async def _call(scope: Scope, command: SessionCommand, work: Callable[[], Awaitable[None]]) -> None:
     """Run *command* as a call of its session, to its end or the session's. Raises SessionClosed: it never began."""
     try:
-        async with narrated(scope.named_session, command, scope.report):
-            await scope.named_session.call(work)
+        async with narrated(scope.session, command, scope.report):
+            await scope.session.call(work)
     except SessionClosed:
         if command.running:
             raise
@@ -79,10 +79,10 @@ async def _call(scope: Scope, command: SessionCommand, work: Callable[[], Awaita
 
 async def _start(scope: Scope, command: SessionCommand, work: Callable[[], Awaitable[None]], wait_s: float) -> None:
     """Have the session run *command*, and wait for its start, then at most *wait_s* seconds for its end."""
-    scope.named_session.start(work)
+    scope.session.start(work)
     try:
         await command.started.wait()
-        async with narrated(scope.named_session, command, scope.report):
+        async with narrated(scope.session, command, scope.report):
             with trio.move_on_after(wait_s):
                 await command.done.wait()
     finally:
@@ -90,7 +90,7 @@ async def _start(scope: Scope, command: SessionCommand, work: Callable[[], Await
 
 
 def _origin(scope: Scope, request: ExecuteCommand) -> CommandOrigin:
-    session = scope.named_session
+    session = scope.session
     return CommandOrigin(
         session_id=request.session_id,
         principal=scope.principal,
@@ -199,10 +199,10 @@ def _text(excerpt: Excerpt, *, plain: bool) -> str:
 async def perform_wait_command(scope: Scope, request: WaitCommand, _: None) -> WaitCommandResult:
     """Wait for the end of a command, and answer what execute_command would have."""
     command = scope.own.commands.find(request.command_id)
-    async with narrated(scope.named_session, command, scope.report):
+    async with narrated(scope.session, command, scope.report):
         with trio.move_on_after(request.wait_seconds):
             await command.done.wait()
-    return _answer(WaitCommandResult, scope.named_session, command, plain=request.strip_ansi)
+    return _answer(WaitCommandResult, scope.session, command, plain=request.strip_ansi)
 
 
 async def perform_list_commands(scope: Scope, _request: ListCommands, _: None) -> ListCommandsResult:

@@ -41,7 +41,7 @@ async def perform_read_output(scope: Scope, request: ReadOutput, _: None) -> Rea
 
     That is a call of the session; its end is an error that carries what is left by then.
     """
-    session, commands = scope.named_session, scope.own.commands
+    session, commands = scope.session, scope.own.commands
     command = commands.find(request.command_id)
     cursor = request.cursor if request.cursor >= 0 else max(0, command.spill.total(request.stream) + request.cursor)
     max_bytes = request.max_bytes or commands.room.inline_bytes
@@ -62,7 +62,7 @@ async def perform_read_output(scope: Scope, request: ReadOutput, _: None) -> Rea
 async def _page(scope: Scope, request: ReadOutput, command: SessionCommand, cursor: int, max_bytes: int) -> Page:
     spill, view = command.spill, request.stream
     await spill.release(view, cursor)
-    async with narrated(scope.named_session, command, scope.report if request.wait_seconds else None):
+    async with narrated(scope.session, command, scope.report if request.wait_seconds else None):
         with trio.move_on_after(request.wait_seconds):
             await spill.wait_more(view, cursor)
     return await spill.read(view, cursor, max_bytes)

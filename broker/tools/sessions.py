@@ -88,7 +88,7 @@ async def perform_kill_session(scope: Scope, request: KillSession, _: Subject) -
 
     Cancellation: the session ends at once, since it takes no further calls, not even one that would end it.
     """
-    session = scope.named_session
+    session = scope.session
     init = session.own.init
     running = tuple(session.own.commands.running())
     session.refuse_calls(EndReason.KILLED)
@@ -139,7 +139,7 @@ async def perform_get_system_info(scope: Scope, _request: GetSystemInfo, _: Subj
 async def perform_get_process_list(scope: Scope, request: GetProcessList, _: Subject) -> GetProcessListResult:
     """List the processes of one session, or those of the session user: command lines only of the caller's own."""
     host = scope.host
-    if scope.session is not None:
+    if request.session_id is not None:
         found = await host.facts.processes(pids=await scope.own.init.descendants())
         shown = tuple(_process(facts, with_cmdline=True) for facts in found)
     else:

@@ -245,7 +245,7 @@ async def perform_cancel_transfer(scope: Scope, request: CancelTransfer, _: Subj
 
 
 def _whose(scope: Scope, path: str) -> dict[str, Any]:
-    session = scope.named_session
+    session = scope.session
     return {
         "path": shown_path(path),
         "session_id": session.id,

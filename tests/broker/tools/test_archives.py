@@ -49,7 +49,7 @@ def scope_of(desk: Desk) -> Scope:
 
 async def inside(desk: Desk, work: Callable[..., Awaitable[T]], *args: Any) -> T:
     """As a child of the session, as every tool is."""
-    return await scope_of(desk).named_session.call(work, *args)
+    return await scope_of(desk).session.call(work, *args)
 
 
 async def packed(desk: Desk, path: Path) -> tuple[bytes, ArchiveSource]:
