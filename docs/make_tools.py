@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from broker.contract.table import TOOLS, Tool  # noqa: E402  the checkout's own, installed or not
 
 BEGIN = "<!-- made by `python docs/make_tools.py` from broker/contract/; edit that -->\n"
+SHOWN_CHOICES = 10
 END = "<!-- end of what is made -->\n"
 
 
@@ -39,7 +40,9 @@ def _section(family: str) -> str:
 
 def _row(tool: Tool) -> str:
     properties, required = tool.input_schema["properties"], tool.input_schema.get("required", ())
-    arguments = (f"`{name}{_default(schema, required=name in required)}`" for name, schema in properties.items())
+    arguments = (
+        f"`{name}{_default(schema, required=name in required)}`{_parts(schema)}" for name, schema in properties.items()
+    )
     results = (f"`{field.name}`" for field in attrs.fields(tool.result) if field.name != "success")
     return f"| `{tool.name}` | {', '.join(arguments)} | {', '.join(results)} |\n"
 
@@ -49,6 +52,14 @@ def _default(schema: Mapping[str, Any], *, required: bool) -> str:
     if required:
         return ""
     return "?" if default in (None, [], {}) else "=" + json.dumps(default).removesuffix(".0")
+
+
+def _parts(schema: Mapping[str, Any]) -> str:
+    """Return the choices there are, or the names within an object, where they are few enough to be read here."""
+    shape = schema["anyOf"][0] if "anyOf" in schema else schema
+    if choices := shape.get("enum", ()):
+        return f" ({', '.join(choices)})" if len(choices) <= SHOWN_CHOICES else ""
+    return f" {{{', '.join(shape['properties'])}}}" if "properties" in shape else ""
 
 
 def documents() -> dict[Path, str]:
