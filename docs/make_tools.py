@@ -21,8 +21,9 @@ END = "<!-- end of what is made -->\n"
 
 
 def lines() -> str:
-    """Return a table of what each tool is for: the text of its request class."""
-    rows = (f"| `{tool.name}` | {(tool.request.__doc__ or '').rstrip('.')} |\n" for tool in TOOLS.values())
+    """Return a table of what each tool is for: the first paragraph of its request class's text."""
+    texts = {tool.name: (tool.request.__doc__ or "").partition("\n\n")[0] for tool in TOOLS.values()}
+    rows = (f"| `{name}` | {' '.join(text.split()).rstrip('.')} |\n" for name, text in texts.items())
     return "| tool | what it is for |\n|---|---|\n" + "".join(rows)
 
 
