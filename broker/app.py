@@ -31,7 +31,7 @@ from broker.session.aftermath import Listeners
 from broker.session.resources import SessionResources, tend
 from broker.session.supervisor import Supervisor, SupervisorSettings, open_supervisor
 from broker.session.urls import TransferRegistry
-from broker.wiring import Foundation, audit_settings, build_host, http_settings
+from broker.wiring import Foundation, audit_settings, build_host
 from config.load import Config
 from sandbox.cgroup.layer import open_groups
 from sandbox.errors import BirthFailed
@@ -71,12 +71,11 @@ async def run_http(config: Config, foundation: Foundation, announce: Callable[[s
         watch = broker.watch(foundation)
 
         async def serve(*, task_status: trio.TaskStatus[tuple[str, ...]]) -> None:
-            settings = http_settings(config.server)
             server = build_mcp(broker)
             transfers = TransferApp(broker.transfer_registry, broker.audit)
             try:
                 await serve_http(
-                    settings,
+                    config.server,
                     server,
                     stop=broker.stop,
                     end_work=broker.end_work,

@@ -130,11 +130,11 @@ def _of_command(host: Host, argv: tuple[str, ...], *, confirm: bool) -> Allow[Su
 
 def _require_timeout(host: Host, request: ExecuteCommand) -> None:
     asked_s = request.timeout_seconds
-    if asked_s is not None and asked_s > host.commands.max_s:
+    if asked_s is not None and asked_s > host.timeouts.command_max:
         raise BrokerError(
             ErrorCode.POLICY_RESOURCE_EXCEEDED,
-            f"timeout_seconds {asked_s:g} is above timeouts.command_max, {host.commands.max_s:g} s; ask for less",
-            limit_seconds=host.commands.max_s,
+            f"timeout_seconds {asked_s:g} is above timeouts.command_max, {host.timeouts.command_max:g} s; ask for less",
+            limit_seconds=host.timeouts.command_max,
             asked_seconds=asked_s,
         )
 

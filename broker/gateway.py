@@ -96,7 +96,7 @@ class Gateway:
             request_id=call.request_id,
             report=call.report,
             reserve=call.reserve,
-            base_url=call.base_url and (self._host.transfer_registry.public_url or call.base_url),
+            base_url=call.base_url and (self._host.transfer_registry.settings.public_url.rstrip("/") or call.base_url),
         )
         try:
             if step.inside and session is not None:

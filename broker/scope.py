@@ -20,6 +20,7 @@ from broker.session.resources import ResourceSettings, SessionResources
 from broker.session.session import Session
 from broker.session.supervisor import Supervisor
 from broker.session.urls import TransferRegistry
+from config.settings import TimeoutSettings
 from policy.environment import User
 from policy.path import PathRules, Purpose
 from policy.rules import Policy
@@ -31,19 +32,6 @@ from sandbox.plan.plan import ClosedPaths, LayerReport, SessionUser, Walls
 from sandbox.plan.walls import packages_of
 from transfers.media import MediaTypes
 from transfers.upload import Discarded
-
-
-@attrs.frozen(kw_only=True)
-class CommandLimits:
-    """The limits in time of a command.
-
-    Seconds by default and at most, seconds between SIGTERM and SIGKILL, and seconds for output after its end.
-    """
-
-    default_s: float
-    max_s: float
-    grace_s: float
-    drain_s: float
 
 
 @attrs.frozen(kw_only=True)
@@ -71,7 +59,7 @@ class Host:
     user: SessionUser
     grants: Grants
     limits: Limits
-    commands: CommandLimits
+    timeouts: TimeoutSettings
     resource_settings: ResourceSettings
     layers: tuple[LayerReport, ...]
     launcher: Launcher

@@ -11,9 +11,8 @@ import attrs
 import trio
 
 from broker.audit.audit import AuditSettings
-from broker.endpoint.http import HttpSettings
 from broker.grants import find_grants, limits_of, resolve_programs, without_own_files
-from broker.scope import CommandLimits, Host
+from broker.scope import Host
 from broker.session.aftermath import Listeners
 from broker.session.name_locks import NameLocks
 from broker.session.resources import ResourceSettings, SessionResources
@@ -28,7 +27,6 @@ from policy.known import network_use
 from policy.path import PathRules
 from policy.rules import Policy
 from sandbox.cgroup.layer import CgroupPlace, look
-from sandbox.commands.spill import OutputRoom
 from sandbox.errors import UserUnavailable
 from sandbox.init.launcher import Launcher
 from sandbox.machine.capabilities import probe
@@ -119,19 +117,14 @@ def build_host(
         user=user,
         grants=grants,
         limits=limits_of(policy.resource_limits),
-        commands=CommandLimits(
-            default_s=server.timeouts.command_default,
-            max_s=server.timeouts.command_max,
-            grace_s=server.timeouts.kill_grace,
-            drain_s=server.timeouts.output_drain,
-        ),
+        timeouts=server.timeouts,
         resource_settings=_resource_settings(config),
         layers=layers,
         launcher=launcher,
         supervisor=supervisor,
         facts=FactSource(),
         media=MediaTypes(look=look, limiter=trio.CapacityLimiter(MEDIA_THREADS)),
-        transfer_registry=_transfer_registry(server),
+        transfer_registry=TransferRegistry(settings=server.transfers),
         locks=NameLocks(),
         on_discard=on_discard,
         listeners=listeners,
@@ -151,42 +144,9 @@ def _resource_settings(config: Config) -> ResourceSettings:
     )
     return ResourceSettings(
         transfers=transfers,
-        max_commands=server.sessions.max_concurrent_commands,
-        output=OutputRoom(
-            inline_bytes=server.output.inline_bytes,
-            spill_bytes=server.output.spill_bytes,
-            when_full=server.output.when_full,
-            folder=str(config.base_dir / "data" / "output"),
-        ),
-        sweep_s=server.sessions.cleanup_interval,
-    )
-
-
-def _transfer_registry(server: ServerSettings) -> TransferRegistry:
-    transfers = server.transfers
-    return TransferRegistry(
-        ttl_s=transfers.url_ttl_s,
-        idle_s=transfers.idle_s,
-        max_open=transfers.max_open,
-        max_streams=transfers.max_streams,
-        public_url=transfers.public_url.rstrip("/"),
-    )
-
-
-def http_settings(server: ServerSettings) -> HttpSettings:
-    """Where and how to listen."""
-    return HttpSettings(
-        host=server.host,
-        port=server.port,
-        allowed_hosts=server.allowed_hosts,
-        allowed_origins=server.allowed_origins,
-        max_body_bytes=server.max_body_bytes,
-        body_timeout_s=server.body_timeout_s,
-        max_calls_in_flight=server.max_calls_in_flight,
-        max_connections=server.max_connections,
-        max_bodies_bytes=server.max_bodies_bytes,
-        max_answers_bytes=server.max_answers_bytes,
-        max_mcp_sessions=server.max_mcp_sessions,
+        sessions=server.sessions,
+        output=server.output,
+        output_dir=str(config.base_dir / "data" / "output"),
     )
 
 

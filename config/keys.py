@@ -15,7 +15,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import attrs
 
 from config.checks import Between
+from config.settings import ServerSettings
 from config.yamlnodes import Node, parse_yaml
+from policy.rules import Policy
 
 SHIPPED_DIR = Path(__file__).parent
 ANY_NAME = "<name>"  # the step of a dotted key where the operator chooses the name
@@ -32,7 +34,26 @@ class Key:
     default: str | None
 
 
-def describe_keys(file_class: type, shipped_file: str) -> Iterator[Key]:
+@attrs.frozen(kw_only=True)
+class ServerFile:
+    """server.yaml as a whole."""
+
+    server: ServerSettings
+
+
+@attrs.frozen(kw_only=True)
+class PolicyFile:
+    """policy.yaml as a whole."""
+
+    policy: Policy
+
+
+def all_keys() -> tuple[Key, ...]:
+    """List every key of both files with type, unit, default and meaning, in the order of the classes."""
+    return (*_described(ServerFile, "server.yaml"), *_described(PolicyFile, "policy.yaml"))
+
+
+def _described(file_class: type, shipped_file: str) -> Iterator[Key]:
     """Yield every key that is no section, as the operator would write it: `server.logging.level`."""
     text = (SHIPPED_DIR / shipped_file).read_text()
     root = parse_yaml(text, shipped_file).root

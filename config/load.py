@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from config.faults import ConfigFaults, Fault
-from config.keys import SHIPPED_DIR
+from config.keys import SHIPPED_DIR, PolicyFile, ServerFile
 from config.places import default_place, place_of
-from config.settings import PolicyFile, ServerFile, ServerSettings
+from config.settings import ServerSettings
 from config.sources import Source, read_sources
 from config.structure import structure
 from config.yamlnodes import Document, parse_yaml

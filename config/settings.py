@@ -2,7 +2,9 @@
 
 Every limit of the broker that an operator may move has its one home here, with its bounds and its unit. The
 classes have no defaults, so that a limit nobody chose cannot load: those are in defaults.yaml. What a key
-means is said once, in the comment beside it in server.yaml; `all_keys()` joins the two for documents.
+means is said once, in the comment beside it in server.yaml; `keys.all_keys()` joins the two for documents.
+
+The rooms of the broker take these very values; nobody copies them. They are pure: no file is read here.
 """
 
 from __future__ import annotations
@@ -23,8 +25,6 @@ from config.checks import (
     check_public_url,
     lowered,
 )
-from config.keys import Key, describe_keys
-from policy.rules import Policy
 from sandbox.plan.plan import SandboxSettings
 
 MIB = 1024 * 1024
@@ -127,8 +127,29 @@ class TransferSettings:
 
 
 @attrs.frozen(kw_only=True)
-class ServerSettings:
-    """Everything under `server:`."""
+class HttpSettings:
+    """Where and how to listen: what the HTTP endpoint takes, in a broker the whole of `ServerSettings`.
+
+    Without bounds: those are for operators, and stand there. Names are checked by `host_rules` as well.
+    """
+
+    host: str
+    port: int
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    max_body_bytes: int
+    body_timeout_s: float
+    max_calls_in_flight: int
+    max_connections: int = 256
+    """Each costs a descriptor, which the sessions need too."""
+    max_bodies_bytes: int = 64 * MIB
+    max_answers_bytes: int = 64 * MIB
+    max_mcp_sessions: int = 64
+
+
+@attrs.frozen(kw_only=True)
+class ServerSettings(HttpSettings):
+    """Everything under `server:`. The keys of `HttpSettings` have their bounds here, and no default."""
 
     host: str = attrs.field(validator=check_bind_host)
     port: int = attrs.field(validator=Between(0, PORT_MAX, ""))
@@ -176,25 +197,6 @@ class ServerSettings:
         return attrs.evolve(self, logging=logs)
 
 
-@attrs.frozen(kw_only=True)
-class ServerFile:
-    """server.yaml as a whole."""
-
-    server: ServerSettings
-
-
-@attrs.frozen(kw_only=True)
-class PolicyFile:
-    """policy.yaml as a whole."""
-
-    policy: Policy
-
-
 def body_bytes_for(content_bytes: int) -> int:
     """Return the size of a request body that carries so many bytes in base64."""
     return (content_bytes + 2) // 3 * 4 + BODY_ENVELOPE_BYTES
-
-
-def all_keys() -> tuple[Key, ...]:
-    """List every key of both files with type, unit, default and meaning, in the order of the classes."""
-    return (*describe_keys(ServerFile, "server.yaml"), *describe_keys(PolicyFile, "policy.yaml"))

@@ -8,7 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from config.settings import Key, all_keys  # noqa: E402  the checkout's own, installed or not
+from config.keys import Key, all_keys  # noqa: E402  the checkout's own, installed or not
 
 SHOWN_DEFAULT = 60
 HEAD = """# Settings

@@ -15,7 +15,8 @@ import trio
 from broker.access.peerwatch import PeerWatch
 from broker.calls import Answer, Call
 from broker.endpoint.adapter import build_server
-from broker.endpoint.http import HttpSettings, serve_http
+from broker.endpoint.http import serve_http
+from config.settings import HttpSettings
 
 SETTINGS = HttpSettings(
     host="127.0.0.1", port=0, max_body_bytes=1024, body_timeout_s=1, max_calls_in_flight=1, max_connections=8

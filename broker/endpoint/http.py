@@ -27,8 +27,8 @@ from broker.http.sockets import host_and_port, open_listeners
 from broker.http.transfer_app import TransferApp
 from broker.logs import quiet_libraries
 from broker.memory.heap import give_back_when_quiet
+from config.settings import HttpSettings
 
-MIB = 1024 * 1024
 HEADER_BYTES = 32 * 1024
 KEEP_ALIVE_S = 30.0
 """Idle connections, and request headers on their way, have this long. Longer than clients keep an idle
@@ -39,22 +39,10 @@ GRACE_S = 2.0
 
 
 @attrs.frozen(kw_only=True)
-class HttpSettings:
-    """Where and how to listen. Names are checked by `host_rules`, limits by `GuardLimits`."""
+class Patience:
+    """How many seconds a client may keep the server waiting, where no operator need choose."""
 
-    host: str
-    port: int
-    allowed_hosts: tuple[str, ...] = ()
-    allowed_origins: tuple[str, ...] = ()
-    max_body_bytes: int
-    body_timeout_s: float
-    max_calls_in_flight: int
-    max_bodies_bytes: int = 64 * MIB
-    max_answers_bytes: int = 64 * MIB
-    max_mcp_sessions: int = 64
     mcp_session_idle_s: float = 900
-    max_connections: int = 256
-    """Each costs a descriptor, which the sessions need too."""
     keep_alive_s: float = KEEP_ALIVE_S
     stall_s: float = 20
     """Seconds a client may leave an answer unread before its connection is closed. Of the body of a download over a
@@ -69,6 +57,7 @@ async def serve_http(
     end_work: Callable[[], Awaitable[None]],
     transfers: TransferApp | None = None,
     watch: PeerWatch | None = None,
+    patience: Patience = Patience(),
     task_status: trio.TaskStatus[tuple[str, ...]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve MCP over HTTP until *stop* is set; `started` gives the URLs.
@@ -83,10 +72,10 @@ async def serve_http(
     Cancellation: at once, without a drain: calls in flight are cancelled and their clients see a closed socket.
     """
     rules = host_rules(settings.host, settings.allowed_hosts, settings.allowed_origins)
-    manager = _session_manager(settings, server, rules)
+    manager = _session_manager(settings, server, rules, patience)
     budgets = MemoryBudgets.of(bodies_bytes=settings.max_bodies_bytes, answers_bytes=settings.max_answers_bytes)
     guard = _guard(settings, server, rules, manager, transfers, budgets)
-    sockets = await open_listeners(settings.host, settings.port, stall_s=settings.stall_s)
+    sockets = await open_listeners(settings.host, settings.port, stall_s=patience.stall_s)
 
     async def drained() -> None:
         await stop.wait()
@@ -99,7 +88,7 @@ async def serve_http(
             task_status.started(tuple(f"http://{host_and_port(sock)}{MCP_PATH}" for sock in sockets))
             await serve_connections(
                 guard,
-                _hypercorn_config(settings),
+                _hypercorn_config(patience.keep_alive_s),
                 sockets,
                 max_connections=settings.max_connections,
                 until=drained,
@@ -117,7 +106,9 @@ async def _heap_tended(budgets: MemoryBudgets) -> AsyncIterator[None]:
         nursery.cancel_scope.cancel(reason="the server has stopped")
 
 
-def _session_manager(settings: HttpSettings, server: Server[Any], rules: HostRules) -> StreamableHTTPSessionManager:
+def _session_manager(
+    settings: HttpSettings, server: Server[Any], rules: HostRules, patience: Patience
+) -> StreamableHTTPSessionManager:
     """Return the SDK's own entry; its checks are the same as the guard's, a second lock behind the first."""
     return StreamableHTTPSessionManager(
         server,
@@ -125,7 +116,7 @@ def _session_manager(settings: HttpSettings, server: Server[Any], rules: HostRul
             allowed_hosts=rules.host_patterns(), allowed_origins=rules.origin_patterns()
         ),
         max_request_body_size=settings.max_body_bytes,
-        session_idle_timeout=settings.mcp_session_idle_s,
+        session_idle_timeout=patience.mcp_session_idle_s,
         # `McpSessions` counts them; the SDK also counts requests that turn out not to open one.
         max_sessions=settings.max_mcp_sessions + settings.max_calls_in_flight,
     )
@@ -156,7 +147,7 @@ def _guard(
     )
 
 
-def _hypercorn_config(settings: HttpSettings) -> Config:
+def _hypercorn_config(keep_alive_s: float) -> Config:
     config = Config()
     config.alpn_protocols = ["http/1.1"]
     config.accesslog = None
@@ -164,7 +155,7 @@ def _hypercorn_config(settings: HttpSettings) -> Config:
     config.include_server_header = False
     config.h11_max_incomplete_size = HEADER_BYTES
     config.max_app_queue_size = 1  # pieces of a body that waits for room are memory, too
-    config.keep_alive_timeout = settings.keep_alive_s
+    config.keep_alive_timeout = keep_alive_s
     config.keep_alive_max_requests = KEEP_ALIVE_REQUESTS
     config.graceful_timeout = GRACE_S
     return config

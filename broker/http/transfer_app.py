@@ -44,7 +44,7 @@ class TransferApp:
     streams: Slots = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.streams = Slots(self._registry.max_streams)
+        self.streams = Slots(self._registry.settings.max_streams)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request beneath TRANSFERS_PATH."""
@@ -117,7 +117,9 @@ class TransferApp:
             else part_headers(transfer.filename, part, size_bytes, source.tag)
         )
         status = 200 if part is None else 206
-        flow = await send_pieces(exchange, source, (start, stop), (status, headers), sent, self._registry.idle_s)
+        flow = await send_pieces(
+            exchange, source, (start, stop), (status, headers), sent, self._registry.settings.idle_s
+        )
         if flow.error is not None:
             raise flow.error
         record.early_end = flow.early_end
@@ -137,7 +139,7 @@ class TransferApp:
             await transfer.sink.write(data)
             record.moved_bytes += len(data)
 
-        cut = await receive_body(exchange, write, self._registry.idle_s)
+        cut = await receive_body(exchange, write, self._registry.settings.idle_s)
         transfer.trouble = cut.why if cut else ""
         if exchange.left:
             record.early_end = cut

@@ -17,9 +17,10 @@ import attrs
 import trio
 
 from broker.contract.encode import utc_now
+from config.settings import OutputSettings
 from sandbox.commands.run import run_command
 from sandbox.commands.running import Command
-from sandbox.commands.spill import THREADS, OutputRoom, Quota, Spill
+from sandbox.commands.spill import THREADS, Quota, Spill
 from sandbox.commands.terminal import Size
 from sandbox.commands.values import Ended, ExecPlan, Partner, Times
 from sandbox.init.init import Init
@@ -216,12 +217,15 @@ class CommandNotFound(Exception):
 class SessionCommands:
     """All commands of one session, by id, the oldest first."""
 
-    def __init__(self, limit: int, room: OutputRoom, on_end: Callable[[SessionCommand], None]) -> None:
-        """Begin empty. *on_end* is told of each command when it ends, before anybody who waits for it."""
+    def __init__(
+        self, limit: int, output: OutputSettings, folder: str, on_end: Callable[[SessionCommand], None]
+    ) -> None:
+        """Begin empty; output goes to *folder*. *on_end* is told of each command that ends, before anybody who waits."""
         self.limit = limit
-        self.room = room
+        self.output = output
+        self._folder = folder
         self._on_end = on_end
-        self._quota = Quota(room.spill_bytes, self._make_room)
+        self._quota = Quota(output.spill_bytes, self._make_room)
         self._limiter = trio.CapacityLimiter(THREADS)
         self._commands: dict[str, SessionCommand] = {}
         self._ended: dict[str, SessionCommand] = {}  # of those, in the order in which they ended
@@ -237,12 +241,12 @@ class SessionCommands:
             raise TooManyCommands(self.limit)
         self._forget_oldest()
         self._count += 1
-        blocks = stays and self.room.when_full == "block"
+        blocks = stays and self.output.when_full == "block"
         command = SessionCommand(
             id=f"c{self._count}",
             argv=argv,
             origin=origin,
-            spill=Spill(self.room, self._quota, self._limiter, blocks=blocks),
+            spill=Spill(self.output.inline_bytes, self._folder, self._quota, self._limiter, blocks=blocks),
             has_terminal=has_terminal,
             on_end=self._take_end,
         )

@@ -18,7 +18,7 @@ import trio
 from broker.session.aftermath import LAST_LOOK_S, STOP_BOUND_S, Aftermath, Listeners
 from broker.session.commands import SessionCommands
 from broker.session.urls import SessionTransfers, TransferRegistry
-from sandbox.commands.spill import OutputRoom
+from config.settings import OutputSettings, SessionSettings
 from sandbox.files.disk import Disk
 from sandbox.files.errors import FileError, OutcomeUnknown
 from sandbox.files.files import Files, Part, Resolved, open_files
@@ -58,12 +58,12 @@ class SessionResources:
 
 @attrs.frozen(kw_only=True)
 class ResourceSettings:
-    """`sweep_s`: seconds between two looks for abandoned transfers."""
+    """The limits of a session. `output_dir` is where the output of its commands goes."""
 
     transfers: TransferSettings
-    max_commands: int
-    output: OutputRoom
-    sweep_s: float
+    sessions: SessionSettings
+    output: OutputSettings
+    output_dir: str
 
 
 @asynccontextmanager
@@ -87,7 +87,9 @@ async def open_session_resources(
     """
     limiter = trio.CapacityLimiter(DISK_THREADS)
     aftermath = Aftermath(listeners)
-    commands = SessionCommands(settings.max_commands, settings.output, aftermath.command_ended)
+    commands = SessionCommands(
+        settings.sessions.max_concurrent_commands, settings.output, settings.output_dir, aftermath.command_ended
+    )
     with closing(commands), ExitStack() as when_gone:
         async with (
             launcher.open_init(walls) as init,
@@ -111,7 +113,7 @@ async def open_session_resources(
                     aftermath=aftermath,
                     working_dir=walls.working_dir,
                     environment=environment,
-                    sweep_s=settings.sweep_s,
+                    sweep_s=settings.sessions.cleanup_interval,
                 )
                 try:
                     yield own

@@ -22,6 +22,7 @@ import trio
 from broker.contract.encode import utc_text
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.session.archives import ArchiveSink, ArchiveSource
+from config.settings import TransferSettings
 from sandbox.files.errors import FileError
 from transfers.refusals import TooManyTransfers, TransferError, TransferNotFound, TransferOver, TransfersClosed
 from transfers.streams import Sink, Source
@@ -207,11 +208,7 @@ class RawUpload(RawTransfer):
 class TransferRegistry:
     """All transfers of the broker, by the digests of their tokens."""
 
-    ttl_s: float
-    max_open: int
-    idle_s: float
-    max_streams: int
-    public_url: str
+    settings: TransferSettings
     _key: bytes = attrs.field(factory=lambda: secrets.token_bytes(KEY_BYTES), init=False, repr=False)
     _by_digest: dict[bytes, RawDownload | RawUpload] = attrs.field(factory=dict, init=False, repr=False)
 
@@ -252,8 +249,8 @@ class SessionTransfers:
         if self._closed:
             raise TransfersClosed
         is_open = sum(not transfer.ticket.is_over for transfer in self._transfers.values())
-        if is_open + self._opening >= self.registry.max_open:
-            raise TooManyTransfers(self.registry.max_open)
+        if is_open + self._opening >= self.registry.settings.max_open:
+            raise TooManyTransfers(self.registry.settings.max_open)
         self._opening += 1
         try:
             yield
@@ -264,8 +261,8 @@ class SessionTransfers:
         """A ticket that runs from now; without an id it gets a random one."""
         return Ticket(
             transfer_id=transfer_id or secrets.token_urlsafe(16),
-            ttl_s=self.registry.ttl_s,
-            expires_at=trio.current_time() + self.registry.ttl_s,
+            ttl_s=self.registry.settings.url_ttl_s,
+            expires_at=trio.current_time() + self.registry.settings.url_ttl_s,
         )
 
     def add(self, transfer: RawDownload | RawUpload) -> str:

@@ -119,11 +119,11 @@ def _plan(scope: Scope, request: ExecuteCommand, run: Run, *, stays: bool) -> Ex
 
 
 def _times(host: Host, request: ExecuteCommand, *, stays: bool) -> Times:
-    limits = host.commands
-    default_s = limits.max_s if stays else limits.default_s
+    limits = host.timeouts
+    default_s = limits.command_max if stays else limits.command_default
     asked_s = request.timeout_seconds
     timeout_s = default_s if asked_s is None else asked_s
-    return Times(timeout_s=timeout_s, grace_s=limits.grace_s, drain_s=limits.drain_s)
+    return Times(timeout_s=timeout_s, grace_s=limits.kill_grace, drain_s=limits.output_drain)
 
 
 def _answer(kind: type[R], session: Session[SessionResources], command: SessionCommand, *, plain: bool) -> R:
@@ -249,7 +249,7 @@ async def perform_signal_command(scope: Scope, request: SignalCommand, _: None) 
     command = scope.own.commands.find(request.command_id)
     was_running = command.running
     if request.signal == "END":
-        await command.end(scope.host.commands.grace_s)
+        await command.end(scope.host.timeouts.kill_grace)
     else:
         was_running = command.signal(SIGNALS[request.signal])
     return SignalCommandResult(command_id=command.id, signal_sent=request.signal, was_running=was_running)

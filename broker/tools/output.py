@@ -44,7 +44,7 @@ async def perform_read_output(scope: Scope, request: ReadOutput, _: None) -> Rea
     session, commands = scope.session, scope.own.commands
     command = commands.find(request.command_id)
     cursor = request.cursor if request.cursor >= 0 else max(0, command.spill.total(request.stream) + request.cursor)
-    max_bytes = request.max_bytes or commands.room.inline_bytes
+    max_bytes = request.max_bytes or commands.output.inline_bytes
     if request.wait_seconds:
         max_bytes = min(max_bytes, WAITED_BYTES)
     with suppress(SessionClosed):
@@ -116,7 +116,7 @@ async def perform_search_output(scope: Scope, request: SearchOutput, _: None) ->
             ExecPlan(
                 program="", argv=(), env={}, cwd="/", stdin_fd=fd, search=_search(request, begin, stop), limits=None
             ),
-            Times(timeout_s=SEARCH_S, grace_s=0, drain_s=scope.host.commands.drain_s),
+            Times(timeout_s=SEARCH_S, grace_s=0, drain_s=scope.host.timeouts.output_drain),
             output_bytes=FINDINGS_BYTES,
         )
     finally:

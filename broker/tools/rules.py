@@ -197,7 +197,7 @@ def tree_spec(host: Host, root: str) -> OfTree:
 
 def bounded_s(host: Host, asked_s: float) -> float:
     """Return the seconds that work on a tree may take: as asked, at most timeouts.command_max, as any work may."""
-    return min(asked_s, host.commands.max_s)
+    return min(asked_s, host.timeouts.command_max)
 
 
 def require_finished(work: Work[Any, Any], asked: str, done: str) -> None:

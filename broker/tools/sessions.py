@@ -95,7 +95,7 @@ async def perform_kill_session(scope: Scope, request: KillSession, _: Subject) -
     try:
         ended = await init.descendants()
         if not request.force:
-            with trio.move_on_after(scope.host.commands.grace_s):
+            with trio.move_on_after(scope.host.timeouts.kill_grace):
                 await ask_to_end(init)
                 for command in running:  # what obeyed ends as it did, and is not cut off while its end is taken in
                     await command.done.wait()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -32,18 +32,6 @@ HEADERS_BYTES = 16
 """Of the frames that one read of a pipe can need."""
 CHUNK_BYTES = 256 * 1024
 THREADS = 2
-
-WhenFull = Literal["block", "drop"]
-
-
-@attrs.frozen(kw_only=True)
-class OutputRoom:
-    """How much output is kept: `inline_bytes` of each stream in an answer, `spill_bytes` of a session in files."""
-
-    inline_bytes: int
-    spill_bytes: int
-    when_full: WhenFull
-    folder: str
 
 
 @attrs.frozen(kw_only=True)
@@ -80,17 +68,22 @@ class Quota:
 class Spill:
     """The output of one command, and whoever waits for more of it."""
 
-    def __init__(self, room: OutputRoom, quota: Quota, limiter: trio.CapacityLimiter, *, blocks: bool) -> None:
-        """Keep nothing yet. *blocks*: a full quota stops the command instead of dropping."""
-        self.stdout = Ends(room.inline_bytes)
-        self.stderr = Ends(room.inline_bytes)
+    def __init__(
+        self, inline_bytes: int, folder: str, quota: Quota, limiter: trio.CapacityLimiter, *, blocks: bool
+    ) -> None:
+        """Keep nothing yet: *inline_bytes* of each stream for an answer, the rest in *folder*.
+
+        *blocks*: a full quota stops the command instead of dropping.
+        """
+        self.stdout = Ends(inline_bytes)
+        self.stderr = Ends(inline_bytes)
         self.newest = self.stdout
         self.blocks = blocks
         self._overshoot_bytes = OVERSHOOT_BYTES if blocks else 0
         self.broken = 0  # the errno of a disk that failed
         self.changed = trio.lowlevel.ParkingLot()
         self.on_room: Callable[[], None] = _nobody_waits
-        self._folder = room.folder
+        self._folder = folder
         self._quota = quota
         self._limiter = limiter
         self._log = Transcript()

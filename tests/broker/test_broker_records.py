@@ -11,7 +11,6 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from disks import full_after
 
 from broker.audit.audit import Audit, AuditSettings, AuditUnavailable, Event, EventType, open_audit
 from broker.audit.refusals import IN_FULL
@@ -22,11 +21,12 @@ from broker.session.commands import CommandOrigin, SessionCommand, SessionComman
 from broker.session.session import EndReason
 from broker.session.supervisor import SessionEnd
 from broker.session.urls import stalled
+from config.settings import OutputSettings
 from sandbox.cgroup.usage import CommandUsage
-from sandbox.commands.spill import OutputRoom
 from sandbox.commands.streams import Captured
 from sandbox.commands.values import Ended, Exited, How, Signalled, TimedOut
 from sandbox.errors import SpawnFailed
+from tests.support.disks import full_after
 from transfers.upload import Cause, Discarded
 
 OF_ALL = {"timestamp", "uptime_ms", "run", "seq"}
@@ -82,11 +82,11 @@ def a_command(
     tmp_path: Path, *, detached: bool = True, cancelled: bool = False, session_over: bool = False
 ) -> Iterator[SessionCommand]:
     """A command of session "s" that is not started: its fields are what its end would have left there."""
-    room = OutputRoom(inline_bytes=1024, spill_bytes=1 << 20, when_full="drop", folder=str(tmp_path))
+    output = OutputSettings(inline_bytes=1024, spill_bytes=1 << 20, when_full="drop")
     origin = CommandOrigin(
         session_id="s", principal="me", client="test 1", request_id="1", session_over=lambda: session_over
     )
-    commands = SessionCommands(1, room, lambda _: None)
+    commands = SessionCommands(1, output, str(tmp_path), lambda _: None)
     command = commands.admit(("deploy", "--token", "hunter2"), origin, has_terminal=False, stays=True)
     command.detached, command.cancelled = detached, cancelled
     yield command

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.faults import ConfigFaults
+from config.keys import all_keys
 from config.load import Config, load_config
-from config.settings import all_keys
 
 KEYS = sorted({step for key in all_keys() for step in key.name.split(".")} | {"git", "nonsense"})
 

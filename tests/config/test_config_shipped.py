@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from config.keys import SHIPPED_DIR, Key
+from config.keys import SHIPPED_DIR, Key, all_keys
 from config.load import load_config
-from config.settings import all_keys
 from config.yamlnodes import parse_yaml
 
 

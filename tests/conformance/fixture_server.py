@@ -22,7 +22,8 @@ from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, Pro
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import ServerMessageMetadata
 
-from broker.endpoint.http import HttpSettings, serve_http
+from broker.endpoint.http import serve_http
+from config.settings import HttpSettings
 
 Context = ServerRequestContext[Any, Any]
 Tool = Callable[[Context, types.CallToolRequestParams], Awaitable[dict[str, Any]]]

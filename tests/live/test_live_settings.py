@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from config.settings import all_keys
+from config.keys import all_keys
 from tests.support import live_settings_policy, live_settings_server
 from tests.support.live import running_broker
 from tests.support.live_settings_server import Brokers

@@ -49,9 +49,12 @@ WORKER = UNFINISHED | {"sandbox.inside.worker"}
 OPENER = WORKER | {"sandbox.inside.opener"}
 
 TRANSFERS = frozenset({"transfers", "transfers.settings"})
-WORK = OUTSIDE | TRANSFERS | {"policy", "config"}
+# Frozen values, which any room outside the walls takes as they are; so nobody copies them.
+SETTINGS = frozenset({"config.settings"})
+CONFIG = SETTINGS | {"config", "config.checks", "config.faults"}
+WORK = OUTSIDE | TRANSFERS | CONFIG | {"policy"}
 # The rooms of the broker, from the ground up.
-GROUND = frozenset({"broker.contract", "broker.memory", "broker.calls", "broker.logs"})
+GROUND = SETTINGS | {"broker.contract", "broker.memory", "broker.calls", "broker.logs"}
 SESSION = GROUND | {"broker.session"}
 SCOPE = SESSION | {"broker.audit", "broker.failures", "broker.scope"}
 DECIDED = SCOPE | {"broker.decisions", "broker.records", "broker.grants"}
@@ -65,7 +68,10 @@ MAY_ENTER: Mapping[str, frozenset[str]] = {
     "policy": frozenset(),
     "transfers.settings": frozenset(),
     "transfers": frozenset({"transfers.settings"}),
-    "config": frozenset({"policy", "sandbox.plan", "transfers.settings"}),
+    "config.faults": frozenset(),
+    "config.checks": frozenset({"config.faults"}),
+    "config.settings": frozenset({"config.checks", "sandbox.plan"}),
+    "config": CONFIG - {"config"} | {"policy", "sandbox.plan", "transfers.settings"},
     # The kernel edge.
     "sandbox.paths": frozenset(),
     "sandbox.protocol": frozenset(),

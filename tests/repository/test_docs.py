@@ -11,7 +11,7 @@ import pytest
 
 from broker.contract.errors import ErrorCode
 from broker.contract.table import TOOLS
-from config.settings import Key, all_keys
+from config.keys import Key, all_keys
 
 pytestmark = pytest.mark.once  # it reads files only
 

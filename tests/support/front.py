@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,8 +23,9 @@ import trio
 from broker.calls import Answer, Call
 from broker.contract.long_text import LongText
 from broker.endpoint.adapter import build_server
-from broker.endpoint.http import HttpSettings, serve_http
+from broker.endpoint.http import Patience, serve_http
 from broker.endpoint.stdio import serve_stdio
+from config.settings import HttpSettings
 
 MODERN, LEGACY = "2026-07-28", "legacy"
 ANY_OBJECT = MappingProxyType({"type": "object"})
@@ -134,7 +136,9 @@ class House:
 
 @asynccontextmanager
 async def serving(*, slow_end: bool = False, **changes: Any) -> AsyncIterator[House]:
-    """Serve until the block is left; *changes* to the settings by name. A *slow_end* waits for `may_end`."""
+    """Serve until the block is left; *changes* to settings or patience by name. A *slow_end* waits for `may_end`."""
+    waits = {field.name for field in attrs.fields(Patience)} & changes.keys()
+    patience = Patience(**{name: changes.pop(name) for name in waits})
     settings = HttpSettings(
         **{
             "host": "127.0.0.1",
@@ -152,7 +156,8 @@ async def serving(*, slow_end: bool = False, **changes: Any) -> AsyncIterator[Ho
     async with trio.open_nursery() as nursery:
 
         async def run(*, task_status: trio.TaskStatus[tuple[str, ...]]) -> None:
-            await serve_http(settings, server, stop=stop, end_work=handler.end, task_status=task_status)
+            serve = partial(serve_http, settings, server, stop=stop, end_work=handler.end, patience=patience)
+            await serve(task_status=task_status)
 
         urls = await nursery.start(run)
         try:

@@ -20,8 +20,9 @@ from mcp.shared.subscriptions import ResourceUpdated
 
 from broker.contract.table import TOOLS
 from broker.endpoint.adapter import build_server
-from broker.endpoint.http import HttpSettings, serve_http
+from broker.endpoint.http import serve_http
 from broker.endpoint.outputs import MAX_STREAMS
+from config.settings import HttpSettings
 from tests.broker.tools.test_jobs import SERVER
 from tests.support.front import LEGACY, MODERN, Heard, Raw, modern_headers, raw
 from tests.support.whole import Whole, open_whole

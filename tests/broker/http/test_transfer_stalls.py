@@ -16,9 +16,8 @@ import pytest
 import trio
 
 from broker.app import build_mcp
-from broker.endpoint.http import serve_http
+from broker.endpoint.http import Patience, serve_http
 from broker.http.transfer_app import TransferApp
-from broker.wiring import http_settings
 from tests.support.live_urls import dial, get_head
 from tests.support.whole import URL, Whole, open_whole
 
@@ -60,7 +59,7 @@ async def served(base: Path, idle_s: float) -> AsyncIterator[Served]:
         with (whole.work / "d/f").open("wb") as sparse:
             sparse.truncate(SIZE_BYTES)
         shutil.chown(whole.work / "d", user=whole.foundation.user.uid)
-        settings = attrs.evolve(http_settings(whole.config.server), port=0, stall_s=KERNELS_S)
+        settings = attrs.evolve(whole.config.server, port=0)
         transfers = TransferApp(whole.broker.transfer_registry, whole.broker.audit)
         async with trio.open_nursery() as nursery:
 
@@ -71,6 +70,7 @@ async def served(base: Path, idle_s: float) -> AsyncIterator[Served]:
                     stop=whole.broker.stop,
                     end_work=whole.broker.end_work,
                     transfers=transfers,
+                    patience=Patience(stall_s=KERNELS_S),
                     task_status=task_status,
                 )
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from sandbox.commands.spill import PENDING_BYTES, OutputRoom, Quota, Spill
+from sandbox.commands.spill import PENDING_BYTES, Quota, Spill
 from sandbox.commands.transcript import STDERR, STDOUT
 from sandbox.kernel.files import open_nameless
 from sandbox.protocol.commands import FRAME_HEADER
@@ -34,8 +34,7 @@ def keep_all(_wanted: int) -> None:
 def new_spill(
     folder: Path, *, quota: Quota | None = None, blocks: bool = False, threads: trio.CapacityLimiter | None = None
 ) -> Spill:
-    room = OutputRoom(inline_bytes=100, spill_bytes=MIB, when_full="drop", folder=str(folder))
-    return Spill(room, quota or Quota(MIB, keep_all), threads or trio.CapacityLimiter(1), blocks=blocks)
+    return Spill(100, str(folder), quota or Quota(MIB, keep_all), threads or trio.CapacityLimiter(1), blocks=blocks)
 
 
 async def say(spill: Spill, data: bytes, stream: int = STDOUT) -> None:

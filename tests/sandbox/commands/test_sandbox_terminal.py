@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from sandbox.commands.run import open_command, run_command
-from sandbox.commands.spill import OutputRoom, Quota, Spill
+from sandbox.commands.spill import Quota, Spill
 from sandbox.commands.terminal import Size, open_terminal
 from sandbox.commands.values import Ended, Exited, Partner, Signalled, Times
 from tests.sandbox.init.test_sandbox_births import AS_ROOT, World, open_world, stray_fds, wait_exit
@@ -52,8 +52,8 @@ class Talk:
 
 @asynccontextmanager
 async def talking(world: World, *argv: str, **fields: Any) -> AsyncIterator[Talk]:
-    room = OutputRoom(inline_bytes=4096, spill_bytes=1 << 20, when_full="drop", folder=str(world.home / "unused"))
-    spill = Spill(room, Quota(1 << 20, lambda _: None), trio.CapacityLimiter(1), blocks=False)
+    quota, folder = Quota(1 << 20, lambda _: None), str(world.home / "unused")
+    spill = Spill(4096, folder, quota, trio.CapacityLimiter(1), blocks=False)
     talk = Talk(spill, [])
     launched = trio.Event()
 
