@@ -111,7 +111,6 @@ class OutputSettings:
 
     inline_bytes: int = attrs.field(validator=Between(1024, 64 * MIB, "bytes"))
     spill_bytes: int = attrs.field(validator=Between(MIB, 1024 * 1024 * MIB, "bytes"))
-    when_full: Literal["drop", "block"]
 
 
 @attrs.frozen(kw_only=True)

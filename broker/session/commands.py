@@ -220,7 +220,7 @@ class SessionCommands:
     def __init__(
         self, limit: int, output: OutputSettings, folder: str, on_end: Callable[[SessionCommand], None]
     ) -> None:
-        """Begin empty; output goes to *folder*. *on_end* is told of each command that ends, before anybody who waits."""
+        """Begin empty; output goes to *folder*. *on_end* is told of each command that ends, before its waiters."""
         self.limit = limit
         self.output = output
         self._folder = folder
@@ -231,8 +231,8 @@ class SessionCommands:
         self._ended: dict[str, SessionCommand] = {}  # of those, in the order in which they ended
         self._count = 0
 
-    def admit(self, argv: tuple[str, ...], origin: CommandOrigin, *, has_terminal: bool, stays: bool) -> SessionCommand:
-        """Take in one more command. *stays*: it may outlive its call, so a reader can make room for its output.
+    def admit(self, argv: tuple[str, ...], origin: CommandOrigin, *, has_terminal: bool) -> SessionCommand:
+        """Take in one more command.
 
         Raises:
             TooManyCommands: so many run already.
@@ -241,12 +241,11 @@ class SessionCommands:
             raise TooManyCommands(self.limit)
         self._forget_oldest()
         self._count += 1
-        blocks = stays and self.output.when_full == "block"
         command = SessionCommand(
             id=f"c{self._count}",
             argv=argv,
             origin=origin,
-            spill=Spill(self.output.inline_bytes, self._folder, self._quota, self._limiter, blocks=blocks),
+            spill=Spill(self.output.inline_bytes, self._folder, self._quota, self._limiter),
             has_terminal=has_terminal,
             on_end=self._take_end,
         )

@@ -56,9 +56,7 @@ async def perform_execute_command(scope: Scope, request: ExecuteCommand, run: Ru
     own = scope.own
     stays = request.background or request.wait_seconds is not None
     plan, times = _plan(scope, request, run, stays=stays), _times(scope.host, request, stays=stays)
-    command = own.commands.admit(
-        run.argv, _origin(scope, request), has_terminal=request.terminal is not None, stays=stays
-    )
+    command = own.commands.admit(run.argv, _origin(scope, request), has_terminal=request.terminal is not None)
     work = partial(command.run, own.init, plan, times)
     if stays:
         await _start(scope, command, work, request.wait_seconds or 0)

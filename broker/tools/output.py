@@ -61,7 +61,6 @@ async def perform_read_output(scope: Scope, request: ReadOutput, _: None) -> Rea
 
 async def _page(scope: Scope, request: ReadOutput, command: SessionCommand, cursor: int, max_bytes: int) -> Page:
     spill, view = command.spill, request.stream
-    await spill.release(view, cursor)
     async with narrated(scope.session, command, scope.report if request.wait_seconds else None):
         with trio.move_on_after(request.wait_seconds):
             await spill.wait_more(view, cursor)

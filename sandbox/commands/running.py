@@ -25,12 +25,12 @@ from sandbox.kernel.processes import take_pid
 from sandbox.protocol.commands import FROM_LEADER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from sandbox.cgroup.session import Leaf
     from sandbox.commands.spill import Spill
-    from sandbox.commands.streams import Input, Output, Streams
+    from sandbox.commands.streams import Input, Streams
     from sandbox.commands.terminal import Size
     from sandbox.init.keeper import Slot
     from sandbox.protocol.commands import NotStarted, Started
@@ -57,7 +57,6 @@ class Command:
         self.streams = streams
         self._spill = spill
         self.paths: Mapping[str, str] = {}  # what a stage that fails was about
-        self._paused: list[Output] = []
         self._serial = slot.serial
         self._launch = launch
         self._launching = True
@@ -65,11 +64,11 @@ class Command:
         self._watched: dict[int, tuple[Callable[[], bool], Callable[[], None]]] = {}
         self._watch(launch.fileno(), self._read_launch, launch.close)
         self._watch(slot.sock.fileno(), self._read_news, _leave_open)
-        self._watch_outputs(output for output in (streams.stdout, streams.stderr) if output.fd >= 0)
+        for output in (streams.stdout, streams.stderr):
+            if output.fd >= 0:
+                self._watch(output.fd, output.pump, output.close)
         if streams.stdin is not None:
             self._watch_stdin(streams.stdin)
-        if spill is not None:
-            spill.on_room = self._resume
 
     def _watch(
         self, fd: int, on_ready: Callable[[], bool], close: Callable[[], None], events: int = select.EPOLLIN
@@ -77,10 +76,6 @@ class Command:
         """Call *on_ready* whenever *fd* is, until it returns False; then *close*."""
         self._epoll.register(fd, events)
         self._watched[fd] = on_ready, close
-
-    def _watch_outputs(self, outputs: Iterable[Output]) -> None:
-        for output in outputs:
-            self._watch(output.fd, output.pump, output.close)
 
     def _watch_stdin(self, stdin: Input) -> None:
         self._watch(stdin.fd, stdin.pump, stdin.rest, select.EPOLLOUT)
@@ -145,9 +140,6 @@ class Command:
 
         What they hold by then is read in any case: the bound is for what others may yet say, not for a busy broker.
         """
-        if self._spill is not None:
-            self._spill.unblock()
-            self._resume()
         with trio.move_on_after(drain_s):
             while self.streams.open_outputs:
                 await self._advance()
@@ -189,29 +181,13 @@ class Command:
             if not on_ready():
                 self._unwatch(fd)
                 close()
-        if self._spill is not None:
-            await self._make_way(self._spill)
+        if self._spill is not None and self._spill.due:
+            await self._spill.settle()
 
     def _unwatch(self, fd: int) -> None:
         # By hand and before it is closed: a copy in a process that is just being started would keep it in the set.
         self._epoll.unregister(fd)
         del self._watched[fd]
-
-    async def _make_way(self, spill: Spill) -> None:
-        """Have what came written down; read on only when there is room for more, which holds the writer up."""
-        if spill.due:
-            await spill.settle()
-        if spill.full and not self._paused:
-            self._paused = [
-                output for output in (self.streams.stdout, self.streams.stderr) if output.fd in self._watched
-            ]
-            for output in self._paused:
-                self._unwatch(output.fd)
-
-    def _resume(self) -> None:
-        """Read on; there is room, or nobody minds any more."""
-        paused, self._paused = self._paused, []
-        self._watch_outputs(output for output in paused if output.fd >= 0)
 
     def _read_launch(self) -> bool:
         """Learn what became of the launch: exec closes the socket silently, a failed stage says its name.
@@ -244,9 +220,6 @@ class Command:
 
     def close(self) -> None:
         """Close what the broker holds of it."""
-        if self._spill is not None:
-            self._spill.on_room = _leave_open
-        self._paused = []
         self._watched.clear()
         if not self._epoll.closed:
             trio.lowlevel.notify_closing(self._epoll)
@@ -262,4 +235,4 @@ NEWS: Mapping[str, Callable[[Command, Any, list[int]], None]] = MappingProxyType
 
 
 def _leave_open() -> None:
-    """Do nothing: the keeper's socket is its slot's, and a command that is closed waits for no room."""
+    """Do nothing: the keeper's socket is its slot's."""

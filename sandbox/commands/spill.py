@@ -16,7 +16,8 @@ import trio
 
 from sandbox.commands.excerpt import Ends
 from sandbox.commands.transcript import STDERR, STDOUT, Extract, Point, Transcript, View
-from sandbox.kernel.files import open_nameless, punch, write_at
+from sandbox.kernel.files import open_nameless, write_at
+from sandbox.kernel.nameless import open_nameless, write_at
 from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ PENDING_BYTES = 256 * 1024
 """Of a running command's log in memory before it is written: one hop to a thread for four full pipes."""
 KEPT_BYTES = 16 * 1024
 """Of an ended command's log that may stay in memory; longer ones go to their file."""
-OVERSHOOT_BYTES = 256 * 1024
-"""Beyond the quota for what is still in the pipes of a blocked command when it ends."""
 HEADERS_BYTES = 16
 """Of the frames that one read of a pipe can need."""
 CHUNK_BYTES = 256 * 1024
@@ -68,21 +67,13 @@ class Quota:
 class Spill:
     """The output of one command, and whoever waits for more of it."""
 
-    def __init__(
-        self, inline_bytes: int, folder: str, quota: Quota, limiter: trio.CapacityLimiter, *, blocks: bool
-    ) -> None:
-        """Keep nothing yet: *inline_bytes* of each stream for an answer, the rest in *folder*.
-
-        *blocks*: a full quota stops the command instead of dropping.
-        """
+    def __init__(self, inline_bytes: int, folder: str, quota: Quota, limiter: trio.CapacityLimiter) -> None:
+        """Keep nothing yet: *inline_bytes* of each stream for an answer, the rest in *folder*."""
         self.stdout = Ends(inline_bytes)
         self.stderr = Ends(inline_bytes)
         self.newest = self.stdout
-        self.blocks = blocks
-        self._overshoot_bytes = OVERSHOOT_BYTES if blocks else 0
         self.broken = 0  # the errno of a disk that failed
         self.changed = trio.lowlevel.ParkingLot()
-        self.on_room: Callable[[], None] = _nobody_waits
         self._folder = folder
         self._quota = quota
         self._limiter = limiter
@@ -90,8 +81,6 @@ class Spill:
         self._fd = -1
         self._lock = trio.Lock()
         self._ended = False
-        self._punched = 0  # of the file: what the disk has back
-        self._had = (0, 0)  # of stdout and stderr: what a reader has gone past
 
     # --- what a command's pipes say
 
@@ -99,14 +88,9 @@ class Spill:
         """Take in what *stream* said; never waits."""
         self.newest = self.stdout if stream == STDOUT else self.stderr
         self.newest.add(data)
-        room = self._quota.room(len(data) + HEADERS_BYTES) + self._overshoot_bytes
+        room = self._quota.room(len(data) + HEADERS_BYTES)
         self._quota.used_bytes += self._log.append(stream, data, room)
         self.changed.unpark_all()
-
-    @property
-    def full(self) -> bool:
-        """Whether the command must wait before it says more."""
-        return self.blocks and self._quota.room(1) == 0
 
     @property
     def due(self) -> bool:
@@ -129,10 +113,6 @@ class Spill:
                 self._log.sealed = True
             else:
                 self._log.wrote(count)
-
-    def unblock(self) -> None:
-        """Let the command say what it has left: it has ended, and its pipes hold the rest."""
-        self.blocks = False
 
     def finish(self) -> None:
         """Learn that no more will come."""
@@ -224,31 +204,6 @@ class Spill:
 
     # --- giving up
 
-    async def release(self, view: View, cursor: int) -> None:
-        """Learn that a reader has everything of *view* before *cursor*: a full quota may forget it."""
-        at = self._log.locate("both", cursor)
-        stdout = cursor if view == "stdout" else at.stdout if view == "both" else 0
-        stderr = cursor if view == "stderr" else at.stderr if view == "both" else 0
-        self._had = (max(self._had[0], stdout), max(self._had[1], stderr))
-        if not self.full:  # somebody else's output made room
-            self.on_room()
-            return
-        async with self._lock:
-            begin = self._log.base.at
-            kept_from = self._log.release(*self._had).at
-            self._quota.used_bytes -= kept_from - begin  # with the base, whatever cancels what follows
-            try:
-                await self._give_back(kept_from)
-            finally:
-                self.on_room()
-
-    async def _give_back(self, kept_from: int) -> None:
-        """Have the disk back what lies before *kept_from*; what a cancelled call left, the next one takes along."""
-        if kept_from > self._punched:
-            count = kept_from - self._punched
-            await run_in_thread(punch, self._fd, self._punched, count, limiter=self._limiter)
-            self._punched = kept_from
-
     def give_up(self) -> None:
         """Forget all that is kept; the counts stay."""
         self._quota.used_bytes -= self._log.size
@@ -270,10 +225,6 @@ class Spill:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def _nobody_waits() -> None:
-    """Do nothing: no command waits for room."""
 
 
 def _extract(extract: Extract, fd: int, written: int) -> None:

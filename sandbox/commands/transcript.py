@@ -122,18 +122,7 @@ class Transcript:
         places, stdouts, stderrs = self._points
         offsets = {"stdout": stdouts, "stderr": stderrs, "both": self._both}[view]
         index = bisect_right(offsets, cursor) - 1
-        found = Point(places[index], stdouts[index], stderrs[index]) if index >= 0 else self.base
-        return found if found.at >= self.base.at else self.base
-
-    def release(self, stdout: int, stderr: int) -> Point:
-        """Give up what lies before these offsets, as far as it is written; return the new base."""
-        places, stdouts, stderrs = self._points
-        index = min(bisect_right(stdouts, stdout), bisect_right(stderrs, stderr), bisect_right(places, self.written))
-        found = Point(places[index - 1], stdouts[index - 1], stderrs[index - 1]) if index > 0 else self.base
-        if found.at > self.base.at:
-            self._forget_before(index - 1)
-            self.base = found
-        return self.base
+        return Point(places[index], stdouts[index], stderrs[index]) if index >= 0 else self.base
 
     def give_up(self) -> None:
         """Forget everything; what was kept is counted as before `base`."""
@@ -144,10 +133,6 @@ class Transcript:
         self.base = self.end
         self._points = tuple(array("Q", [value]) for value in attrs.astuple(self.end))  # type: ignore[assignment]
         self._both = array("Q", [self.end.offset("both")])
-
-    def _forget_before(self, index: int) -> None:
-        for column in (*self._points, self._both):
-            del column[:index]
 
 
 class Extract:

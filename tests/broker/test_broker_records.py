@@ -82,12 +82,12 @@ def a_command(
     tmp_path: Path, *, detached: bool = True, cancelled: bool = False, session_over: bool = False
 ) -> Iterator[SessionCommand]:
     """A command of session "s" that is not started: its fields are what its end would have left there."""
-    output = OutputSettings(inline_bytes=1024, spill_bytes=1 << 20, when_full="drop")
+    output = OutputSettings(inline_bytes=1024, spill_bytes=1 << 20)
     origin = CommandOrigin(
         session_id="s", principal="me", client="test 1", request_id="1", session_over=lambda: session_over
     )
     commands = SessionCommands(1, output, str(tmp_path), lambda _: None)
-    command = commands.admit(("deploy", "--token", "hunter2"), origin, has_terminal=False, stays=True)
+    command = commands.admit(("deploy", "--token", "hunter2"), origin, has_terminal=False)
     command.detached, command.cancelled = detached, cancelled
     yield command
     commands.close()

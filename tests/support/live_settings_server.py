@@ -446,31 +446,6 @@ async def spill_bytes(brokers: Brokers) -> None:
     assert 1_100_000 - changed["dropped_bytes"] == pytest.approx(1024 * 1024, abs=1000)
 
 
-async def when_full(brokers: Brokers) -> None:
-    async def flood(client: Client, session_id: str) -> Answer:
-        begun = await ok(
-            client,
-            "execute_command",
-            session_id=session_id,
-            argv=["head", "-c", "3000000", "/dev/zero"],
-            timeout_seconds=4,
-            wait_seconds=SOON_S,
-        )
-        return (
-            begun
-            if not begun["running"]
-            else await call(
-                client, "read_output", session_id=session_id, command_id=begun["command_id"], cursor=900_000
-            )
-        )
-
-    with running_broker({"output": {"spill_bytes": 1024 * 1024, "when_full": "block"}}) as broker:
-        held_up = await in_session(broker, flood)
-    dropped = await in_session(brokers.changed, flood)
-    assert (held_up["running"], held_up["dropped_bytes"]) == (True, 0)
-    assert (dropped["running"], dropped["dropped_bytes"] > 1_900_000) == (False, True)
-
-
 async def max_open(brokers: Brokers) -> None:
     async def three(client: Client, session_id: str) -> Answer:
         for name in ("a", "b"):
@@ -672,7 +647,6 @@ ROWS: Mapping[str, Row] = {
     "server.timeouts.upload_idle": upload_idle,
     "server.output.inline_bytes": inline_bytes,
     "server.output.spill_bytes": spill_bytes,
-    "server.output.when_full": when_full,
     "server.transfers.max_open": max_open,
     "server.transfers.max_chunk_bytes": max_chunk_bytes,
     "server.transfers.url_ttl_s": url_ttl_s,

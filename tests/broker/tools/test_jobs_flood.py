@@ -76,31 +76,6 @@ async def test_every_byte_of_a_full_quota_can_be_paged_and_searched(tmp_path: Pa
         assert found["dropped_bytes"] == 16 * MIB - kept
 
 
-@pytest.mark.bounded(60)
-async def test_a_blocked_command_says_everything_to_a_reader_who_keeps_up(tmp_path: Path) -> None:
-    total = 6 * MIB
-    server = SERVER.replace("inline_bytes: 4096", f"inline_bytes: 4096, spill_bytes: {MIB}, when_full: block")
-    async with hands(tmp_path, server) as own:
-        begun = await own.python(FLOOD.format(total=total), background=True)
-        cursor, running, size = 0, True, 0
-        while running or cursor < size:
-            page = await own.ok(
-                "read_output",
-                command_id=begun["command_id"],
-                cursor=cursor,
-                max_bytes=300_000,
-                wait_seconds=20,
-                encoding="base64",
-            )
-            assert page["evicted_bytes"] == page["dropped_bytes"] == 0
-            data = base64.b64decode(page["data"])
-            first = cursor // LINE
-            wanted = b"".join(b"%062d\n\n" % n for n in range(first, first + len(data) // LINE + 2))
-            assert data == wanted[cursor % LINE :][: len(data)]
-            cursor, running, size = page["next_cursor"], page["running"], page["total_bytes"]
-        assert cursor >= total
-
-
 async def test_older_output_makes_room_for_newer(tmp_path: Path) -> None:
     server = SERVER.replace("inline_bytes: 4096", f"inline_bytes: 4096, spill_bytes: {MIB}")
     async with hands(tmp_path, server) as own:

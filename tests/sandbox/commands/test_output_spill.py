@@ -31,10 +31,8 @@ def keep_all(_wanted: int) -> None:
     """Give nothing up."""
 
 
-def new_spill(
-    folder: Path, *, quota: Quota | None = None, blocks: bool = False, threads: trio.CapacityLimiter | None = None
-) -> Spill:
-    return Spill(100, str(folder), quota or Quota(MIB, keep_all), threads or trio.CapacityLimiter(1), blocks=blocks)
+def new_spill(folder: Path, *, quota: Quota | None = None, threads: trio.CapacityLimiter | None = None) -> Spill:
+    return Spill(100, str(folder), quota or Quota(MIB, keep_all), threads or trio.CapacityLimiter(1))
 
 
 async def say(spill: Spill, data: bytes, stream: int = STDOUT) -> None:
@@ -108,81 +106,6 @@ async def test_what_was_given_up_says_so(folder: Path) -> None:
     spill.give_up()
     page = await spill.read("stdout", 100, 50)
     assert (page.data, page.cursor, page.evicted_bytes, page.end) == (b"", 400_000, 399_900, 400_000)
-
-
-async def test_a_reader_makes_room_for_a_command_that_is_held_up(folder: Path) -> None:
-    quota = Quota(MIB, keep_all)
-    spill = new_spill(folder, quota=quota, blocks=True)
-    woken = trio.Event()
-    spill.on_room = woken.set
-    data = bytes(i % 253 for i in range(MIB + 65536))
-    await say(spill, data)
-    assert spill.full
-    await spill.settle()
-    page = await spill.read("stdout", 0, MIB // 2)
-    assert page.data == data[: MIB // 2]
-    await spill.release("stdout", page.next_cursor)
-    assert woken.is_set()
-    assert not spill.full
-    assert quota.used_bytes < MIB * 3 // 4
-    after = await spill.read("stdout", page.next_cursor, 1000)
-    assert (after.data, after.evicted_bytes) == (data[page.next_cursor :][:1000], 0)
-    assert (await spill.read("stdout", 0, 10)).evicted_bytes > MIB // 4
-    spill.give_up()
-
-
-async def test_the_disk_gets_back_what_was_given_up(folder: Path) -> None:
-    spill = new_spill(folder, blocks=True)
-    await say(spill, b"z" * (MIB + 65536))
-    await spill.settle()
-    before = os.fstat(spill._fd).st_blocks
-    await spill.release("both", MIB)
-    assert os.fstat(spill._fd).st_blocks < before / 2
-    spill.close()
-
-
-async def test_a_reader_that_leaves_while_the_threads_are_busy_loses_no_quota_and_holds_no_command(
-    folder: Path,
-) -> None:
-    quota = Quota(MIB, keep_all)
-    threads = trio.CapacityLimiter(1)
-    spill = new_spill(folder, quota=quota, blocks=True, threads=threads)
-    await say(spill, b"z" * (MIB + 65536))
-    await spill.settle()
-    woken = trio.Event()
-    spill.on_room = woken.set
-    with trio.CancelScope() as left:
-        async with trio.open_nursery() as nursery, threads:
-            nursery.start_soon(spill.release, "stdout", MIB // 2)
-            await trio.testing.wait_all_tasks_blocked()
-            left.cancel()
-    assert woken.is_set()
-    assert quota.used_bytes == spill.size < MIB * 3 // 4
-    while not spill.full:
-        await say(spill, b"z" * 65536)
-    await spill.settle()
-    await spill.release("stdout", MIB // 2 + 65536)
-    on_disk = os.fstat(spill._fd).st_blocks * 512
-    assert on_disk < spill.size + 65536, "the disk did not get back what the first reader was past"
-    spill.give_up()
-    assert quota.used_bytes == 0
-
-
-async def test_room_that_another_output_made_is_noticed_too(folder: Path) -> None:
-    quota = Quota(MIB, keep_all)
-    first, second = (new_spill(folder, quota=quota, blocks=True) for _ in range(2))
-    woken = trio.Event()
-    second.on_room = woken.set
-    await say(first, b"1" * (MIB // 2))
-    await say(second, b"2" * (MIB // 2))
-    await first.settle()
-    assert second.full
-    await first.release("stdout", MIB // 2)
-    assert not woken.is_set()
-    await second.release("stdout", 1000)
-    assert woken.is_set(), "its command would wait although there is room"
-    first.give_up()
-    second.give_up()
 
 
 async def test_a_disk_that_fails_is_treated_as_full(tmp_path: Path) -> None:

@@ -67,13 +67,6 @@ class Log(RuleBasedStateMachine):
             max_bytes = min(max_bytes, 500)
         assert self.read(view, cursor, max_bytes, chunk) == self.oracle(view)[cursor : cursor + max_bytes]
 
-    @rule(stdout=st.floats(0, 1), stderr=st.floats(0, 1))
-    def release(self, stdout: float, stderr: float) -> None:
-        had = int(stdout * self.log.end.stdout), int(stderr * self.log.end.stderr)
-        before = self.log.base
-        base = self.log.release(*had)
-        assert base == before or (base.stdout <= had[0] and base.stderr <= had[1] and base.at <= self.log.written)
-
     @rule()
     def give_up(self) -> None:
         if self.log.sealed:  # else the machine would end early in every run

@@ -53,7 +53,7 @@ class Talk:
 @asynccontextmanager
 async def talking(world: World, *argv: str, **fields: Any) -> AsyncIterator[Talk]:
     quota, folder = Quota(1 << 20, lambda _: None), str(world.home / "unused")
-    spill = Spill(4096, folder, quota, trio.CapacityLimiter(1), blocks=False)
+    spill = Spill(4096, folder, quota, trio.CapacityLimiter(1))
     talk = Talk(spill, [])
     launched = trio.Event()
 
