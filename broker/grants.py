@@ -40,7 +40,7 @@ def resolve_programs(policy: Policy) -> Mapping[str, Program]:
 def find_grants(
     policy: Policy, rules: PathRules, programs: Mapping[str, Program], user: SessionUser, links: tuple[str, ...] = ()
 ) -> Grants:
-    """What a session of *user* may write, what it and each of its commands may execute, what it must not see or change.
+    """Return what a session of *user* may write, what it and its commands may execute, what it must not see or change.
 
     *links*: symbolic links that must not be replaced, wherever they lead.
     """
@@ -59,7 +59,7 @@ def find_grants(
 
 
 def closed_by(rules: PathRules, opened: tuple[str, ...] = (), links: tuple[str, ...] = ()) -> ClosedPaths:
-    """What the kernel closes to commands: the blocked and the guarded patterns, and where those begin that say it.
+    """Return what the kernel closes to commands: blocked and guarded patterns, and where those begin that say it.
 
     A pattern without wildcards closes a name that is not there yet as well, and one with wildcards in its last name
     closes such names in a directory: those take no new ones. Not so for the pack of secrets: what a session itself puts
@@ -156,7 +156,7 @@ def _existing(rules: PathRules, root: Root) -> Iterator[str]:
 
 
 def limits_of(limits: ResourceLimits | ResourceOverride) -> Limits:
-    """What the policy says, as the sandbox says it."""
+    """Return what the policy says, as the sandbox says it."""
     return Limits(
         memory_max_bytes=limits.memory_max,
         swap_max_bytes=limits.memory_swap_max,

@@ -1,4 +1,4 @@
-"""From the configuration to what the rooms are built with: each settings value goes to the one who needs it.
+"""The way from the configuration to what the rooms are built with: each section goes to the room that needs it.
 
 Decides nothing and runs nothing: `app.py` says in which order things live and die.
 """
@@ -43,12 +43,12 @@ DOWNLOAD_IDLE_S = 600.0
 """Seconds without a chunk after which a pinned download is let go; the client may start it again."""
 
 CANNOT_START = (LayerUnavailable, UserUnavailable, NotOurs, Untenable)
-"""What `lay_foundation` raises: this machine cannot give what is required, or the broker would not be safe here."""
+"""The errors that `lay_foundation` raises: the machine lacks what is required, or the broker would not be safe here."""
 
 
 @attrs.frozen(kw_only=True)
 class Foundation:
-    """What is known before anything runs: the host's capabilities, the session user, the plan for the walls."""
+    """The facts known before anything runs: the host's capabilities, the session user, the plan for the walls."""
 
     plan: Plan
     user: SessionUser
@@ -56,7 +56,7 @@ class Foundation:
     limit_files: frozenset[str]
     """Of a cgroup: those that the policy makes use of."""
     trusted: TrustedPlaces
-    """What no session may change."""
+    """Places that no session may change."""
     warnings: tuple[str, ...]
     """Sentences for the operator, none of which stops the start."""
 
@@ -99,7 +99,7 @@ def build_host(
     on_discard: Callable[[str, str, Discarded], None],
     listeners: Listeners,
 ) -> Host:
-    """What the tools work with. Looks at the machine's programs and at what the path patterns stand for now.
+    """Return what the tools work with. Looks at the machine's programs and at what the path patterns stand for now.
 
     Args:
         look: who tells types by content, outside this process.
@@ -151,7 +151,7 @@ def _resource_settings(config: Config) -> ResourceSettings:
 
 
 def audit_settings(server: ServerSettings) -> AuditSettings:
-    """Where the audit goes, and when its files are rotated."""
+    """Return where the audit goes, and when its files are rotated."""
     return AuditSettings(
         audit_log=server.logging.audit_log,
         error_log=server.logging.error_log,

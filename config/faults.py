@@ -1,4 +1,4 @@
-"""What can be wrong in a configuration file, as values, and the one exception that carries them all.
+"""Faults of a configuration file, as values, and the one exception that carries them all.
 
 Owns how a fault reads: `file:line: key: message; did you mean other?`, one a line, whatever bytes the file
 held. Knows neither YAML nor the settings.

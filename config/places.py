@@ -1,4 +1,4 @@
-"""Where configuration is looked for, and where what the broker keeps goes. Never the current folder.
+"""The places of the configuration, and of what the broker keeps. Never the current folder.
 
 Whoever starts a broker in a folder (a person in a home, a client in a repository that it was given) does not mean
 that what lies there is to be obeyed: files of that name may have been written by a session, or come with a stranger's
@@ -44,7 +44,7 @@ def default_place(places: tuple[Place, ...] | None = None) -> Place:
 
 
 def searched_places(packages_dir: Path = SHIPPED_DIR.parent, system_dir: Path = SYSTEM_DIR) -> tuple[Place, ...]:
-    """Where files are looked for, the first that holds one wins: our checkout, the user's folder, the machine's.
+    """Places where files are looked for; the first that holds one wins: our checkout, the user's folder, the machine's.
 
     Args:
         packages_dir: the folder that holds the packages that run.
@@ -56,7 +56,7 @@ def searched_places(packages_dir: Path = SHIPPED_DIR.parent, system_dir: Path = 
 
 
 def state_dir() -> Path:
-    """Where logs and data go that do not lie beside the files.
+    """The place of logs and data that do not lie beside the files.
 
     In $XDG_STATE_HOME, by default ~/.local/state; where there is no home, in /var/lib.
     """
@@ -69,13 +69,13 @@ def state_dir() -> Path:
 
 
 def _home() -> Path | None:
-    """The home of who starts the broker; None where there is none, as of a container's nameless user id."""
+    """The home of the user who starts the broker; None where there is none, as of a container's nameless user id."""
     home = os.path.expanduser("~")
     return Path(home) if home.startswith("/") else None  # a relative one would be one in the current folder
 
 
 def is_checkout(folder: Path) -> bool:
-    """Whether a folder is a checkout of this project: its pyproject.toml says so."""
+    """Tell whether a folder is a checkout of this project: its pyproject.toml says so."""
     try:
         with open(folder / "pyproject.toml", "rb") as file:
             project = tomllib.load(file).get("project")

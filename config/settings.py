@@ -79,7 +79,7 @@ class LoggingSettings:
 
 @attrs.frozen(kw_only=True)
 class SessionSettings:
-    """How many sessions and commands there may be, and how many seconds an idle session lives."""
+    """Numbers of sessions and commands that there may be, and seconds that an idle session lives."""
 
     max_session_age: float = attrs.field(validator=_DURATION)
     max_concurrent: int = attrs.field(validator=Between(1, 10_000, "sessions"))
@@ -89,7 +89,7 @@ class SessionSettings:
 
 @attrs.frozen(kw_only=True)
 class TimeoutSettings:
-    """How long things may take, in seconds."""
+    """Times that things may take, in seconds."""
 
     command_default: float = attrs.field(validator=_DURATION)
     command_max: float = attrs.field(validator=_DURATION)
@@ -107,7 +107,7 @@ class TimeoutSettings:
 
 @attrs.frozen(kw_only=True)
 class OutputSettings:
-    """How much output of commands an answer carries, and how much is kept to be read."""
+    """Amounts of output of commands: what an answer carries, and what is kept to be read."""
 
     inline_bytes: int = attrs.field(validator=Between(1024, 64 * MIB, "bytes"))
     spill_bytes: int = attrs.field(validator=Between(MIB, 1024 * 1024 * MIB, "bytes"))
@@ -127,7 +127,7 @@ class TransferSettings:
 
 @attrs.frozen(kw_only=True)
 class HttpSettings:
-    """Where and how to listen: what the HTTP endpoint takes, in a broker the whole of `ServerSettings`.
+    """The place to listen at and the limits there: what the HTTP endpoint takes. `ServerSettings` are such settings.
 
     Without bounds: those are for operators, and stand there. Names are checked by `host_rules` as well.
     """

@@ -71,7 +71,7 @@ class Node:
 
 @attrs.frozen(kw_only=True)
 class Document:
-    """What could be read of a file, and what could not. A faulty value is present as None."""
+    """The part of a file that could be read, and what could not. A faulty value is present as None."""
 
     file: str
     root: Node

@@ -1,4 +1,4 @@
-"""What a session may do: pure decisions over frozen values.
+"""The rules for what a session may do: pure decisions over frozen values.
 
 Owns the grammar of `policy.yaml` (`rules.py`) and the four questions asked of it: may this argv run
 (`command.py`), may this path be touched (`path.py`), may this variable be set (`environment.py`), and what

@@ -1,4 +1,4 @@
-"""May this argv run? The gates of one rule, in the order in which a person would ask them.
+"""The decision whether an argv may run. The gates of one rule, in the order in which a person would ask them.
 
 argv[0] names a rule by its key, or by the absolute path that a rule pins; there is no search, so neither a
 PATH nor a file in the working directory can change what runs. Every gate must pass; confirmation is asked

@@ -26,7 +26,7 @@ def _read_only(variables: Mapping[str, str]) -> Mapping[str, str]:
 
 @attrs.frozen(kw_only=True)
 class Run:
-    """What runs when a command is allowed: nothing here is looked up again later.
+    """The program that runs when a command is allowed: nothing here is looked up again later.
 
     `may_run` None means that the program may start whatever its session may; otherwise only these (`X/**`:
     all beneath X). `network`: whether it gets internet sockets.

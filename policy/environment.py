@@ -1,4 +1,4 @@
-"""What the environment of a command holds: built from nothing, never inherited.
+"""The environment of a command: built from nothing, never inherited.
 
 Three layers, a later one wins: a fixed base, the session's variables whose names the policy allows, the
 rule's `env`. The rule comes last because it is the operator's word and the session's variables are the

@@ -1,4 +1,4 @@
-"""What a single value of `policy.yaml` must look like: the validators of `rules.py`.
+"""The form of single values of `policy.yaml`: the validators of `rules.py`.
 
 Each raises ValueError with the value and what is wanted. A value that would silently match nothing (a
 relative pattern, a `[` in a glob, an empty prefix) is refused here: in a security policy that is a hole.

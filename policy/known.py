@@ -1,4 +1,4 @@
-"""What the broker knows of well-known programs: arguments that act, and the helpers they cannot do without.
+"""The broker's knowledge of programs: arguments that act, helpers that they need, the words that mean the network.
 
 It holds for a rule that says nothing itself (`denied_args`, `may_run`, `network` left out), so that a file which only
 names `/usr/bin/git` is not a way to write files or to start programs by an option. A rule that gives its own

@@ -1,4 +1,4 @@
-"""May this path be touched? Allowed, blocked and guarded patterns over an absolute path, component by component.
+"""The decision whether a path may be touched: allowed, blocked and guarded patterns, component by component.
 
 Blocked wins, and what is beneath a blocked path is blocked with it. Guarded is the same for changes alone: read,
 listed and entered, never written, made, moved away or removed. The decision is about a name: file tools
@@ -39,7 +39,7 @@ SHOWN_PATTERNS = 20  # of the allowed ones in a refusal
 
 @attrs.frozen(kw_only=True)
 class Root:
-    """What an allowed pattern means to a kernel that grants directories: `prefix` and all beneath it.
+    """The meaning of an allowed pattern to a kernel that grants directories: `prefix` and all beneath it.
 
     `literal`: `prefix` is all that there is to know. Otherwise `glob` has wildcards beneath `prefix`, and
     the caller looks up in the file system what it stands for now. Not `beneath`: the pattern allows only the
@@ -104,7 +104,7 @@ class PathRules:
         )
 
     def _opened_depth(self, parts: tuple[str, ...]) -> int:
-        """How many components lead to the innermost opened directory that the path is, or is in; 0: to none."""
+        """Return how many components lead to the innermost opened directory that the path is, or is in; 0: to none."""
         roots = (_root_parts(pattern) for pattern in self.opened)
         return max((len(root) for root in roots if parts[: len(root)] == root), default=0)
 

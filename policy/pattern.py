@@ -115,7 +115,7 @@ class Pattern:
         return tuple((texts[0], texts[-1]) for texts in globs)
 
     def may_match(self, names: frozenset[str]) -> bool:
-        """Whether the pattern can match a path with these components; most cannot, which costs little to see."""
+        """Tell whether the pattern can match a path with these components; most cannot, which costs little to see."""
         return self.needs <= names and all(
             any(name.startswith(beginning) and name.endswith(end) for name in names) for beginning, end in self.shapes
         )

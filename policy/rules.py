@@ -121,7 +121,7 @@ class ClosedPath:
 
 @attrs.frozen(kw_only=True)
 class FileLimits:
-    """What the file tools may move, whatever the path."""
+    """Limits of what the file tools move, whatever the path."""
 
     max_read_size: int = attrs.field(validator=_positive)  # bytes a call
     max_write_size: int = attrs.field(validator=_positive)  # bytes a file
@@ -134,7 +134,7 @@ class FileLimits:
 
 @attrs.frozen(kw_only=True)
 class ResourceLimits:
-    """What the processes of a session may use."""
+    """Limits of what the processes of a session use."""
 
     memory_max: int = attrs.field(validator=_positive)  # bytes
     memory_swap_max: int = attrs.field(validator=_not_negative)  # bytes

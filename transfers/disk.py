@@ -133,14 +133,14 @@ def read_chunk(fd: int, read: Read) -> tuple[bytes, Outcome]:
 
 @attrs.frozen
 class Burst:
-    """How far *offset* the bytes went, and why no further: they did, the socket is full, or what `Stop` says."""
+    """The end of a burst: how far (*offset*) the bytes went, and why no further, as `Stop` says."""
 
     offset: int
     stop: Stop
 
 
 class Stop(enum.Enum):
-    """Why a burst ended."""
+    """The reason why a burst ended."""
 
     DONE = enum.auto()
     FULL = enum.auto()

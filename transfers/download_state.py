@@ -16,12 +16,12 @@ import attrs
 from transfers.digest import Digest, new_digest
 
 HASH_PIECE_BYTES = 16 * 1024 * 1024
-"""How much of the rest is hashed in one step: some 10 to 50 ms, the time a cancellation may have to wait."""
+"""Bytes of the rest that are hashed in one step: some 10 to 50 ms, the time a cancellation may have to wait."""
 
 
 @attrs.frozen(kw_only=True)
 class Identity:
-    """What must stay the same about the file from the first chunk to the last."""
+    """The properties that must stay the same of the file from the first chunk to the last."""
 
     size_bytes: int
     mtime_ns: int
@@ -50,7 +50,7 @@ class HashRest:
 
 @attrs.frozen(kw_only=True)
 class Outcome:
-    """What the shell found: the file's identity afterwards, and the digest with the new bytes.
+    """The finding of the shell: the file's identity afterwards, and the digest with the new bytes.
 
     *length* is less than was asked for when the file ended early.
     """
@@ -105,7 +105,7 @@ class Download:
 
     @property
     def missing_bytes(self) -> int:
-        """How many bytes the running hash lacks; none when the hash of all of them was told."""
+        """Return how many bytes the running hash lacks; none when the hash of all of them was told."""
         return 0 if self._told else self.identity.size_bytes - self._hashed_bytes
 
     def ask(self, offset: int, chunk_bytes: int) -> Read | Changed | BeyondEnd:
@@ -155,7 +155,7 @@ class Download:
         return Answer(sha256=told.sha256)
 
     def recognises(self, identity: Identity) -> bool:
-        """Whether *identity* is still the file's; asked of every chunk, and when it is opened once more."""
+        """Tell whether *identity* is still the file's; asked of every chunk, and when it is opened once more."""
         return identity == self.identity and not self.is_changed
 
     def _advance(self, hash_from: int | None, end: int, digest: Digest) -> None:
@@ -164,7 +164,7 @@ class Download:
             self._digest = digest
 
     def changed(self) -> None:
-        """Say that the file is not the one it was, as somebody saw who read it for himself."""
+        """Say that the file is not the one it was, as another reader of it saw."""
         self.is_changed = True
 
     def rest(self) -> HashRest | Answer:

@@ -244,7 +244,7 @@ class Hashing(Protocol):
 
 
 class Hashes(Protocol):
-    """Where files are hashed."""
+    """The place where files are hashed."""
 
     def of(self, path: str) -> Hashing:
         """Begin the hash of one file, which the caller closes; *path* is for the text of an error."""

@@ -25,7 +25,7 @@ Ts = TypeVarTuple("Ts")
 
 
 BURST_BYTES = 16 * 1024 * 1024
-"""What one turn of a thread writes at most, to a client that takes it as fast: some 10 ms."""
+"""Bytes that one turn of a thread writes at most, to a client that takes it as fast: some 10 ms."""
 SETTLE_S = 300.0
 """Seconds for which a file that went out is hashed behind the answer: some hundred gigabytes; none waits for it."""
 MAX_GAPS = 256
@@ -33,7 +33,7 @@ MAX_GAPS = 256
 
 
 class Socket(Protocol):
-    """Where a file is written to without waiting."""
+    """A socket to which a file is written without waiting."""
 
     async def burst(self, write: Callable[[int], T], limiter: trio.CapacityLimiter) -> T:
         """Run *write* in a thread with the descriptor of the socket."""
@@ -58,7 +58,7 @@ class FileSource:
 
     @property
     def sent_bytes(self) -> int:
-        """How many different bytes went out."""
+        """Return how many different bytes went out."""
         return self._coverage.covered_bytes
 
     @property
@@ -120,7 +120,7 @@ class FileSource:
 
     @property
     def why_no_sha256(self) -> str:
-        """Why all went out and there is no SHA-256; or nothing."""
+        """Tell why all went out and there is no SHA-256; or nothing."""
         return self._rest_hash.why_none
 
     def sent(self, start: int, length: int) -> None:
@@ -197,7 +197,7 @@ class Coverage:
 
     @property
     def covered_bytes(self) -> int:
-        """How many bytes are covered."""
+        """Return how many bytes are covered."""
         return sum(stop - start for start, stop in self._spans)
 
     @property
@@ -207,7 +207,7 @@ class Coverage:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every byte is covered; of an empty file none is missing."""
+        """Tell whether every byte is covered; of an empty file none is missing."""
         return self.covered_bytes == self.size_bytes
 
     def add(self, start: int, stop: int) -> None:
@@ -279,7 +279,7 @@ class FileSink:
 
     @property
     def received_bytes(self) -> int:
-        """How many bytes were taken. Raises: TransferNotFound when it was swept or discarded."""
+        """Return how many bytes were taken. Raises: TransferNotFound when it was swept or discarded."""
         return self._uploads.received_bytes(self._transfer_id)
 
     async def write(self, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What kind of file it is: by its first bytes, else by its name, and which of the two it was.
+"""The kind of a file: by its first bytes, else by its name, and which of the two it was.
 
 Who looks at bytes is given (`sandbox/sniffing.py`, for libmagic): a session chose them. Here is what was seen lately,
 and what a name tells.

@@ -1,4 +1,4 @@
-"""What transfers refuse, and why: the package's error vocabulary. `broker/failures.py` gives it wire codes.
+"""The refusals of transfers: the package's error vocabulary. `broker/failures.py` gives it wire codes.
 
 Every message names the value, the limit and what to do. Paths are shown with repr(), so that control
 characters and undecodable bytes in a name cannot reach a terminal or a log line.

@@ -1,4 +1,4 @@
-"""What an operator may set about transfers; `config/` reads the values, the shipped YAML holds the defaults."""
+"""The limits of transfers, from several sections of both configuration files. The defaults are in the shipped YAML."""
 
 from __future__ import annotations
 

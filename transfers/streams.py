@@ -1,4 +1,4 @@
-"""What a raw transfer reads from and writes to: two small protocols, so that a file and an archive plug in alike.
+"""The source and the sink of a raw transfer: two small protocols, so that a file and an archive plug in alike.
 
 `filestreams.py` has those of a file. An archive has no size beforehand and cannot begin in the middle: its source
 says so by `size_bytes` None and an empty `tag`.
@@ -12,7 +12,7 @@ from typing import Protocol
 from transfers.upload import Cause
 
 PIECE_BYTES = 1024 * 1024
-"""How much moves at a time: below it the turns of loop and threads count, above it memory and the wait of others."""
+"""Bytes that move at a time: below it the turns of loop and threads count, above it memory and the wait of others."""
 
 
 class Pieces(Protocol):
@@ -26,11 +26,11 @@ class Pieces(Protocol):
 
 
 class Source(Protocol):
-    """What a download sends. One request at a time reads it."""
+    """The content that a download sends. One request at a time reads it."""
 
     @property
     def size_bytes(self) -> int | None:
-        """How many bytes there are; None if that shows only at the end."""
+        """Return how many bytes there are; None if that shows only at the end."""
 
     @property
     def tag(self) -> str:
@@ -38,7 +38,7 @@ class Source(Protocol):
 
     @property
     def sent_bytes(self) -> int:
-        """How many different bytes went out."""
+        """Return how many different bytes went out."""
 
     @property
     def next_offset(self) -> int:
@@ -50,7 +50,7 @@ class Source(Protocol):
 
     @property
     def why_no_sha256(self) -> str:
-        """Why all went out and it is not known; or nothing."""
+        """Tell why all went out and it is not known; or nothing."""
 
     def pieces(self, start: int, stop: int | None) -> AbstractAsyncContextManager[Pieces]:
         """Read from *start* up to, not including, *stop* (None: to the end)."""
@@ -69,14 +69,14 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """What an upload fills. One request at a time writes it.
+    """The destination that an upload fills. One request at a time writes it.
 
     Everything here raises `refusals`; what was given before stays given unless the refusal says otherwise.
     """
 
     @property
     def received_bytes(self) -> int:
-        """How many bytes were taken; the next ones go behind them."""
+        """Return how many bytes were taken; the next ones go behind them."""
 
     async def write(self, data: bytes) -> None:
         """Take the next bytes.

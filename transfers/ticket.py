@@ -4,7 +4,7 @@
     OPEN, ACTIVE --end--> COMPLETE | FAILED | CANCELLED       (sticky)
     OPEN --is_due--> EXPIRED                                  (sticky; who is at work when the time comes may finish)
 
-Who asks twice at the same time is refused, not queued: the first one's bytes are on their way, and a queue would let
+A second request at the same time is refused, not queued: the first one's bytes are on their way, and a queue would let
 a slow client hold the door for all others.
 """
 
@@ -19,7 +19,7 @@ from transfers.refusals import TransferBusy, TransferOver
 
 
 class TicketState(enum.Enum):
-    """Where a transfer is, as a client reads it."""
+    """The state of a transfer, as a client reads it."""
 
     OPEN = "open"
     ACTIVE = "active"
@@ -49,7 +49,7 @@ class Ticket:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing can be transferred any more."""
+        """Tell whether nothing can be transferred any more."""
         return self.state not in {TicketState.OPEN, TicketState.ACTIVE}
 
     def take(self, now: float) -> None:

@@ -45,7 +45,7 @@ DISCARD_BOUND_S = 5
 
 
 class Cause(enum.Enum):
-    """What an upload was given up for; the value says it to a person where nobody says more."""
+    """The cause for which an upload was given up; the value tells a person, where nothing more is known."""
 
     LOST = "it was lost"
     IN_DOUBT = "whether it was put in place is not known"
@@ -62,7 +62,7 @@ class ReplacementUnknown(OSError):
 
 
 class Destination(Protocol):
-    """Where an upload goes: a private part file, and the file it may replace. The broker hands it in.
+    """The target of an upload: a private part file, and the file it may replace. The broker hands it in.
 
     Ownership: the store closes `fd`, exactly once, after `commit` or `discard` returned or failed; neither may
     close it. One of the two is called; `discard` also after a commit that failed.

@@ -29,7 +29,7 @@ REMEMBERED_CHUNKS = 16
 
 
 class State(enum.Enum):
-    """Where an upload is; the diagram above says what leads where."""
+    """The state of an upload; the diagram above says what leads where."""
 
     READY = enum.auto()
     WRITING = enum.auto()
@@ -40,7 +40,7 @@ class State(enum.Enum):
 
 
 class Why(enum.Enum):
-    """Why a chunk is refused; the value completes "the chunk at offset N ..."."""
+    """The reason why a chunk is refused; the value completes "the chunk at offset N ..."."""
 
     GAP = "leaves a gap"
     OVERLAP = "overlaps bytes that were received"
@@ -62,15 +62,15 @@ class Declared:
     sha256: str | None = None
 
     def has_room(self, size_bytes: int) -> bool:
-        """Whether a file that was declared so may have so many bytes, or more to come."""
+        """Tell whether a file that was declared so may have so many bytes, or more to come."""
         return self.size_bytes is None or size_bytes <= self.size_bytes
 
     def is_short(self, size_bytes: int) -> bool:
-        """Whether bytes are missing yet."""
+        """Tell whether bytes are missing yet."""
         return self.size_bytes is not None and size_bytes < self.size_bytes
 
     def contradicts(self, digest: Digest) -> bool:
-        """Whether the bytes are others than were declared."""
+        """Tell whether the bytes are others than were declared."""
         return self.sha256 is not None and digest.hexdigest() != self.sha256
 
 
@@ -160,7 +160,7 @@ class Upload:
 
     @property
     def is_over(self) -> bool:
-        """Whether no chunk can change anything any more."""
+        """Tell whether no chunk can change anything any more."""
         return self.state in {State.COMPLETE, State.BROKEN}
 
     @property

@@ -106,7 +106,7 @@ class Uploads:
         return await self._take(part, None, b"", is_last=True)
 
     def received_bytes(self, transfer_id: str) -> int:
-        """How far an upload is. Raises: TransferNotFound, TransfersClosed."""
+        """Tell how far an upload is. Raises: TransferNotFound, TransfersClosed."""
         return self._part(transfer_id).upload.received_bytes
 
     async def discard(self, transfer_id: str, cause: Cause) -> None:

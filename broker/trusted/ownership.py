@@ -1,4 +1,4 @@
-"""Who else could change the trusted places from outside the walls: their owners and modes, and those of their parents.
+"""Owners and modes of the trusted places and their parents: they tell who else could change them from outside.
 
 A session's user who owns what root's broker executes is root; a file that everybody may write is everybody's program.
 Looks at every place that was found, at all folders above it and at the files of our packages; of the thousands of files
@@ -68,7 +68,7 @@ def check_owners(trusted: TrustedPlaces, user: SessionUser) -> tuple[str, ...]:
 
 
 def _writers(look: _Look, user: SessionUser) -> str:
-    """Who may write it that must not; nobody is an empty text."""
+    """Name who may write it and must not; an empty text means nobody."""
     mode = look.status.st_mode
     if stat.S_ISLNK(mode):  # says nothing; the folder that it is in decides
         return ""

@@ -135,7 +135,7 @@ def _logs(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def holds_only(folder: Path, logs: Iterable[Path]) -> bool:
-    """Whether a folder is for the logs alone: closing the folder closes those that rotation is yet to make."""
+    """Tell whether a folder is for the logs alone: closing the folder closes those that rotation is yet to make."""
     names = tuple(log.name for log in logs)
     try:
         return all(name.startswith(names) for name in os.listdir(folder))
@@ -186,7 +186,7 @@ def names_of(path: str, known: dict[str, Names] | None = None) -> Names:
 
 
 def _outermost(places: Iterable[str]) -> tuple[str, ...]:
-    """Those that are not beneath another one."""
+    """Return those that are not beneath another one."""
     kept: list[str] = []
     for place in sorted(set(places), key=lambda place: (place.count("/"), place)):
         if place != "/" and not is_in(place, kept):
@@ -195,5 +195,5 @@ def _outermost(places: Iterable[str]) -> tuple[str, ...]:
 
 
 def is_in(path: str, places: Iterable[str]) -> bool:
-    """Whether a path is one of the places or beneath one."""
+    """Tell whether a path is one of the places or beneath one."""
     return any(path == place or path.startswith(f"{place}/") for place in places)

@@ -1,4 +1,4 @@
-"""What the running program is made of: every place it executes or reads as code, as the interpreter itself tells it.
+"""The parts of the running program: every place it executes or reads as code, as the interpreter itself tells it.
 
 Present or not: a module that is not there yet is found by the next start if somebody puts it there. Looks at the
 interpreter, the environment and /proc/self/maps. Knows nothing of configuration, policy or sessions.
@@ -52,7 +52,7 @@ MAGIC_FILES = (
     "/usr/lib/file",
     "/usr/local/share/misc/magic.mgc",
 )
-"""Where libmagic has its database; in a home it is not looked for."""
+"""Return where libmagic has its database; in a home it is not looked for."""
 BESIDE_INTERPRETER = ("pyvenv.cfg", "pybuilddir.txt", "../pyvenv.cfg")
 """Files by which an interpreter learns at its start where its modules are, from its own folder."""
 
@@ -74,7 +74,7 @@ def databases() -> Iterator[tuple[str, str]]:
 
 
 def own_folders() -> tuple[str, ...]:
-    """Where our packages are, each by the name under which it was loaded."""
+    """Return where our packages are, each by the name under which it was loaded."""
     return tuple(str(Path(package.__file__ or "").parent) for package in PACKAGES)
 
 
@@ -104,7 +104,7 @@ def _packages() -> Iterator[tuple[str, str]]:
 
 
 def _search_path() -> Iterator[tuple[str, str]]:
-    """Where modules are looked for: sys.path, what site adds to it, the targets of .pth files, the prefixes."""
+    """Return where modules are looked for: sys.path, what site adds to it, the targets of .pth files, the prefixes."""
     for entry in sys.path:
         if not entry.endswith(".__path_hook__"):  # of an editable install: the name of a hook, not of a file
             yield os.path.abspath(entry), "on the module search path (sys.path)"

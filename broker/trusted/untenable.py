@@ -85,7 +85,7 @@ def _refuse_lost_home(rules: PathRules, trusted: TrustedPlaces, user: SessionUse
 
 
 def _takes(place: Origin, home: str, trusted: TrustedPlaces) -> bool:
-    """Whether a place leaves nothing of a home; where the broker keeps that, only what is the home itself, or in it."""
+    """Tell whether a place leaves nothing of a home; if the broker keeps that, only the home or what is in it."""
     return is_in(place.path, (home,)) if is_in(home, trusted.holes) else is_in(home, (place.path,))
 
 

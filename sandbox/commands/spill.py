@@ -17,7 +17,6 @@ import trio
 from sandbox.commands.excerpt import Ends
 from sandbox.commands.transcript import STDERR, STDOUT, Extract, Point, Transcript, View
 from sandbox.kernel.files import open_nameless, write_at
-from sandbox.kernel.nameless import open_nameless, write_at
 from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
