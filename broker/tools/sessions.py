@@ -39,7 +39,6 @@ from broker.session.resources import SessionResources, open_session_resources, s
 from broker.session.session import EndReason, Session, SessionClosed
 from broker.session.supervisor import new_session_id
 from sandbox.errors import ProcessNotFound
-from sandbox.init.farewell import ask_to_end
 from sandbox.machine.facts import ProcessFacts
 from sandbox.plan.plan import LayerReport
 
@@ -96,7 +95,7 @@ async def perform_kill_session(scope: Scope, request: KillSession, _: Subject) -
         ended = await init.descendants()
         if not request.force:
             with trio.move_on_after(scope.host.timeouts.kill_grace):
-                await ask_to_end(init)
+                await init.ask_to_end()
                 for command in running:  # what obeyed ends as it did, and is not cut off while its end is taken in
                     await command.done.wait()
     finally:

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 import trio
 
 from sandbox.errors import ProcessNotFound
-from sandbox.init.keeper_pool import SlotPool
-from sandbox.init.keepers import Keepers
+from sandbox.init.keeper_pool import Keepers, SlotPool
 from sandbox.kernel import processes
 from sandbox.kernel.rlimits import of_ours
+from sandbox.polled import close_descriptor, wait_ended
 from sandbox.threads import run_in_thread
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterable
 
     from sandbox.cgroup.session import Leaves
     from sandbox.init.spare import Child
@@ -132,6 +133,21 @@ class Init:
                 raise
             _signal_below(keepers, named, signum)
 
+    async def ask_to_end(self) -> None:
+        """Send SIGTERM to every process of the session's commands and wait until none is left.
+
+        The caller bounds it, and kills those that stay.
+        """
+        asked: set[int] = set()
+        while pids := await self.descendants():
+            for pid in pids - asked:
+                with contextlib.suppress(ProcessNotFound):  # it ended by itself meanwhile, which is what we want
+                    await self.signal(pid, signal.SIGTERM)
+                    asked.add(pid)
+            # The others are none of the session's commands: a keeper that got ready for its next one meanwhile.
+            if ours := pids & asked:
+                await _wait_any(ours)
+
     async def end(self) -> bool:
         """End everything in the session; return whether all of it is gone. May be called again.
 
@@ -176,3 +192,24 @@ def _signal_below(keepers: frozenset[int], pid: int, signum: int) -> None:
         raise ProcessNotFound(pid) from error
     finally:
         os.close(pidfd)
+
+
+async def _wait_any(pids: Iterable[int]) -> None:
+    """Return when one of the processes has ended."""
+    with contextlib.ExitStack() as stack:
+        pidfds = []
+        for pid in pids:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                return
+            stack.callback(close_descriptor, pidfd)
+            pidfds.append(pidfd)
+        async with trio.open_nursery() as nursery:
+
+            async def watch(pidfd: int) -> None:
+                await wait_ended(pidfd)
+                nursery.cancel_scope.cancel(reason="one has ended")
+
+            for pidfd in pidfds:
+                nursery.start_soon(watch, pidfd)

@@ -11,9 +11,7 @@ from collections.abc import Iterator, Mapping
 MOVES: Mapping[str, str] = {}
 """By room, the modules that go there from its package's folder; `old:new` where the name changes."""
 
-JOINED: Mapping[str, str] = {
-    "sandbox/init": "farewell:init keepers:keeper_pool",
-}
+JOINED: Mapping[str, str] = {}
 """By room, the pieces that become part of another file after the move: `piece:whole`."""
 
 

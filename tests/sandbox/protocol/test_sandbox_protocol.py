@@ -20,9 +20,9 @@ from sandbox.commands import running
 from sandbox.commands.running import Command
 from sandbox.commands.streams import Streams
 from sandbox.errors import BirthFailed
-from sandbox.init import keeper, keepers, spare
+from sandbox.init import keeper, keeper_pool, spare
 from sandbox.init.keeper import Slot
-from sandbox.init.keepers import Keepers
+from sandbox.init.keeper_pool import Keepers
 from sandbox.init.spare import Child, start_interpreter
 from sandbox.inside.init import main as init_main
 from sandbox.inside.init.main import Unborn
@@ -129,7 +129,7 @@ def test_the_end_of_the_peer_is_heard_in_every_state() -> None:
     [
         (init_main.BEFORE_BIRTH, [TO_INIT["waiting"], TO_INIT["moved"]]),
         (init_main.SERVED, [TO_INIT["serving"]]),
-        (keepers.NEWS, [FROM_INIT["asked"], FROM_INIT["idle"]]),
+        (keeper_pool.NEWS, [FROM_INIT["asked"], FROM_INIT["idle"]]),
         (keeper_inside.ORDERS, TO_KEEPER.values()),
         (keeper.NEWS, [FROM_KEEPER]),
         (running.NEWS, [FROM_LEADER]),
