@@ -2,8 +2,8 @@
 
 The kernel polls a number together with the file behind it. A number that is closed while somebody else has the file (a
 duplicate, or a process that is just being started) is polled on, and what happens to that file then wakes whoever waits
-for the next file of that number. So trio forgets what was waited for before it is closed; and because one descriptor
-that is closed without that is enough, anybody's, who wakes looks whether it was for him.
+for the next file of that number. So trio is told to forget a descriptor before that is closed. One that somebody
+closes without telling trio is enough to wake the wrong task; so a task that wakes looks whether it was meant.
 """
 
 from __future__ import annotations

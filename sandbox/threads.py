@@ -1,7 +1,7 @@
 """Work that blocks, in a thread, also while there is none to be had (outside the walls).
 
-Python says that the kernel refuses a thread by a RuntimeError, which nobody expects of a call that reads a file. Here
-it becomes the OSError that such a shortage is everywhere else. `transfers/threads.py` is the same for its package,
+Where the kernel refuses a thread, Python raises a RuntimeError, which nobody expects of a call that reads a file. Here
+it becomes an OSError, as such a shortage is everywhere else. `transfers/threads.py` is the same for its package,
 which imports none of ours; nothing else calls `trio.to_thread` (test_architecture.py).
 """
 

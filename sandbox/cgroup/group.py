@@ -180,7 +180,7 @@ class Group:
     async def wait_empty(self) -> None:
         """Wait until nothing lives in this group or below it.
 
-        Polled for as an exception: readable is a file like cgroup.events always.
+        A file like cgroup.events is always readable, so a change of it is waited for as an exceptional condition.
         """
         await trio.lowlevel.checkpoint()
         with select.epoll() as epoll:

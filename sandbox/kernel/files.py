@@ -133,7 +133,7 @@ def pin(path: str) -> int:
 def reopen(fd: int, flags: int) -> int:
     """Open the file behind an `O_PATH` descriptor; the caller has seen that it is a file or a directory.
 
-    O_NONBLOCK and O_NOCTTY are belts to those braces.
+    O_NONBLOCK and O_NOCTTY protect us should that be wrong.
     """
     return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
 

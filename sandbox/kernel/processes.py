@@ -36,34 +36,29 @@ class ProcessEntry:
 
 def read_entry(pid: int) -> ProcessEntry | None:
     """Read one process, or None when it is gone."""
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # it ended, or hidepid= hides another user's
-        return None
-    try:
-        line = os.read(fd, 4096)
-    except OSError:  # it ended after the open
-        return None
-    finally:
-        os.close(fd)
-    # The name in parentheses may hold anything, spaces and parentheses included; what follows the last one not.
-    return ProcessEntry(pid, line[line.rindex(b")") + 2 :].split())
+    line = _read(f"/proc/{pid}/stat")
+    # The name in parentheses may hold anything, spaces and parentheses included; no field after it does.
+    return ProcessEntry(pid, line[line.rindex(b")") + 2 :].split()) if line else None
 
 
 def number_inside(pid: int) -> int:
     """Return the number that a process has in its own pid namespace; 0 when it is gone."""
+    _, _, rest = _read(f"/proc/{pid}/status").partition(b"\nNSpid:\t")
+    return int(rest.split(b"\n", 1)[0].split()[-1]) if rest else 0
+
+
+def _read(path: str) -> bytes:
+    """Return what a small file of a process says, or nothing when the process is gone."""
     try:
-        fd = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # it ended, or hidepid= hides another user's
-        return 0
+        return b""
     try:
-        text = os.read(fd, 4096)
+        return os.read(fd, 4096)
     except OSError:  # it ended after the open
-        return 0
+        return b""
     finally:
         os.close(fd)
-    _, _, rest = text.partition(b"\nNSpid:\t")
-    return int(rest.split(b"\n", 1)[0].split()[-1]) if rest else 0
 
 
 def pid_of(pidfd: int) -> int:

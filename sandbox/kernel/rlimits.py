@@ -1,7 +1,7 @@
 """Resource limits of setrlimit(2). Child side, stdlib only.
 
-They count per process (memory, file size, open files) or per user (processes): a net with wide meshes, which a
-cgroup replaces where there is one.
+They count per process (memory, file size, open files) or per user (processes): a coarse net, which a cgroup replaces
+where there is one.
 
 The user namespace of a session has a count of its own (Linux 5.14): there the processes of its commands are held to
 their limit, beside ours, which are known. Elsewhere the user's others count too, and there must be room for them.

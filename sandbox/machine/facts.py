@@ -1,7 +1,7 @@
 """Facts about the machine and its processes now: psutil, in threads.
 
-Owns the samples that a usage is the difference to; knows no session and no rule. Nothing here waits for a
-measuring interval: a usage is measured from the last time it was asked for.
+Owns the samples from which a usage is computed; knows no session and no rule. Nothing here waits for a measuring
+interval: a usage is measured from the last time it was asked for.
 """
 
 from __future__ import annotations

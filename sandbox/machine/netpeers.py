@@ -1,7 +1,7 @@
 """Ask the kernel who is at the other end of a TCP connection, where that end is on this machine. Outside the walls.
 
-sock_diag says it in 20 microseconds, /proc/net/tcp in milliseconds; so nothing here needs a thread. What an end that is
-closed says of itself (uid 0, inode 0) is nobody's: a `SocketOwner` comes of an established connection alone.
+sock_diag says it in 20 microseconds, /proc/net/tcp in milliseconds; so nothing here needs a thread. An end that is
+closed says uid 0 and inode 0, which is nobody: a `SocketOwner` comes of an established connection alone.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def _owner(home: Path) -> int | None:
 
 
 def _free_uid(home: Path, claims: Claims) -> int:
-    """Take a uid that nobody uses. Where the search begins, the home says: others that rest may have the first ones."""
+    """Take a uid that nobody uses. The home decides where the search begins: idle brokers may have the first ones."""
     first = zlib.crc32(os.fsencode(home)) % len(DYNAMIC_UIDS)
     running = _uids_of_processes()
     in_turn: tuple[int, ...] = (*DYNAMIC_UIDS[first:], *DYNAMIC_UIDS[:first])

@@ -52,7 +52,7 @@ PROGRAM_FOLDERS = frozenset({"bin", "sbin", "games", "libexec"})
 LISTED = ("/usr", "/bin", "/sbin")
 """Directories whose names can be read, with all beneath; of their files those in `readable_paths` and what may run."""
 _BOUND_SOCKETS = "/proc/net/unix"
-_COLUMNS = 7  # of numbers, before the name
+_COLUMNS = 7  # of numbers, before the name of a socket
 _SPLIT = ("/usr", "/usr/local")  # what has folders of programs beside others
 ADDED = "/opt"  # where software is installed that is not of the system
 DEVICES = tuple(f"/dev/{name}" for name in root.DEVICES)
@@ -87,9 +87,9 @@ def real_grants_for(walls: Walls, private: Collection[str] = ()) -> tuple[Grant,
 def writable_paths(walls: Walls, private: Collection[str] = ()) -> tuple[str, ...]:
     """Return the topmost paths that a session may write: its home, what the policy allows, where it begins.
 
-    What lies beneath another is left out, because a session could put something else in its place there; not so
-    beneath *private* ones, where it finds only what is put there for it, nor what is opened in closed ones, where no
-    session changes a name.
+    A path beneath another one is left out, because a session could put something else in its place there. Two kinds
+    stay: paths beneath *private* ones, where a session finds only what is put there for it, and paths that are opened
+    in closed ones, where no session changes a name.
     """
     paths = dict.fromkeys((walls.home, *walls.write_paths, walls.working_dir))
     apart = {*private, *walls.closed.opened}
