@@ -1,4 +1,4 @@
-"""What kind of bytes these are, asked of the sniffer: one process for a whole broker (broker side).
+"""The kind of some bytes, asked of the sniffer: one process for a whole broker (broker side).
 
 Owns that process: starts it when somebody asks for the first time, gives it one question after the other, ends it
 when a question is not answered in time, starts it anew for the next. Every question has a deadline that includes the
@@ -94,7 +94,7 @@ class Sniffing:
 
     @property
     def report(self) -> str:
-        """What the answers rest on: libmagic, its database and its walls; or why there are none."""
+        """The ground that the answers rest on: libmagic, its database and its walls; or why there are none."""
         return self._report
 
     @property
@@ -224,7 +224,7 @@ async def _hear(child: Child, state: str) -> bytes:
 
 
 def _text(told: bytes) -> str:
-    """What the process said, as one line of printable text: it parses what sessions write."""
+    """Return what the process said, as one line of printable text: it parses what sessions write."""
     return "".join(letter if letter.isprintable() else "?" for letter in told.decode(errors="replace"))
 
 

@@ -115,7 +115,7 @@ class Command:
 
     @property
     def exit_code(self) -> int:
-        """What the leader returned, or minus the signal that ended it."""
+        """The exit code of the leader, or minus the signal that ended it."""
         serial, status = self.slot.ended
         return os.waitstatus_to_exitcode(status) if serial == self._serial else -signal.SIGKILL
 

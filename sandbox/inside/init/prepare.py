@@ -1,4 +1,4 @@
-"""What a session's process does before anybody wants the session: what costs time and depends on no wall of it.
+"""Preparation of a process before anybody wants its session: what costs time and depends on none of its walls.
 
 Child side. A warm spare moves into its namespaces while it waits, so that `create_session` does not pay for them.
 The process that the broker started ends then, and process 1 inside, the broker's child as well, has its socket.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Ahead:
-    """What a birth needs of it later.
+    """The outcome that a birth needs later.
 
     Attributes:
         flags: the namespaces we moved into; those of mounts come at the birth.

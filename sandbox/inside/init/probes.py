@@ -1,4 +1,4 @@
-"""What is true inside a session's walls, layer by layer: probes made after the last stage. Child side, stdlib only.
+"""Probes of what is true inside a session's walls, layer by layer, made after the last stage. Child side, stdlib only.
 
 A wall that was raised and does not hold fails the birth; one that was not raised is told with the reason.
 """
@@ -40,7 +40,7 @@ def _layer(name: str, state: LayerState, detail: str) -> LayerFound:
 
 
 def _as_expected(birth: Birth, name: str) -> LayerFound:
-    """What the plan said: nothing was tried, or the probes only confirm it."""
+    """Return what the plan said: nothing was tried, or the probes only confirm it."""
     return _layer(name, *birth.spec["expected"][name])
 
 
