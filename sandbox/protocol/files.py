@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # --- opener and worker: what both sides must know
 
 MAX_DEPTH = 150
-"""Directories above the deepest that a walk through a tree enters: it has a descriptor open for each."""
+"""Levels of a tree that a worker walks into: it has a descriptor open for each."""
 
 # --- opener and worker: what is legal when; the rest is refused with EPROTO
 
