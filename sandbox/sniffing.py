@@ -1,4 +1,4 @@
-"""The kind of some bytes, asked of the sniffer: one process for a whole broker (broker side).
+"""Types of content, asked of the sniffer: one process for a whole broker (broker side).
 
 Owns that process: starts it when somebody asks for the first time, gives it one question after the other, ends it
 when a question is not answered in time, starts it anew for the next. Every question has a deadline that includes the
@@ -94,7 +94,7 @@ class Sniffing:
 
     @property
     def report(self) -> str:
-        """The ground that the answers rest on: libmagic, its database and its walls; or why there are none."""
+        """The ground of the answers: libmagic, its database and its walls; or why there are none."""
         return self._report
 
     @property
@@ -198,7 +198,7 @@ class Sniffing:
 
 
 def _folder_of(module_name: str) -> str:
-    """Where a module or package is, without executing it. Raises ModuleNotFoundError."""
+    """Find a module or package without executing it; return its folder. Raises ModuleNotFoundError."""
     spec = importlib.util.find_spec(module_name)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"No module named {module_name!r}")
@@ -224,7 +224,7 @@ async def _hear(child: Child, state: str) -> bytes:
 
 
 def _text(told: bytes) -> str:
-    """Return what the process said, as one line of printable text: it parses what sessions write."""
+    """Turn what the process said into one line of printable text: it parses what sessions write."""
     return "".join(letter if letter.isprintable() else "?" for letter in told.decode(errors="replace"))
 
 

@@ -115,7 +115,7 @@ class Command:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of the leader, or minus the signal that ended it."""
+        """The code that the leader returned, or minus the signal that ended it."""
         serial, status = self.slot.ended
         return os.waitstatus_to_exitcode(status) if serial == self._serial else -signal.SIGKILL
 
@@ -231,7 +231,7 @@ class Command:
 NEWS: Mapping[str, Callable[[Command, Any, list[int]], None]] = MappingProxyType(
     {"started": Command._learn_pid, "stage": Command._learn_failure}  # noqa: SLF001  a table of its own methods
 )
-"""By kind of what a leader says, who takes it in."""
+"""By kind of what a leader says, the method that takes it in."""
 
 
 def _leave_open() -> None:

@@ -17,7 +17,7 @@ import termios
 import attrs
 
 END_OF_FILE = b"\x04"
-"""What a person types to end the input (VEOF); it works at the beginning of a line, as for a person."""
+"""The key by which a person ends the input (VEOF); it works at the beginning of a line, as for a person."""
 
 
 @attrs.frozen(kw_only=True)

@@ -1,4 +1,4 @@
-"""The output of a command as a log of frames: exact to the byte, in the order it came. Sans-IO.
+"""The log of what a command said, in frames: exact to the byte, in the order it came. Sans-IO.
 
 The log is one sequence of bytes: a frame is four bytes of header (the stream, and how much of it follows) and the
 data. Its newest part is in memory (`pending`), the rest wherever the owner wrote it (`written`). A reader finds its

@@ -169,4 +169,4 @@ class Slot:
 NEWS: Mapping[str, Callable[[Slot, Any, list[int]], None]] = MappingProxyType(
     {"ready": Slot._arm, "short": Slot._run_short, "ended": Slot._end, "empty": Slot._empty}  # noqa: SLF001  its own
 )
-"""By kind of what a keeper says, who takes it in."""
+"""By kind of what a keeper says, the method that takes it in."""

@@ -399,4 +399,4 @@ class Keepers:
 NEWS: Mapping[str, Callable[[Keepers, Any, list[int]], None]] = MappingProxyType(
     {"keeper": Keepers._welcome, "short": Keepers._run_short}  # noqa: SLF001  a table of its own methods
 )
-"""By kind of what an init says while it serves, who takes it in."""
+"""By kind of what an init says while it serves, the method that takes it in."""

@@ -72,7 +72,7 @@ async def open_launcher(plan: Plan, groups: Tree | None = None) -> AsyncIterator
 
 
 class Launcher:
-    """Gives birth to inits. The thread that runs it must outlive it (see `sandbox.child`)."""
+    """Gives birth to inits. The thread that runs it must outlive it (see `spare.py`)."""
 
     def __init__(self, plan: Plan, groups: Tree | None, nursery: trio.Nursery) -> None:
         """Start nothing yet."""

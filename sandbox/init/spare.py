@@ -231,7 +231,7 @@ def _reap_group(leader_pid: int) -> None:
 def start_spare(flags: int, *, internet: bool = False, patterns: Sequence[str] = ()) -> Child:
     """Start an interpreter that moves into namespaces of its own (*flags*, or none) and waits for its birth spec.
 
-    With namespaces it also makes ready what it will probably need: see `Ahead.prepare`.
+    With namespaces it also makes ready what it will probably need: see `Preparation.prepare`.
 
     Raises:
         BirthFailed: the interpreter cannot be started.

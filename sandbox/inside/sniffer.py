@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 NOBODY = 65534
-"""Who it is under root: nobody's process, which no session may signal either."""
+"""Its user under root: nobody, whose process no session may signal either."""
 CPU_S = 0.5  # for one question, by the kernel: a busy machine does not make content look as if it hung
 MEMORY_BYTES = 256 * 1024 * 1024  # of addresses; it takes about 40 MiB
 PROT_EXEC = 4

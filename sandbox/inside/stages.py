@@ -1,4 +1,4 @@
-"""How a birth fails: at a stage that has a name, for a reason that the kernel gave. Child side, stdlib only."""
+"""Failure of a birth: at a stage that has a name, for a reason that the kernel gave. Child side, stdlib only."""
 
 from __future__ import annotations
 

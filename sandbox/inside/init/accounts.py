@@ -25,7 +25,7 @@ _DETACH = 0x2
 
 
 class Account:
-    """The user of the session's processes, as the two files say it."""
+    """The user of the session's processes, as the two files name it."""
 
     __slots__ = ("gid", "home", "name", "uid")
 

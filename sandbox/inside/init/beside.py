@@ -26,7 +26,7 @@ class TooMany(Exception):
 
 
 class Beside:
-    """Which paths stay closed and how, and so which directories are granted in pieces."""
+    """The paths that stay closed, and so the directories that are granted in pieces."""
 
     def __init__(self, blocked: Iterable[str], guarded: Iterable[str], frames: Iterable[str]) -> None:
         self._blocked = frozenset(map(os.path.realpath, blocked))

@@ -22,7 +22,7 @@ TYPE_CHECKING = False  # importing typing costs each session half a megabyte
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sandbox.inside.init.prepare import Ahead
+    from sandbox.inside.init.prepare import Preparation
     from sandbox.kernel.landlock import Grant
     from sandbox.protocol.commands import BirthSpec
 
@@ -44,21 +44,21 @@ class Birth:
     """
 
     __slots__ = (
-        "ahead",
         "canary_sings",
         "closed",
         "missing",
         "opener_pid",
         "outcome",
         "plain_memfds",
+        "prepared",
         "search",
         "spec",
         "tasks_room",
     )
 
-    def __init__(self, spec: BirthSpec, ahead: Ahead) -> None:
+    def __init__(self, spec: BirthSpec, prepared: Preparation) -> None:
         self.spec = spec
-        self.ahead = ahead
+        self.prepared = prepared
         self.tasks_room = 0
         self.missing: tuple[str, ...] = ()
         self.outcome: root.RootOutcome | None = None
@@ -94,12 +94,12 @@ def _rlimits(birth: Birth) -> None:
 
 
 def _cgroup_namespace(birth: Birth) -> None:
-    if birth.ahead.flags and birth.spec["cgroup"]:  # the broker has put us into the session's group by now
+    if birth.prepared.flags and birth.spec["cgroup"]:  # the broker has put us into the session's group by now
         namespaces.unshare(namespaces.CGROUP)
 
 
 def _mounts(birth: Birth) -> None:
-    if not birth.ahead.flags:
+    if not birth.prepared.flags:
         return
     namespaces.unshare(namespaces.MOUNT)  # not ahead: what the machine mounts meanwhile belongs to the session
     wanted = birth.spec["root"]
@@ -135,12 +135,12 @@ def _accounts(birth: Birth) -> None:
 
 
 def _memory_files(birth: Birth) -> None:
-    if birth.ahead.flags:
+    if birth.prepared.flags:
         birth.plain_memfds = namespaces.forbid_memfd_execution()
 
 
 def _nesting(birth: Birth) -> None:
-    if birth.ahead.flags & namespaces.USER:
+    if birth.prepared.flags & namespaces.USER:
         namespaces.forbid_nesting()
 
 
@@ -168,8 +168,8 @@ def _not_dumpable(_birth: Birth) -> None:
 
 
 def _death_signal(birth: Birth) -> None:
-    if birth.ahead.flags:
-        birth.ahead.stay_bound()
+    if birth.prepared.flags:
+        birth.prepared.stay_bound()
     else:
         process.die_with(birth.spec["broker_pid"], signal.SIGTERM)
 
@@ -178,7 +178,7 @@ def _landlock(birth: Birth) -> None:
     spec = birth.spec
     birth.canary_sings = can_list(CANARY)  # the control: before the walls this works
     grants, real_grants = spec["grants"], spec["real_grants"]
-    if spec["abi"] and not birth.ahead.flags:  # no mounts cover what stays closed
+    if spec["abi"] and not birth.prepared.flags:  # no mounts cover what stays closed
         grants, real_grants = _grants_beside(birth)
     birth.missing = landlock.enforce(
         spec["abi"],
@@ -222,7 +222,7 @@ def _seccomp(birth: Birth) -> None:
     if birth.spec["seccomp"]:
         try:
             options = birth.filter_options
-            seccomp.install(birth.ahead.filters.get(options) or seccomp.program(options))
+            seccomp.install(birth.prepared.filters.get(options) or seccomp.program(options))
         except syscalls.UnknownMachine as error:
             raise StageFailed("seccomp", str(error)) from error
 

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from sandbox import wire
 from sandbox.inside.init import probes
 from sandbox.inside.init.birth import Birth
-from sandbox.inside.init.prepare import Ahead
+from sandbox.inside.init.prepare import Preparation
 from sandbox.inside.keeper import keeper
 from sandbox.inside.keeper.wakeup import Wakeup
 from sandbox.inside.opener import main as opener
@@ -72,10 +72,10 @@ def main(fd: int, broker_pid: int) -> NoReturn:
 
 def _be_born(sock: socket.socket) -> Birth:
     """Go ahead as far as the broker says, wait for the spec, raise the walls, report. Raises StageFailed."""
-    spec, opener_fd, ahead = Unborn(sock).wait_spec()
+    spec, opener_fd, prepared = Unborn(sock).wait_spec()
     if spec["besieged"]:
         from sandbox.inside.init import attacks  # noqa: F401, PLC0415  here and nowhere else: no real session has it at hand
-    birth = Birth(spec, ahead)
+    birth = Birth(spec, prepared)
     birth.raise_walls()
     layers = probes.report(birth)
     gc.freeze()  # keeps the collector of whatever is forked from here on from writing into pages that all share
@@ -90,7 +90,7 @@ def _be_born(sock: socket.socket) -> Birth:
 
 def _say_born(sock: socket.socket, birth: Birth, layers: Sequence[LayerFound]) -> None:
     """Report, and hand over what makes terminals in here, if those are ours."""
-    makers = [os.open(TERMINAL_MAKER, os.O_PATH | os.O_CLOEXEC)] if birth.ahead.flags else []
+    makers = [os.open(TERMINAL_MAKER, os.O_PATH | os.O_CLOEXEC)] if birth.prepared.flags else []
     born: Born = {"op": "born", "layers": layers}
     wire.send(sock, born, makers)
     for fd in makers:
@@ -103,30 +103,30 @@ class Unborn:
     def __init__(self, sock: socket.socket) -> None:
         """Borrow *sock*."""
         self._sock = sock
-        self._ahead = Ahead()
+        self._prepared = Preparation()
         self._born: tuple[BirthSpec, int] | None = None
 
-    def wait_spec(self) -> tuple[BirthSpec, int, Ahead]:
+    def wait_spec(self) -> tuple[BirthSpec, int, Preparation]:
         """Return the spec, the opener's socket and what was done ahead; exit if no further session is needed.
 
         Raises:
             StageFailed: going ahead came to nothing.
         """
         while self._born is None:
-            received = wire.hear(self._sock, TO_INIT["moved" if self._ahead.flags else "waiting"])
+            received = wire.hear(self._sock, TO_INIT["moved" if self._prepared.flags else "waiting"])
             if received is None:
                 os._exit(0)
             message, fds = received
             BEFORE_BIRTH[message["op"]](self, message, fds)
-        return *self._born, self._ahead
+        return *self._born, self._prepared
 
     def _greet(self, _message: Greet, _fds: list[int]) -> None:
         greeted: Greeted = {"op": "greet"}
         wire.send(self._sock, greeted)
 
     def _go_ahead(self, order: GoAhead, _fds: list[int]) -> None:
-        self._ahead.move(order["flags"], self._sock)
-        self._ahead.prepare(internet=order["internet"], patterns=order["patterns"])
+        self._prepared.move(order["flags"], self._sock)
+        self._prepared.prepare(internet=order["internet"], patterns=order["patterns"])
 
     def _take_spec(self, spec: BirthSpec, fds: list[int]) -> None:
         self._born = spec, fds[0]
@@ -135,7 +135,7 @@ class Unborn:
 BEFORE_BIRTH: Mapping[str, Callable[[Unborn, Any, list[int]], None]] = MappingProxyType(
     {"greet": Unborn._greet, "ahead": Unborn._go_ahead, "birth": Unborn._take_spec}  # noqa: SLF001  a table of its own
 )
-"""By kind of a message, who performs it. What may come when: TO_INIT."""
+"""By kind of a message, the method that performs it. What may come when: TO_INIT."""
 
 
 def fork(child: Callable[[], None]) -> int:
@@ -173,7 +173,7 @@ class ServingInit:
         self._tasks_room = birth.tasks_room
         self._grouped = birth.spec["cgroup"]
         self._broker_pid = birth.spec["broker_pid"]
-        self._first = bool(birth.ahead.flags)
+        self._first = bool(birth.prepared.flags)
         self._ours = {birth.opener_pid}  # the opener and the keepers
         self._keeper_killed = False
         self._wakeup = Wakeup(sock)
@@ -287,7 +287,7 @@ class ServingInit:
 SERVED: Mapping[str, Callable[[ServingInit, Any, list[int]], None]] = MappingProxyType(
     {"keeper": ServingInit._owe_keeper}  # noqa: SLF001  a table of its own methods
 )
-"""By kind of a message, who performs it: the one thing that a broker asks for."""
+"""By kind of a message, the method that performs it: a broker asks for one thing alone."""
 
 
 def _forget(_pid: int, _status: int) -> None:

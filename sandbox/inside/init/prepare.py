@@ -1,4 +1,4 @@
-"""Preparation of a process before anybody wants its session: what costs time and depends on none of its walls.
+"""Preparation of a session's process before anybody wants the session: what costs time and depends on no wall of it.
 
 Child side. A warm spare moves into its namespaces while it waits, so that `create_session` does not pay for them.
 The process that the broker started ends then, and process 1 inside, the broker's child as well, has its socket.
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from sandbox.protocol.commands import Moved
 
 
-class Ahead:
-    """The outcome that a birth needs later.
+class Preparation:
+    """The work done ahead, and what a birth needs of it later.
 
     Attributes:
         flags: the namespaces we moved into; those of mounts come at the birth.

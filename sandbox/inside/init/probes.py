@@ -1,4 +1,4 @@
-"""Probes of what is true inside a session's walls, layer by layer, made after the last stage. Child side, stdlib only.
+"""Probes of what is true inside a session's walls, layer by layer, after the last stage. Child side, stdlib only.
 
 A wall that was raised and does not hold fails the birth; one that was not raised is told with the reason.
 """
@@ -40,7 +40,7 @@ def _layer(name: str, state: LayerState, detail: str) -> LayerFound:
 
 
 def _as_expected(birth: Birth, name: str) -> LayerFound:
-    """Return what the plan said: nothing was tried, or the probes only confirm it."""
+    """Repeat what the plan said: nothing was tried, or the probes only confirm it."""
     return _layer(name, *birth.spec["expected"][name])
 
 
@@ -99,7 +99,7 @@ def _process_tree(birth: Birth) -> LayerFound:
     if not process.is_subreaper():
         raise StageFailed("process_tree", "orphans would escape")
     scoped = birth.spec["abi"] >= 6
-    if not birth.ahead.flags and scoped and not processes.scope_holds(birth.spec["broker_pid"]):
+    if not birth.prepared.flags and scoped and not processes.scope_holds(birth.spec["broker_pid"]):
         raise StageFailed("process_tree", "the broker can be signalled from inside")
     return _as_expected(birth, "process_tree")
 
@@ -117,7 +117,7 @@ def _seccomp(birth: Birth) -> LayerFound:
 
 
 def _pid_namespace(birth: Birth) -> LayerFound:
-    if birth.ahead.flags:
+    if birth.prepared.flags:
         pids = {name for name in os.listdir("/proc") if name.isdigit()}
         if os.getpid() != 1 or pids != {"1"}:
             raise StageFailed("pid_namespace", f"processes {_some(tuple(sorted(pids)))} are in sight")
@@ -125,7 +125,7 @@ def _pid_namespace(birth: Birth) -> LayerFound:
 
 
 def _mount_namespace(birth: Birth) -> LayerFound:
-    if birth.ahead.flags:
+    if birth.prepared.flags:
         for line in namespaces.read_bytes("/proc/self/mountinfo").splitlines():
             _, _, _, _, place, options, *_ = line.split(b" ")
             held = options.split(b",")
@@ -135,7 +135,7 @@ def _mount_namespace(birth: Birth) -> LayerFound:
 
 
 def _network(birth: Birth) -> LayerFound:
-    if birth.ahead.flags & namespaces.NET and namespaces.interfaces() != ("lo",):
+    if birth.prepared.flags & namespaces.NET and namespaces.interfaces() != ("lo",):
         raise StageFailed("network", f"interfaces {_some(namespaces.interfaces())} are in sight")
     return _as_expected(birth, "network")
 

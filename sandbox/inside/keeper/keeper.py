@@ -289,7 +289,7 @@ class Keeper:
             return True
 
     def _settle(self, *, empty: bool) -> None:
-        """Say what is news, and get the next leader ready once the tree is gone."""
+        """Report what changed; once the tree is gone, prepare the next leader."""
         if self._leader.status is not None and not self._told:
             self._told = True
             ended: LeaderEnded = {"op": "ended", "serial": self._serial, "status": self._leader.status, "empty": empty}
@@ -306,4 +306,4 @@ class Keeper:
 ORDERS: Mapping[str, Callable[[Keeper, Any, list[int]], None]] = MappingProxyType(
     {"leaf": Keeper._enter_next, "signal": Keeper._signal, "kill": Keeper._kill}  # noqa: SLF001  a table of its own
 )
-"""By kind of an order, who performs it. What may come when: TO_KEEPER."""
+"""By kind of an order, the method that performs it. What may come when: TO_KEEPER."""

@@ -151,7 +151,7 @@ def test_an_init_refuses_before_its_birth(moved: int) -> None:
 def refuse_before_birth(moved: int, kind: str, count: int) -> None:
     with told(kind, count) as sock:
         unborn = Unborn(sock)
-        unborn._ahead.flags = moved
+        unborn._prepared.flags = moved
         with pytest.raises(wire.WireBroken):
             unborn.wait_spec()
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sandbox import wire
-from sandbox.inside import blocked_paths as hiding
+from sandbox.inside import blocked_paths
 from sandbox.inside.worker import aftermath
 from sandbox.inside.worker.job import Job, Stop
 
@@ -19,10 +19,10 @@ GIT = r"/\.git/(?:modules/[^/]+/)?(?:config|hooks)(?=/|\Z)|/\.git/(?:worktrees/[
 NEVER = "(?!)"
 
 
-def born(*roots: Path, max_names: int = hiding.MAX_NAMES) -> hiding.Search:
+def born(*roots: Path, max_names: int = blocked_paths.MAX_NAMES) -> blocked_paths.Search:
     """A search that a birth has made in *roots*; without mounts, as its `left` says."""
     last_ns = max(path.lstat().st_ctime_ns for root in roots for path in (root, *root.rglob("*")))
-    while time.clock_gettime_ns(hiding.CLOCK) <= last_ns:  # what came in the same tick counts as later
+    while time.clock_gettime_ns(blocked_paths.CLOCK) <= last_ns:  # what came in the same tick counts as later
         continue
     places = [str(root) for root in roots]
     none: dict[str, Any] = {
@@ -33,14 +33,14 @@ def born(*roots: Path, max_names: int = hiding.MAX_NAMES) -> hiding.Search:
         "guarded": (NEVER, GIT),
         "last_names": r"/(?:\.env|config|hooks|commondir)(?=/|\Z)",
     }
-    search = hiding.Search(
+    search = blocked_paths.Search(
         {**none, **names, "roots": places, "writable": places, "uid": os.getuid()}, max_names=max_names
     )
     search.left = frozenset(path for path, only_guarded in search.found() if only_guarded)
     return search
 
 
-def look(search: hiding.Search, first: Path, max_items: int = 100) -> tuple[list[str], str]:
+def look(search: blocked_paths.Search, first: Path, max_items: int = 100) -> tuple[list[str], str]:
     """What a look finds, without the first root's path, and why it stopped."""
     ours, theirs = wire.pair()
     with ours, theirs:
