@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 SYS_RENAMEAT2 = 316 if os.uname().machine == "x86_64" else 276  # aarch64, riscv64
 RENAME_NOREPLACE = 1
-FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 STEP_BYTES = 8 * 1024 * 1024  # written between two looks at the room
 
 # File systems whose files are the kernel talking: reading them may act, and `/proc/self` would be the
@@ -261,12 +260,6 @@ def write_at(fd: int, data: bytes, at: int) -> None:
         count = os.pwrite(fd, rest, at)
         rest = rest[count:]
         at += count
-
-
-def punch(fd: int, at: int, count: int) -> None:
-    """Give the disk back what is no longer needed."""
-    with contextlib.suppress(OSError):  # a file system that cannot do it keeps it until the end
-        syscalls.call_c("fallocate", fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, at, count)
 
 
 def free_bytes(fd: int) -> int:

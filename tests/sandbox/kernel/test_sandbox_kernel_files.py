@@ -17,7 +17,6 @@ from sandbox.kernel.files import (
     flush_names,
     free_bytes,
     open_nameless,
-    punch,
     rename_to_free_name,
     require_room,
     unflushed,
@@ -180,23 +179,6 @@ def test_a_write_goes_on_where_the_kernel_stopped(tmp_path: Path) -> None:
         return [outcome(lambda: write_at(fd, b"abcdefgh", 1)), os.pread(fd, 9, 0).decode()]
 
     assert in_child(attempt) == ["EFBIG", "\0abcde"]
-
-
-def test_the_disk_gets_back_what_is_punched_out_and_only_that() -> None:
-    fd = os.memfd_create("punched")
-    write_at(fd, b"x" * 4 * PAGE, 0)
-    blocks = os.fstat(fd).st_blocks
-    punch(fd, PAGE, 2 * PAGE)
-    assert os.fstat(fd).st_blocks == blocks // 2
-    assert os.pread(fd, 5 * PAGE, 0) == b"x" * PAGE + bytes(2 * PAGE) + b"x" * PAGE
-    os.close(fd)
-
-
-def test_what_cannot_be_punched_stays_as_it_is() -> None:
-    read_fd, write_fd = os.pipe()
-    punch(write_fd, 0, PAGE)
-    os.close(read_fd)
-    os.close(write_fd)
 
 
 # --- room
