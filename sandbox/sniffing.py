@@ -21,7 +21,7 @@ import attrs
 import trio
 
 from sandbox.errors import BirthFailed
-from sandbox.init.spare import END_S, PACKAGE_PARENT, SOCKET_FD, Child, start_interpreter
+from sandbox.init.spare import END_S, PACKAGE_PARENT, SOCKET_FD, Interpreter, start_interpreter
 from sandbox.protocol.commands import FROM_SNIFFER, PACKET_BYTES, READY
 from sandbox.threads import run_in_thread
 
@@ -38,7 +38,7 @@ START_S = 10.0
 RESTART_S = 10.0
 """Seconds after a failed start before the next attempt."""
 END_BOUND_S = 3 * END_S
-"""For the end of the process; see `Child.end`."""
+"""For the end of the process; see `Interpreter.end`."""
 STUCK_HEADS = 1024
 """Contents without an answer that are remembered, by their digests."""
 BOOTSTRAP = (
@@ -86,7 +86,7 @@ class Sniffing:
         self._look_s = look_s
         self._answer_s = answer_s
         self._ask, self._asked = trio.open_memory_channel[_Question](0)  # who asks first is first
-        self._child: Child | None = None
+        self._interpreter: Interpreter | None = None
         self._report = UNASKED
         self._unable = False
         self._rest_until = -math.inf
@@ -100,7 +100,7 @@ class Sniffing:
     @property
     def pid(self) -> int | None:
         """The number of the process, while there is one."""
-        return self._child.pid if self._child else None
+        return self._interpreter.pid if self._interpreter else None
 
     async def look(self, head: bytes) -> str | None:
         """Return the MIME type of a file that begins with *head*, or None where libmagic has none to say in time.
@@ -131,13 +131,13 @@ class Sniffing:
     async def _answer(self, head: bytes) -> str | None:
         if self._stuck and _digest(head) in self._stuck:
             return None
-        if self._child is not None and self._child.exited():  # somebody killed it
+        if self._interpreter is not None and self._interpreter.exited():  # somebody killed it
             await self._end()
-        child = self._child or await self._start()
-        if child is None:
+        interpreter = self._interpreter or await self._start()
+        if interpreter is None:
             return None
         with trio.move_on_after(self._answer_s), suppress(OSError):
-            answer = await _converse(child, head)
+            answer = await _converse(interpreter, head)
             return answer or None  # libmagic gives up on some malformed files
         await self._end()
         self._avoid(head)
@@ -150,15 +150,15 @@ class Sniffing:
         if len(self._stuck) > STUCK_HEADS:
             self._stuck.popitem(last=False)
 
-    async def _start(self) -> Child | None:
+    async def _start(self) -> Interpreter | None:
         """Have a process that is ready; None: there is none now, or there never will be."""
         if self._unable or trio.current_time() < self._rest_until:
             return None
         try:
             folder = await run_in_thread(_folder_of, self._module_name)
-            self._child = start_interpreter(self._code(folder))
+            self._interpreter = start_interpreter(self._code(folder))
             with trio.fail_after(START_S):
-                report = await _hear(self._child, "starting")
+                report = await _hear(self._interpreter, "starting")
         except (ImportError, ValueError) as fault:
             self._unable = True
             self._tell(f"types are guessed from names: {fault}")
@@ -174,7 +174,7 @@ class Sniffing:
             self._tell(f"types are guessed from names: {_text(report[1:])}")
             return None
         self._tell(_text(report[1:]))
-        return self._child
+        return self._interpreter
 
     def _code(self, folder: str) -> str:
         return BOOTSTRAP.format(
@@ -191,10 +191,10 @@ class Sniffing:
             self._say(report)
 
     async def _end(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            child.kill()
-            await child.end()
+        interpreter, self._interpreter = self._interpreter, None
+        if interpreter is not None:
+            interpreter.kill()
+            await interpreter.end()
 
 
 def _folder_of(module_name: str) -> str:
@@ -206,18 +206,18 @@ def _folder_of(module_name: str) -> str:
     return str(origin.parent.parent if spec.submodule_search_locations else origin.parent)
 
 
-async def _converse(child: Child, head: bytes) -> str:
+async def _converse(interpreter: Interpreter, head: bytes) -> str:
     """Ask; return the answer. Raises ConnectionError: the process has ended."""
-    child.sock.send(head)  # into an empty buffer: it never blocks
-    return _text((await _hear(child, "asked"))[1:])
+    interpreter.sock.send(head)  # into an empty buffer: it never blocks
+    return _text((await _hear(interpreter, "asked"))[1:])
 
 
-async def _hear(child: Child, state: str) -> bytes:
+async def _hear(interpreter: Interpreter, state: str) -> bytes:
     """Wait for a packet that is legal in *state*. Raises ConnectionError: the process has ended, or says another."""
     while True:
-        await trio.lowlevel.wait_readable(child.sock)
+        await trio.lowlevel.wait_readable(interpreter.sock)
         with suppress(BlockingIOError):
-            packet = child.sock.recv(PACKET_BYTES)
+            packet = interpreter.sock.recv(PACKET_BYTES)
             if packet.startswith(FROM_SNIFFER[state]):
                 return packet
             raise ConnectionResetError("the process ended without a word")

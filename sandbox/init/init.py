@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sandbox.cgroup.session import Leaves
-    from sandbox.init.spare import Child
+    from sandbox.init.spare import Interpreter
     from sandbox.plan.limits import Limits
     from sandbox.plan.plan import LayerReport
 
@@ -36,7 +36,7 @@ class Init:
 
     def __init__(
         self,
-        child: Child,
+        interpreter: Interpreter,
         files_socket: socket.socket,
         layers: tuple[LayerReport, ...],
         limits: Limits,
@@ -46,21 +46,21 @@ class Init:
         spawns: bool,
         own_task_count: bool,
     ) -> None:
-        """Have the use of *child* and *leaves*; `open_init` owns them.
+        """Have the use of *interpreter* and *leaves*; `open_init` owns them.
 
         *mixed_network*: each command is told whether it has one. *spawns*: commands that need nothing of their own are
         spawned. *own_task_count*: see `Plan`.
         """
-        self.pid = child.pid
+        self.pid = interpreter.pid
         self.files_socket = files_socket
         self.layers = layers
         self.limits = limits
         self.mixed_network = mixed_network
-        self.terminal_maker_fd = child.terminal_maker_fd
-        keepers = Keepers(child.sock)
+        self.terminal_maker_fd = interpreter.terminal_maker_fd
+        keepers = Keepers(interpreter.sock)
         self.forking = SlotPool(keepers, leaves)
         self.spawning = SlotPool(keepers, spawns=True) if spawns else None
-        self._child = child
+        self._interpreter = interpreter
         self._keepers = keepers
         self._own_task_count = own_task_count
 
@@ -106,7 +106,7 @@ class Init:
 
     async def wait_exited(self) -> None:
         """Wait until the process is gone: without `end`, somebody killed it and the session is over."""
-        await self._child.wait_exited()
+        await self._interpreter.wait_exited()
 
     async def descendants(self) -> frozenset[int]:
         """List the processes of this session's commands, without the sandbox's own."""
@@ -128,7 +128,7 @@ class Init:
         try:
             _signal_below(keepers, pid, signum)
         except ProcessNotFound:
-            named = _named_inside(keepers, pid) if self._child.flags else None
+            named = _named_inside(keepers, pid) if self._interpreter.flags else None
             if named is None:
                 raise
             _signal_below(keepers, named, signum)
@@ -151,12 +151,12 @@ class Init:
     async def end(self) -> bool:
         """End everything in the session; return whether all of it is gone. May be called again.
 
-        Cancellation: shielded, bounded by END_S here and in `Child.end`.
+        Cancellation: shielded, bounded by END_S here and in `Interpreter.end`.
         """
         if self.forking.leaves is not None:
             await self.forking.leaves.kill_all()
         self._keepers.close()
-        gone = await self._child.end()
+        gone = await self._interpreter.end()
         joined = False
         with trio.move_on_after(END_S, shield=True), contextlib.suppress(OSError):  # no descriptor left to wait with
             for pool in self._pools:

@@ -17,7 +17,7 @@ from sandbox.cgroup.group import CgroupFault
 from sandbox.cgroup.session import Leaves
 from sandbox.errors import BirthCut, BirthFailed
 from sandbox.init.init import Init
-from sandbox.init.spare import Child, start_spare
+from sandbox.init.spare import Interpreter, start_spare
 from sandbox.plan.limits import Limits
 from sandbox.plan.plan import LAYERS, LayerReport, Plan, Walls
 from sandbox.plan.system_search import SystemSearch
@@ -78,7 +78,7 @@ class Launcher:
         """Start nothing yet."""
         self._groups = groups
         self._plan = plan
-        self._spare: Child | None = None
+        self._spare: Interpreter | None = None
         self._closed = False
         self._alive = 0
         self._wanted = trio.Event()
@@ -150,18 +150,18 @@ class Launcher:
 
     @contextlib.asynccontextmanager
     async def _open_init(self, walls: Walls, group: SessionGroup | None) -> AsyncIterator[Init]:
-        child = await self._take_spare()
+        spare = await self._take_spare()
         init: Init | None = None
         self._alive += 1
         with contextlib.ExitStack() as ends:
             try:
                 files_socket, openers = map(ends.enter_context, _pair())
-                layers = await self._give_birth(child, walls, openers, group)
+                layers = await self._give_birth(spare, walls, openers, group)
                 leaves = await self._settle(group, walls.limits)
                 mixed = self._plan.network == "some" and self._plan.seccomp
                 spawns = _spawn_limits(walls.limits, grouped=group is not None) is not None
                 init = Init(
-                    child,
+                    spare,
                     files_socket,
                     layers,
                     walls.limits,
@@ -174,10 +174,10 @@ class Launcher:
             finally:
                 gone = False
                 with trio.move_on_after(SHUT_S, shield=True):
-                    gone = await (child.end() if init is None else init.end())
+                    gone = await (spare.end() if init is None else init.end())
                 self._alive -= gone
 
-    async def _take_spare(self) -> Child:
+    async def _take_spare(self) -> Interpreter:
         """Return the spare if it is well, or a fresh one: while it waited, somebody may have killed or stopped it."""
         spare, self._spare = self._spare, None
         if spare is None:
@@ -194,7 +194,7 @@ class Launcher:
                     await spare.end()
         return spare if well else self._start_spare()
 
-    def _start_spare(self) -> Child:
+    def _start_spare(self) -> Interpreter:
         return start_spare(self._plan.spaces, internet=self._plan.internet, patterns=self._patterns)
 
     async def _settle(self, group: SessionGroup | None, limits: Limits) -> Leaves | None:
@@ -208,18 +208,18 @@ class Launcher:
         return Leaves(group, limits.of_group(), self._groups.chores)
 
     async def _give_birth(
-        self, child: Child, walls: Walls, openers: socket.socket, group: SessionGroup | None
+        self, spare: Interpreter, walls: Walls, openers: socket.socket, group: SessionGroup | None
     ) -> tuple[LayerReport, ...]:
         try:
             with trio.fail_after(BIRTH_S):
-                await child.wait_ahead()
+                await spare.wait_ahead()
                 if group is not None:
-                    await group.join(child.pid)
+                    await group.join(spare.pid)
                 spec = birth_spec(self._plan, walls, grouped=group is not None)
                 self._patterns = (*spec["close"]["blocked"], *spec["close"]["guarded"], spec["close"]["last_names"])
-                wire.send(child.sock, spec, [openers.fileno()])
+                wire.send(spare.sock, spec, [openers.fileno()])
                 openers.close()  # or we would not see the opener's end
-                answer, makers = await child.hear("being_born")
+                answer, makers = await spare.hear("being_born")
         except trio.TooSlowError:
             raise BirthCut("report", f"no answer within {BIRTH_S:.0f} s") from None
         except CgroupFault as fault:
@@ -228,7 +228,7 @@ class Launcher:
             raise BirthCut("start", "the waiting interpreter is gone") from error
         except (OSError, ValueError) as error:  # no descriptors left, or a policy that is too long
             raise BirthFailed("start", str(error), getattr(error, "errno", None)) from error
-        child.terminal_maker_fd = makers[0] if makers else -1
+        spare.terminal_maker_fd = makers[0] if makers else -1
         return self._judge(answer["layers"])
 
     def _judge(self, found: Sequence[LayerFound]) -> tuple[LayerReport, ...]:

@@ -42,7 +42,7 @@ END_S = 5.0  # after the socket closed and a SIGKILL: more means that the kernel
 
 
 @attrs.define(eq=False)
-class Child:
+class Interpreter:
     """A started interpreter: its socket, its pidfd, and the duty to reap it.
 
     With namespaces of its own it is another process than the one that was started: that one made it, told us, and
@@ -228,7 +228,7 @@ def _reap_group(leader_pid: int) -> None:
             os.waitpid(-leader_pid, 0)
 
 
-def start_spare(flags: int, *, internet: bool = False, patterns: Sequence[str] = ()) -> Child:
+def start_spare(flags: int, *, internet: bool = False, patterns: Sequence[str] = ()) -> Interpreter:
     """Start an interpreter that moves into namespaces of its own (*flags*, or none) and waits for its birth spec.
 
     With namespaces it also makes ready what it will probably need: see `Preparation.prepare`.
@@ -236,15 +236,15 @@ def start_spare(flags: int, *, internet: bool = False, patterns: Sequence[str] =
     Raises:
         BirthFailed: the interpreter cannot be started.
     """
-    child = start_interpreter(BOOTSTRAP.format(parent=PACKAGE_PARENT, broker_pid=os.getpid()), flags)
+    interpreter = start_interpreter(BOOTSTRAP.format(parent=PACKAGE_PARENT, broker_pid=os.getpid()), flags)
     if flags:
         with contextlib.suppress(OSError):  # it ended at once; whoever takes it learns that
             order: GoAhead = {"op": "ahead", "flags": flags, "internet": internet, "patterns": tuple(patterns)}
-            wire.send(child.sock, order)
-    return child
+            wire.send(interpreter.sock, order)
+    return interpreter
 
 
-def start_interpreter(code: str, flags: int = 0) -> Child:
+def start_interpreter(code: str, flags: int = 0) -> Interpreter:
     """Start an interpreter without environment, site packages or other descriptors than its socket; it runs *code*.
 
     Raises:
@@ -259,7 +259,7 @@ def start_interpreter(code: str, flags: int = 0) -> Child:
         theirs.close()
         undo.pop_all()
     ours.setblocking(False)
-    return Child(pid, ours, pidfd, flags)
+    return Interpreter(pid, ours, pidfd, flags)
 
 
 def _spawn_held(theirs: socket.socket, code: str) -> tuple[int, int]:

@@ -65,7 +65,7 @@ async def test_a_keeper_that_cannot_be_taken_in_is_asked_for_again(left: int) ->
                 nursery.start_soon(expect_success, world)
                 await eventually(lambda: world.pool._keepers.shortage == TOO_MANY)
         assert world.pool._owed == 0
-        assert not world.init._child.exited()
+        assert not world.init._interpreter.exited()
         await expect_success(world)
 
 
@@ -114,7 +114,7 @@ async def test_a_birth_that_runs_out_of_descriptors_fails_as_one_and_leaves_noth
             for left in range(6):
                 with descriptors_left(left), contextlib.suppress(BirthFailed):
                     async with launcher.open_init(walls_for(user, home)) as init:
-                        assert not init._child.exited()
+                        assert not init._interpreter.exited()
                 launcher.warm_up()
                 assert launcher._spare is not None
                 await launcher._spare.wait_ahead()

@@ -17,7 +17,7 @@ from sandbox import wire
 from sandbox.commands.values import Exited
 from sandbox.errors import ProcessNotFound, SandboxError
 from sandbox.init.launcher import open_launcher
-from sandbox.init.spare import Child, start_interpreter
+from sandbox.init.spare import Interpreter, start_interpreter
 from sandbox.polled import close_descriptor, wait_ended
 from tests.sandbox.init.test_sandbox_births import World, all_armed, open_world, plan_for, session_home, walls_for
 
@@ -120,7 +120,7 @@ async def test_who_waits_for_a_word_may_be_woken_for_nothing() -> None:
         ours.setblocking(False)
         heard: list[Any] = []
         with ours:
-            child = Child(0, ours, -1, 0)
+            child = Interpreter(0, ours, -1, 0)
 
             async def hear() -> None:
                 heard.append(await child.hear("being_born"))

@@ -162,7 +162,7 @@ async def test_a_command_waits_until_the_init_gets_a_process_for_its_keeper(sett
             nursery.start_soon(expect_success, other)
             await eventually(lambda: other.pool._keepers.shortage)
             assert other.pool._keepers.shortage == FORKS_REFUSED
-        assert not other.init._child.exited()
+        assert not other.init._interpreter.exited()
         await expect_success(other)
 
 

@@ -23,7 +23,7 @@ from sandbox.errors import BirthFailed
 from sandbox.init import keeper, keeper_pool, spare
 from sandbox.init.keeper import Slot
 from sandbox.init.keeper_pool import Keepers
-from sandbox.init.spare import Child, start_interpreter
+from sandbox.init.spare import Interpreter, start_interpreter
 from sandbox.inside.init import main as init_main
 from sandbox.inside.init.main import Unborn
 from sandbox.inside.keeper import keeper as keeper_inside
@@ -160,7 +160,7 @@ def refuse_before_birth(moved: int, kind: str, count: int) -> None:
 async def test_an_init_that_serves_ends_at_what_it_does_not_serve(kind: str) -> None:
     async with open_world(plan=plan_for(**PLAIN)) as world:
         await world.run("/bin/true")
-        wire.send(world.init._child.sock, message(kind))
+        wire.send(world.init._interpreter.sock, message(kind))
         with trio.fail_after(5):
             await world.init.wait_exited()
 
@@ -175,13 +175,13 @@ async def test_the_broker_refuses_of_an_init(state: str, kind: str, count: int) 
             assert heard.gone
         else:
             with sock.dup() as own, pytest.raises(BirthFailed, match="may not be sent now"):
-                await Child(0, own, -1, 0).hear(state)  # type: ignore[call-overload]  # each of them
+                await Interpreter(0, own, -1, 0).hear(state)  # type: ignore[call-overload]  # each of them
 
 
 async def test_a_spare_that_says_what_it_may_not_on_its_way_is_of_no_use() -> None:
     for kind, count in illegal(FROM_INIT["moving"]):
         with told(kind, count) as sock, sock.dup() as own:
-            assert Child(0, own, -1, 1).exited()
+            assert Interpreter(0, own, -1, 1).exited()
 
 
 # --- the keeper
