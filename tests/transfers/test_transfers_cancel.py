@@ -18,7 +18,7 @@ import trio
 from tests.transfers.test_transfers_downloads import World as DownloadWorld
 from tests.transfers.test_transfers_downloads import open_world as open_download_world
 from tests.transfers.test_transfers_uploads import World, open_world, sha256sum
-from transfers.upload_state import Progress
+from transfers.upload import Progress
 
 OLD, NEW = b"old", b"abcdefghi"
 

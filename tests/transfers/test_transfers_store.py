@@ -11,7 +11,7 @@ import pytest
 from tests.support.descriptors import open_descriptors
 from tests.transfers.test_transfers_uploads import SETTINGS, World, open_world
 from transfers.refusals import QuotaExceeded, TransfersClosed
-from transfers.upload_state import Cause
+from transfers.upload import Cause
 
 
 async def begin_both(world: World) -> None:

@@ -30,7 +30,8 @@ from transfers.refusals import (
     UploadInDoubt,
     UploadLost,
 )
-from transfers.upload_state import COMMIT_BOUND_S, DISCARD_BOUND_S, Cause, Declared, Progress
+from transfers.upload import COMMIT_BOUND_S, DISCARD_BOUND_S, Cause, Progress
+from transfers.upload_state import Declared
 from transfers.uploads import REMEMBERED_UPLOADS
 
 MIB = 1024 * 1024

@@ -26,7 +26,7 @@ from transfers.refusals import (
 )
 from transfers.settings import TransferSettings
 from transfers.store import Transfers, open_transfers
-from transfers.upload_state import Discarded, Progress
+from transfers.upload import Discarded, Progress
 
 MIB = 1024 * 1024
 SETTINGS = TransferSettings(

@@ -27,7 +27,7 @@ from tests.transfers.test_transfers_upload_ends import files_limited_to
 from tests.transfers.test_transfers_uploads import SETTINGS
 from transfers.refusals import UploadInDoubt
 from transfers.store import open_transfers
-from transfers.upload_state import Cause, Discarded
+from transfers.upload import Cause, Discarded
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
