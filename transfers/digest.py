@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
+from typing import Protocol, TypeAlias
+
+Data: TypeAlias = bytes | bytearray | memoryview
+"""Bytes that nobody changes meanwhile."""
 
 
 class Digest(Protocol):
@@ -15,7 +18,7 @@ class Digest(Protocol):
     def copy(self) -> Digest:
         """Return an independent hash of the same bytes."""
 
-    def update(self, data: bytes | memoryview, /) -> None:
+    def update(self, data: Data, /) -> None:
         """Take in more bytes."""
 
     def digest(self) -> bytes:
@@ -30,7 +33,7 @@ def new_digest() -> Digest:
     return hashlib.sha256()
 
 
-def advanced(digest: Digest, data: bytes | memoryview) -> Digest:
+def advanced(digest: Digest, data: Data) -> Digest:
     """Return *digest* with *data* after it; *digest* itself stays as it was.
 
     Pure, but a mebibyte takes up to some milliseconds: the shell calls it in a worker thread.

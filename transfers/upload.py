@@ -20,7 +20,7 @@ import attrs
 import trio
 
 from transfers import disk
-from transfers.digest import Digest
+from transfers.digest import Data, Digest
 from transfers.refusals import (
     DigestMismatch,
     NoRoom,
@@ -168,7 +168,7 @@ class Part:
     def __attrs_post_init__(self) -> None:
         self._pin = disk.Pin(self._destination.fd)
 
-    async def take(self, offset: int, data: bytes, *, is_last: bool) -> Progress:
+    async def take(self, offset: int, data: Data, *, is_last: bool) -> Progress:
         """Perform one chunk; call it with the turn held.
 
         Raises:

@@ -22,7 +22,7 @@ from collections import deque
 
 import attrs
 
-from transfers.digest import Digest, advanced, new_digest
+from transfers.digest import Data, Digest, advanced, new_digest
 
 REMEMBERED_CHUNKS = 16
 """A client repeats the chunk whose answer it lost, or a few if it had several under way."""
@@ -79,7 +79,7 @@ class Write:
     """Write *data* at *offset* of the part file; report `wrote(this, digest_after())` or `lost`."""
 
     offset: int
-    data: bytes = attrs.field(repr=False)
+    data: Data = attrs.field(repr=False)
     is_last: bool
     before: Digest = attrs.field(repr=False)
 
@@ -93,7 +93,7 @@ class Verify:
     """Find out whether *data* is what was received at *offset* before; report `verified(this, matches())`."""
 
     offset: int
-    data: bytes = attrs.field(repr=False)
+    data: Data = attrs.field(repr=False)
     is_last: bool
     before: Digest = attrs.field(repr=False)
     after: bytes = attrs.field(repr=False)
@@ -168,7 +168,7 @@ class Upload:
         """The SHA-256 of what was received, hexadecimal."""
         return self._digest.hexdigest()
 
-    def offer(self, offset: int, data: bytes, *, is_last: bool) -> Step:
+    def offer(self, offset: int, data: Data, *, is_last: bool) -> Step:
         """Take a chunk in: the next one, a repeated one, or one that does not fit."""
         if self.state in {State.WRITING, State.SYNCING, State.COMMITTING}:
             return self._refuse(Why.BUSY)
@@ -248,7 +248,7 @@ class Upload:
             self.is_in_doubt = in_doubt
             self._under_way = None
 
-    def _next(self, data: bytes, *, is_last: bool) -> Step:
+    def _next(self, data: Data, *, is_last: bool) -> Step:
         if self.state is State.COMPLETE:
             # An empty chunk behind the end adds nothing: a finish of its own, or one that is repeated.
             return self._refuse(Why.OVER) if data else self._answer()
@@ -262,7 +262,7 @@ class Upload:
         self._under_way = Write(offset=self.received_bytes, data=data, is_last=is_last, before=self._digest)
         return self._under_way
 
-    def _repeated(self, offset: int, data: bytes, *, is_last: bool) -> Step:
+    def _repeated(self, offset: int, data: Data, *, is_last: bool) -> Step:
         for known in self._newest:
             if (known.offset, known.length) == (offset, len(data)):
                 return Verify(offset=offset, data=data, is_last=is_last, before=known.before, after=known.after)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import attrs
 import trio
 
+from transfers.digest import Data
 from transfers.refusals import PathMismatch, TooLarge, TooManyTransfers, TransferNotFound, TransfersClosed
 from transfers.settings import TransferSettings
 from transfers.upload import DISCARD_BOUND_S, Cause, Destination, Discarded, Part, Progress, Quota
@@ -41,7 +42,7 @@ class Uploads:
         destination: Destination,
         *,
         offset: int,
-        data: bytes,
+        data: Data,
         is_last: bool,
         limit_bytes: int | None = None,
         declared: Declared | None = None,
@@ -75,7 +76,7 @@ class Uploads:
                     await part.put_away(Cause.UNANSWERED)
         return progress
 
-    async def resume(self, transfer_id: str, path: str, *, offset: int, data: bytes, is_last: bool) -> Progress:
+    async def resume(self, transfer_id: str, path: str, *, offset: int, data: Data, is_last: bool) -> Progress:
         """Take the next, or a repeated, chunk of an upload.
 
         Raises:
@@ -91,7 +92,7 @@ class Uploads:
         self._require_chunk(data)
         return await self._take(part, offset, data, is_last=is_last)
 
-    async def append(self, transfer_id: str, *, offset: int, data: bytes) -> Progress:
+    async def append(self, transfer_id: str, *, offset: int, data: Data) -> Progress:
         """Take the next bytes of a stream: as `resume`, for who holds the transfer and cuts the pieces himself."""
         return await self._take(self._part(transfer_id), offset, data, is_last=False)
 
@@ -189,11 +190,11 @@ class Uploads:
             raise TooManyTransfers(self._settings.max_open)
         self._parts[part.transfer_id] = part
 
-    def _require_chunk(self, data: bytes) -> None:
+    def _require_chunk(self, data: Data) -> None:
         if len(data) > self._settings.max_chunk_bytes:
             raise TooLarge("chunk", len(data), self._settings.max_chunk_bytes)
 
-    async def _take(self, part: Part, offset: int | None, data: bytes, *, is_last: bool) -> Progress:
+    async def _take(self, part: Part, offset: int | None, data: Data, *, is_last: bool) -> Progress:
         """Offer a chunk when it is its turn; without an offset, behind what was received by then."""
         async with part.turn:
             try:

@@ -24,7 +24,7 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from broker.contract.encode import is_unicode
 from broker.contract.faults import SHOWN_FAULTS, Fault, InvalidArguments, kind, nearest, quoted, shown, unknown
-from broker.contract.long_text import LongText, Text
+from broker.contract.long_text import Bytes, LongText, Text
 from broker.contract.schema import About, Hint, hints_of
 
 R = TypeVar("R", bound=attrs.AttrsInstance)
@@ -102,7 +102,7 @@ def _check_kind(hint: Hint) -> Check:
         item = _check(hint.item)
         items = _array if hint.type is tuple else _mapping
         return lambda value: items(value, about, item)
-    scalar = {str: _short_text, Text: _text, bytes: _base64, bool: _boolean, int: _integer, float: _number}[hint.type]
+    scalar = {str: _short_text, Text: _text, Bytes: _base64, bool: _boolean, int: _integer, float: _number}[hint.type]
     return lambda value: scalar(value, about)
 
 
@@ -144,11 +144,11 @@ def _text(value: object, about: About) -> Text:
     return value
 
 
-def _base64(value: object, about: About) -> bytes:
+def _base64(value: object, about: About) -> Bytes:
     if not isinstance(value, str | LongText):
         raise _refuse(value, about, "a base64 string")
     try:
-        return base64.b64decode(value if isinstance(value, str) else value.ascii(), validate=True)
+        return value.take_base64() if isinstance(value, LongText) else base64.b64decode(value, validate=True)
     except ValueError as error:  # binascii.Error is one; the text says what is wrong and quotes nothing
         raise _Wrong(Fault(name="", got=f"{kind(value)} ({error})", expected="base64 with padding")) from None
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 import attrs
 
 from broker.contract.fields import MAX_OFFSET, Path, SessionId, Sha256, Success, TransferId
-from broker.contract.long_text import Text
+from broker.contract.long_text import Bytes, Text
 from broker.contract.schema import About
 
 DEFAULT_CHUNK_BYTES = 1_048_576
@@ -164,7 +164,7 @@ class UploadFile:
 
     session_id: SessionId
     path: Path
-    chunk_data: Annotated[bytes, About(description="The bytes of this chunk, base64 with padding.", secret=True)]
+    chunk_data: Annotated[Bytes, About(description="The bytes of this chunk, base64 with padding.", secret=True)]
     transfer_id: Annotated[
         str,
         About(description="Empty for the first chunk, then the transfer_id of the answer.", max_length=64),

@@ -7,6 +7,9 @@ refers to them.
 
 from __future__ import annotations
 
+import base64
+from binascii import a2b_base64
+from contextlib import suppress
 from typing import TypeAlias
 
 import attrs
@@ -15,6 +18,8 @@ CHARACTER_BYTES = 4
 """A character of UTF-8 has no more."""
 COUNTED_BYTES = 128 * 1024
 """At a time."""
+CODED_BYTES, DECODED_BYTES = 128 * 1024, 96 * 1024
+"""Of base64 at a time, and what they become."""
 _CONTINUING = bytes(range(0x80, 0xC0))
 
 
@@ -39,11 +44,18 @@ class LongText:
         """Return the UTF-8 itself; nobody changes it."""
         return self._data
 
-    def ascii(self) -> bytearray:
-        """Return it where it is ASCII. Raises: ValueError as the base64 module does for a `str` that is not."""
-        if not self._data.isascii():
+    def take_base64(self) -> Buffer:
+        """Return what it is the base64 of, in the memory that it had, so that both are never held; it is empty then.
+
+        Raises: ValueError as the base64 module does for a `str`, and it is as it was.
+        """
+        data = self._data
+        if not data.isascii():
             raise ValueError("string argument should contain only ASCII characters")
-        return self._data
+        if not _decode_where_it_lies(data):
+            data[:] = base64.b64decode(data, validate=True)  # what is wrong is said of the whole
+        self.drop()
+        return data
 
     def drop(self) -> None:
         """Hold nothing any more. Who has asked for the bytes before keeps them."""
@@ -80,5 +92,25 @@ class LongText:
     __hash__ = None  # type: ignore[assignment]  # what can be taken away must be no key
 
 
+def _decode_where_it_lies(data: Buffer) -> bool:
+    """Make *data* what it is the base64 of, in its own memory; False: it is as it was, and not so simple."""
+    done = end = 0
+    with memoryview(data) as view, suppress(ValueError):
+        for at in range(0, len(data), CODED_BYTES):
+            piece = a2b_base64(view[at : at + CODED_BYTES], strict_mode=True)
+            if len(piece) < DECODED_BYTES and at + CODED_BYTES < len(data):
+                break  # there is padding before the end
+            view[end : end + len(piece)] = piece
+            done, end = at + CODED_BYTES, end + len(piece)
+    if done >= len(data):
+        del data[end:]  # it keeps the memory, by which its room is counted
+        return True
+    for at in reversed(range(0, done, CODED_BYTES)):
+        data[at : at + CODED_BYTES] = base64.b64encode(data[at // 4 * 3 : at // 4 * 3 + DECODED_BYTES])
+    return False
+
+
 Text: TypeAlias = str | LongText
 """A string that may be long, where only its UTF-8 is wanted."""
+Bytes: TypeAlias = bytes | Buffer
+"""Bytes that came as base64, which may have been a long string."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import attrs
 
-from broker.contract.long_text import Text
+from broker.contract.long_text import Bytes, Text
 
 JSON_TYPES: Mapping[Any, str] = types.MappingProxyType(
     {str: "string", Text: "string", bool: "boolean", int: "integer", float: "number", str | bytes: "string"}
@@ -141,7 +141,7 @@ def _shape_of(hint: Hint) -> dict[str, Any]:
         return {"type": "object", "additionalProperties": _item_schema(hint)}
     if hint.choices:
         return {"type": "string", "enum": list(hint.choices)}
-    if hint.type is bytes:
+    if hint.type in (bytes, Bytes):
         return {"type": "string", "contentEncoding": "base64"}
     return {"type": JSON_TYPES[hint.type]}
 

@@ -6,6 +6,7 @@ import base64
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from broker.contract.encode import encode
 from broker.contract.errors import BrokerError, ErrorCode
 from broker.contract.faults import SHOWN_FAULTS, Fault, InvalidArguments
 from broker.contract.fields import MAX_PATH_BYTES
-from broker.contract.long_text import Buffer, LongText, Text
+from broker.contract.long_text import Buffer, Bytes, LongText, Text
 from broker.contract.schema import Hint, hints_of
 from broker.contract.table import FAILURE_PROPERTIES, TOOLS, Request, Tool, find_tool
 from broker.gateway import STEPS, events_of
@@ -374,6 +375,26 @@ def test_chunk_data_arrives_as_the_bytes_that_were_sent(data: bytes) -> None:
     assert upload.chunk_data == data
 
 
+def test_a_long_chunk_becomes_its_bytes_where_it_lies_and_stays_as_it_is_where_it_is_wrong() -> None:
+    """So both are never held, and the room that it takes counts for the bytes as well."""
+    data = bytes(range(256)) * 1024
+    call, chunk = {"session_id": "s", "path": "a"}, base64.b64encode(data)
+    buffer = Buffer(chunk)
+    text, size = LongText(buffer), sys.getsizeof(buffer)
+    upload = TOOLS["upload_file"].decode({**call, "chunk_data": text})
+    assert isinstance(upload, files.UploadFile)
+    assert upload.chunk_data is buffer
+    assert (buffer, sys.getsizeof(buffer), str(text)) == (data, size, "")
+    late = len(chunk) - 9  # what is before it has been decoded by then
+    wrongs = [chunk + b"A", chunk[:-1], chunk + "é".encode(), b"=" + chunk]
+    wrongs += [chunk[:at] + odd + chunk[at:] for at in (9, late) for odd in (b"=", b"\n", b"QQ==", b"Q")]
+    for wrong in wrongs:
+        text = LongText(Buffer(wrong))
+        told = faults("upload_file", {**call, "chunk_data": text})
+        assert told == faults("upload_file", {**call, "chunk_data": wrong.decode()})
+        assert text.encode() == wrong
+
+
 def test_the_environment_is_a_bounded_mapping_of_strings() -> None:
     assert set(faults("create_session", {"environment": {str(i): "" for i in range(257)}})) == {"environment"}
     assert set(faults("create_session", {"environment": {"A": 1, "B": "b"}})) == {'environment["A"]'}
@@ -531,7 +552,7 @@ def example(hint: Hint) -> object:
         return "c1"
     if hint.choices:
         return hint.choices[0]
-    return {str: "x", Text: "x", bytes: "aGk=", int: 1, tuple: ["x"]}[hint.type]
+    return {str: "x", Text: "x", Bytes: "aGk=", int: 1, tuple: ["x"]}[hint.type]
 
 
 # --- results
