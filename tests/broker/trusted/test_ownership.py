@@ -154,7 +154,7 @@ def test_root_does_not_start_from_code_that_belongs_to_the_user_of_its_sessions(
         environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
         with broker_in(base, environment=environment, cwd=base) as broker:
             assert broker.healthy()
-        init = copy / "sandbox" / "init.py"
+        init = copy / "sandbox" / "inside" / "init" / "main.py"
         os.chown(init, 65534, 65534)
         with pytest.raises(BrokerFailed) as caught, broker_in(base, environment=environment, cwd=base):
             pass
