@@ -52,6 +52,8 @@ def rules_of(allowed: list[str], blocked: list[str], guarded: list[str], opened:
 @example(["/**"], ["/a/*", "**/.ssh/**"], ["**/.env"], [["a", "b"]], ["/a/b", "/a/b/.env", "/a/b/.ssh", "/a/.env"])
 @example(["/**"], ["**/a/b/**", "**"], [], [["a"], ["a", "b"]], ["/a", "/a/b", "/a/b/a/b"])
 @example(["/**"], ["**/b/x"], [], [["a"], ["a", "b"]], ["/a/b/x", "/a/c/b/x"])
+@example(["/a/**/b"], [], [], [], ["/a/b", "/a/x/b", "/a/x/y/b", "/ab", "/a/x"])
+@example(["/**"], ["/a/**/**/b"], ["**/c/**/d"], [], ["/a/b", "/a/x/b", "/a/x", "/c/d", "/x/c/y/d", "/c"])
 @settings(deadline=None, max_examples=600)
 def test_the_expressions_decide_as_the_rules_do(
     allowed: list[str], blocked: list[str], guarded: list[str], opened: list[list[str]], paths: list[str]

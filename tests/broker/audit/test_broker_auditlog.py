@@ -126,6 +126,7 @@ def test_what_cannot_be_opened_is_let_go_of(path: Path, heard: Heard, why: str) 
     assert caught.value.path == path
     assert caught.value.why in str(caught.value)
     assert str(path) not in str(caught.value), "the text is for clients"
+    assert (caught.value.owed_records, caught.value.lost_records) == (0, 0), "nothing has waited for this file yet"
 
 
 def test_it_holds_one_descriptor_and_then_none(path: Path, heard: Heard) -> None:
