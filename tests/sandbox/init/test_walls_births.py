@@ -146,6 +146,7 @@ async def test_a_socket_outside_cannot_be_connected_to(outside: Path) -> None:
             assert b"FileNotFoundError" in (await world.run(PYTHON, "-I", "-c", script)).stderr.data
 
 
+@pytest.mark.bounded(150)  # all of the machine's /tmp is looked through, and other tests fill it at the same time
 @pytest.mark.parametrize("private", [True, False])
 async def test_tmp_is_the_sessions_own_or_the_machines(outside: Path, *, private: bool) -> None:
     """`private_tmp`; what is allowed beneath /tmp by name is there in both cases."""
