@@ -59,7 +59,7 @@ TRACEBACK_CHARACTERS = 16_384
 
 @attrs.frozen(kw_only=True)
 class AuditSettings:
-    """Where the logs are, and how much of each is kept; see `auditlog.Keeping`."""
+    """Where the logs are, and how much of each is kept; see `logfile.Keeping`."""
 
     audit_log: Path
     error_log: Path = attrs.field()

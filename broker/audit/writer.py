@@ -4,7 +4,7 @@ A disk can be frozen: then an append takes as long as that lasts, and no task of
 thread, in order. Usually it has written before HANDOFF_S are over, and nobody notices; else what only ends or stops
 something goes on, its record owed, and what needs its record first waits REQUIRE_S and is refused.
 
-What is owed waits in memory, within the bounds of `auditlog`, and is written as soon as there is room, if need be in
+What is owed waits in memory, within the bounds of `logfile.py`, and is written as soon as there is room, if need be in
 the room that the file of this run kept free. The end of the process takes what is owed with it; that file says so to
 the next start.
 

@@ -211,7 +211,7 @@ async def open_files(
     """Speak to the opener at the other end of *sock*.
 
     Args:
-        sock: the broker's end of the pair whose other end `opener.serve` got.
+        sock: the broker's end of the pair whose other end the opener got.
         disk: where blocking calls run; by default a few threads of this session's own.
         answer_s: seconds after which a silent opener makes a request fail as Unanswered.
     Ownership: *sock* is closed at the end, which ends the opener, after what it was asked for. Names of changes that
