@@ -92,11 +92,19 @@ async def test_a_command_sees_the_processes_of_its_session_only() -> None:
 
 async def test_a_result_names_the_process_by_its_number_out_here() -> None:
     seen: list[psutil.Process] = []
-    script = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"
     async with open_world() as world:
-        ended = await world.run(
-            PYTHON, "-I", "-c", script, stdin=b"", on_started=lambda pid: seen.append(psutil.Process(pid))
-        )
+        go = world.home / "go"
+        os.mkfifo(go)
+        go.chmod(0o666)
+        told = os.open(go, os.O_RDWR)  # of both ends: it waits for nobody
+        script = f"import os; print(os.getpid(), flush=True); open({str(go)!r}).read(1)"
+
+        def look(pid: int) -> None:
+            seen.append(psutil.Process(pid))  # which lives until it is told to go on
+            os.write(told, b"!")
+
+        ended = await world.run(PYTHON, "-I", "-c", script, on_started=look)
+        os.close(told)
     assert seen[0].pid == ended.pid
     assert int(ended.stdout.data) < 100
     assert int(ended.stdout.data) != ended.pid
